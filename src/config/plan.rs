@@ -1,0 +1,57 @@
+//! The validated configuration, made of the components' own Spec types.
+
+use std::path::PathBuf;
+
+use crate::acme::AcmeSpec;
+use crate::dns::ProviderSpec;
+use crate::listen::ListenSpec;
+use crate::name::HostPattern;
+use crate::proxy::ProxySpec;
+use crate::responder::ResponderSpec;
+use crate::storage::StorageSpec;
+use crate::telemetry::TelemetrySpec;
+use crate::upstream::UpstreamSpec;
+
+/// What Starlock is to do. Two equal plans need no reload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Where clients come in.
+    pub listen: ListenSpec,
+    /// The admin socket.
+    pub admin: PathBuf,
+    /// Routes and whom to trust.
+    pub proxy: ProxySpec,
+    /// Every upstream that a route names, sorted by name.
+    pub upstreams: Vec<UpstreamSpec>,
+    /// Every certificate to hold: listed ones, and one for each route host that no listed one covers. Sorted by first name.
+    pub certificates: Vec<CertificatePlan>,
+    /// Present if some certificate is proven by the built-in responder.
+    pub responder: Option<ResponderSpec>,
+    /// Where state lies.
+    pub storage: StorageSpec,
+    /// Logs and metrics.
+    pub telemetry: TelemetrySpec,
+}
+
+/// One certificate to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificatePlan {
+    /// Sorted, without duplicates, at least one.
+    pub names: Vec<HostPattern>,
+    /// Who signs it.
+    pub issuer: IssuerPlan,
+}
+
+/// Who signs a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IssuerPlan {
+    /// A CA, by DNS-01.
+    Acme {
+        /// Which CA and as whom.
+        acme: AcmeSpec,
+        /// Who answers the challenge.
+        dns: ProviderSpec,
+    },
+    /// The local CA.
+    Local,
+}

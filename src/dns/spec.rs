@@ -1,0 +1,105 @@
+//! What the configuration says about who answers DNS-01.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::name::DnsName;
+use crate::secret::SecretSource;
+
+/// A `[dns]` section or a certificate's own `dns`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderSpec {
+    /// Who.
+    pub kind: ProviderKind,
+    /// The keys that every provider takes.
+    pub common: CommonKeys,
+}
+
+/// Keys that every provider takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommonKeys {
+    /// The zone to write into, instead of finding it.
+    pub zone: Option<DnsName>,
+    /// TTL of the records, in seconds (default 60).
+    pub ttl: Option<u32>,
+    /// Time for one call to the provider (default 30 s).
+    pub timeout: Option<Duration>,
+    /// How to know that the records are visible.
+    pub propagation: Propagation,
+    /// DNS servers used to find authoritative servers; empty means the system's.
+    pub resolvers: Vec<SocketAddr>,
+}
+
+/// How to know that a record is visible.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Propagation {
+    /// Whom to ask.
+    pub check: PropagationCheck,
+    /// How long to wait before giving up, before the CA is told anything.
+    pub timeout: Duration,
+}
+
+impl Default for Propagation {
+    fn default() -> Self {
+        Self { check: PropagationCheck::Authoritative, timeout: Duration::from_secs(120) }
+    }
+}
+
+/// Whom to ask whether a record is visible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PropagationCheck {
+    /// Every authoritative server of the zone.
+    Authoritative,
+    /// Nobody; the CA is told at once.
+    Off,
+}
+
+/// The provider and its own keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProviderKind {
+    /// Our own responder; uses `[responder]`.
+    Builtin,
+    /// DNS UPDATE with TSIG (RFC 2136, RFC 8945).
+    Rfc2136 {
+        /// Where updates go.
+        server: SocketAddr,
+        /// The TSIG key's name.
+        key_name: String,
+        /// The TSIG key, base64.
+        secret: SecretSource,
+        /// `hmac-sha256`, `hmac-sha384` or `hmac-sha512`.
+        algorithm: String,
+    },
+    /// A program: `PROGRAM present|cleanup FQDN. VALUE`.
+    Exec {
+        /// The program.
+        program: PathBuf,
+    },
+    /// An HTTP endpoint: `POST {endpoint}/present` and `/cleanup`.
+    Httpreq {
+        /// Without the trailing slash.
+        endpoint: String,
+        /// Basic auth, if any.
+        username: Option<String>,
+        /// Its password.
+        password: Option<SecretSource>,
+    },
+    /// A vendor's API through the `dns-update` crate; the keys are those of the vendor's row in `dns::vendors()`.
+    Vendor {
+        /// The name in the configuration.
+        name: &'static str,
+        /// Values by key; checked against the vendor's table when the file was read.
+        keys: BTreeMap<&'static str, VendorValue>,
+    },
+}
+
+/// A value of a vendor's key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VendorValue {
+    /// Plain text, also numbers and booleans as written.
+    Text(String),
+    /// A secret.
+    Secret(SecretSource),
+}

@@ -1,0 +1,190 @@
+//! What a certificate authority looks like to the rest of the house.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+
+use crate::name::HostPattern;
+use crate::secret::Secret;
+
+/// Who signs, and as whom: part of every storage key, so that a staging certificate is never taken for a real one.
+/// Lower-case letters, digits, `-` and `.` only.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IssuerId(Arc<str>);
+
+impl IssuerId {
+    /// Makes `text` safe for a storage key: other characters become `-`.
+    pub fn new(text: &str) -> Self {
+        let safe: String = text
+            .chars()
+            .map(|c| c.to_ascii_lowercase())
+            .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c } else { '-' })
+            .collect();
+        Self(safe.trim_matches(|c| c == '-' || c == '.').into())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for IssuerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The kind of a certificate's private key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KeyKind {
+    /// ECDSA on P-256.
+    #[default]
+    P256,
+    /// ECDSA on P-384.
+    P384,
+}
+
+/// What to sign.
+#[derive(Clone, Debug)]
+pub struct IssueRequest {
+    /// Sorted, without duplicates, not empty.
+    pub names: Arc<[HostPattern]>,
+}
+
+/// What came back. The chain starts with the leaf; the key matches it (the issuer has checked).
+#[derive(Clone, Debug)]
+pub struct IssuedCert {
+    /// PEM, leaf first.
+    pub chain_pem: String,
+    /// PKCS#8 PEM.
+    pub key_pem: Secret,
+}
+
+/// Signs certificates.
+///
+/// `issue` may take minutes. It is safe to cancel by dropping the future: TXT records go to the janitor, and what the CA
+/// has already counted is found again by the next call for the same names. It never retries a refused order by itself.
+#[async_trait]
+pub trait Issuer: Send + Sync + fmt::Debug {
+    /// Its identity, stable over restarts.
+    fn id(&self) -> &IssuerId;
+
+    /// Gets one certificate for all names of the request, or says whose fault it was and when to come back.
+    async fn issue(&self, request: &IssueRequest, progress: &dyn Progress) -> Result<IssuedCert, IssueError>;
+
+    /// Once a certificate is stored durably: forgets what was kept to resume its order. Idempotent.
+    async fn stored(&self, request: &IssueRequest);
+}
+
+/// Told what an order is doing, for logs and for people who watch.
+pub trait Progress: Send + Sync {
+    /// Called at the beginning of each step.
+    fn step(&self, step: Step);
+}
+
+/// The steps of an order, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Finding or making the account.
+    Account,
+    /// The order exists at the CA.
+    Order {
+        /// Its URL.
+        url: String,
+        /// Whether an interrupted order goes on.
+        resumed: bool,
+    },
+    /// TXT records are being published.
+    Present {
+        /// How many.
+        records: usize,
+    },
+    /// Every server that the CA may ask shows them; the CA was told.
+    Validate,
+    /// The CSR is being sent.
+    Finalize,
+    /// The CA signed; the chain is fetched.
+    Download,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Account => f.write_str("account"),
+            Self::Order { resumed: false, .. } => f.write_str("order created"),
+            Self::Order { resumed: true, .. } => f.write_str("order resumed"),
+            Self::Present { records } => write!(f, "publishing {records} TXT record(s)"),
+            Self::Validate => f.write_str("records visible, the CA validates"),
+            Self::Finalize => f.write_str("validated, sending the CSR"),
+            Self::Download => f.write_str("signed, fetching the chain"),
+        }
+    }
+}
+
+/// Whose turn it is after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureClass {
+    /// The operator: the configuration or a credential is wrong. No CA was asked.
+    Config,
+    /// DNS or its provider. No CA was asked to validate.
+    Dns,
+    /// The CA looked and did not find what it wanted.
+    Validation,
+    /// The CA counts, and we are over.
+    RateLimited,
+    /// The CA or the way to it is down.
+    CaDown,
+}
+
+impl FailureClass {
+    /// One word for logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Dns => "dns",
+            Self::Validation => "validation",
+            Self::RateLimited => "rate_limited",
+            Self::CaDown => "ca_down",
+        }
+    }
+
+    /// The class that [`FailureClass::as_str`] wrote.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Config, Self::Dns, Self::Validation, Self::RateLimited, Self::CaDown]
+            .into_iter()
+            .find(|class| class.as_str() == text)
+    }
+}
+
+/// When to try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Not before a person has changed something; looked at again within a day.
+    Park,
+    /// On the schedule.
+    Backoff,
+    /// Not before this moment, because the CA said so.
+    At(SystemTime),
+}
+
+/// Why there is no certificate. Never guessed from text: the place that knows makes the verdict.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct IssueError {
+    /// Whose turn it is.
+    pub class: FailureClass,
+    /// When to come back.
+    pub retry: Retry,
+    /// For a person: what happened, to which name, what it means, what to do.
+    pub message: String,
+}
+
+impl IssueError {
+    /// An error with a verdict.
+    pub fn new(class: FailureClass, retry: Retry, message: impl Into<String>) -> Self {
+        Self { class, retry, message: message.into() }
+    }
+}

@@ -1,0 +1,3 @@
+//! `starlock`: see the library.
+
+fn main() {}

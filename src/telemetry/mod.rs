@@ -1,0 +1,5 @@
+//! Logs, metrics, the access log.
+
+mod spec;
+
+pub use spec::{AccessLogSpec, TelemetrySpec};
