@@ -38,7 +38,8 @@ mod tests {
 
     #[test]
     fn the_last_step_repeats_and_jitter_stays_inside() {
-        let minutes = Backoff::new(&[Duration::from_secs(60), Duration::from_secs(600)]);
+        const STEPS: &[Duration] = &[Duration::from_secs(60), Duration::from_secs(600)];
+        let minutes = Backoff::new(STEPS);
         assert_eq!(minutes.after(0).as_secs(), 60);
         assert_eq!(minutes.after(1).as_secs(), 60);
         assert_eq!(minutes.after(2).as_secs(), 600);

@@ -50,7 +50,9 @@ pub enum SecretError {
     #[error("environment variable {0} is not set (nor is {0}_FILE)")]
     NoVariable(String),
     /// systemd passed no credentials.
-    #[error("credential `{0}` is not available: $CREDENTIALS_DIRECTORY is not set; add LoadCredential={0}:/path/to/file to the unit")]
+    #[error(
+        "credential `{0}` is not available: $CREDENTIALS_DIRECTORY is not set; add LoadCredential={0}:/path/to/file to the unit"
+    )]
     NoCredentials(String),
     /// The name leaves the credentials directory.
     #[error("credential `{0}` is not a plain file name")]

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 
 use crate::name::DnsName;
 
-pub use spec::{CommonKeys, ProviderKind, ProviderSpec, Propagation, PropagationCheck, VendorValue};
+pub use spec::{CommonKeys, Propagation, PropagationCheck, ProviderKind, ProviderSpec, VendorValue};
 
 /// One TXT record of an ACME challenge. Several values may stand at one name.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

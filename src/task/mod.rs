@@ -165,8 +165,8 @@ mod tests {
         let supervisor = Supervisor::new(Shutdown::new());
         let starts = Arc::new(AtomicU32::new(0));
         let count = starts.clone();
-        let schedule = Backoff::new(&[Duration::from_secs(1)]);
-        supervisor.spawn("fragile".into(), OnExit::Restart(schedule), move |shutdown| {
+        const SECOND: Backoff = Backoff::new(&[Duration::from_secs(1)]);
+        supervisor.spawn("fragile".into(), OnExit::Restart(SECOND), move |shutdown| {
             let n = count.fetch_add(1, Ordering::SeqCst);
             async move {
                 assert!(n >= 2, "on purpose");

@@ -33,12 +33,13 @@ where
     F: FnOnce() -> Fut + Send + 'static,
     Fut: Future<Output = ()> + 'static,
 {
-    let handle = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-        match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-            Ok(runtime) => runtime.block_on(main()),
-            Err(error) => panic!("no runtime: {error}"),
-        }
-    })?;
+    let handle =
+        std::thread::Builder::new().name(name.to_owned()).spawn(
+            move || match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                Ok(runtime) => runtime.block_on(main()),
+                Err(error) => panic!("no runtime: {error}"),
+            },
+        )?;
     Ok(Thread { name: name.to_owned(), handle })
 }
 

@@ -1,1 +1,1 @@
-fn main() {}
+//! Behaviour tests against real servers; one binary, one file for each behaviour.

@@ -1,0 +1,229 @@
+//! The server's side of a handshake.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::server::Acceptor;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::LazyConfigAcceptor;
+
+use super::resolver::{self, ChosenCert};
+use super::store::CertResolver;
+use crate::conn::{Alpn, TlsInfo};
+use crate::name::HostName;
+
+/// An encrypted connection.
+pub type Stream<IO> = tokio_rustls::server::TlsStream<IO>;
+
+/// A TLS record with a fatal `unrecognized_name` alert (RFC 6066 section 3). rustls sends `access_denied` when it has no
+/// certificate, which tells the client nothing.
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// Does handshakes for one TLS policy. Cloning shares the ticket keys.
+#[derive(Clone, Debug)]
+pub struct TlsServer {
+    config: Arc<ServerConfig>,
+    certs: CertResolver,
+}
+
+/// A finished handshake.
+#[derive(Debug)]
+pub struct Accepted<IO> {
+    /// The connection.
+    pub stream: Stream<IO>,
+    /// What was settled.
+    pub info: TlsInfo,
+}
+
+/// Why there was no handshake. The client is at fault unless it is [`HandshakeError::Io`].
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// No certificate for this name; the client got `unrecognized_name`.
+    #[error("no certificate for {0}")]
+    UnknownName(String),
+    /// The connection broke or closed.
+    #[error("connection lost in the handshake: {0}")]
+    Io(io::Error),
+    /// Not TLS, or nothing in common; the client got rustls' alert.
+    #[error("handshake refused: {0}")]
+    Protocol(io::Error),
+}
+
+impl HandshakeError {
+    /// One word for `starlock_tls_handshakes_total{result}`.
+    pub fn result(&self) -> &'static str {
+        match self {
+            Self::UnknownName(_) => "unrecognized_name",
+            Self::Io(_) => "io",
+            Self::Protocol(_) => "protocol",
+        }
+    }
+}
+
+impl TlsServer {
+    /// TLS 1.2 and 1.3, post-quantum key exchange first, one ticket from rotated keys, no 0-RTT, h2 before http/1.1.
+    ///
+    /// Errors only if the crypto provider cannot make ticket keys.
+    pub fn new(certs: CertResolver) -> Result<Self, rustls::Error> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(ChosenCert));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
+        config.send_tls13_tickets = 1;
+        Ok(Self { config: Arc::new(config), certs })
+    }
+
+    /// Shakes hands. Has no deadline of its own: the caller puts one around it. Dropping the future closes the connection.
+    pub async fn accept<IO>(&self, io: IO, local: SocketAddr) -> Result<Accepted<IO>, HandshakeError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), io).await.map_err(classify)?;
+        let hello = start.client_hello();
+        // SNI is untrusted text: a name that does not parse is a name that nobody has.
+        let sni = hello.server_name().map(ToOwned::to_owned);
+        let name = sni.as_deref().and_then(|text| HostName::parse(text).ok());
+        let bundle = {
+            let table = self.certs.table();
+            match (&sni, &name) {
+                (None, _) => table.without_sni(local.ip().to_canonical()).cloned(),
+                (Some(_), Some(name)) => table.lookup(name.as_str()).cloned(),
+                (Some(_), None) => None,
+            }
+        };
+        let Some(bundle) = bundle else {
+            let mut io = start.io;
+            io.write_all(&UNRECOGNIZED_NAME).await.map_err(HandshakeError::Io)?;
+            io.shutdown().await.map_err(HandshakeError::Io)?;
+            let name = sni.unwrap_or_else(|| format!("a client without SNI at {}", local.ip()));
+            return Err(HandshakeError::UnknownName(name));
+        };
+        let config = self.config.clone();
+        let stream = resolver::with(&bundle, || start.into_stream(config)).await.map_err(classify)?;
+        let (_, connection) = stream.get_ref();
+        let info = TlsInfo {
+            sni: name,
+            cert_names: bundle.names().clone(),
+            alpn: if connection.alpn_protocol() == Some(b"h2") { Alpn::Http2 } else { Alpn::Http1 },
+            resumed: connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
+        };
+        Ok(Accepted { stream, info })
+    }
+}
+
+fn classify(error: io::Error) -> HandshakeError {
+    if error.kind() == io::ErrorKind::InvalidData {
+        HandshakeError::Protocol(error)
+    } else {
+        HandshakeError::Io(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustls::pki_types::ServerName;
+    use rustls::{ClientConfig, RootCertStore};
+    use tokio_rustls::TlsConnector;
+
+    use super::super::bundle::Bundle;
+    use super::super::bundle::tests::self_signed;
+    use super::super::store::cert_store;
+    use super::super::table::CertTable;
+    use super::*;
+
+    const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 443);
+
+    fn client(trusted: &[&Bundle]) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        for bundle in trusted {
+            roots.add(bundle.certified_key().cert[0].clone()).unwrap();
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config
+    }
+
+    async fn shake(
+        server: &TlsServer,
+        config: &Arc<ClientConfig>,
+        name: &str,
+    ) -> (Result<TlsInfo, HandshakeError>, io::Result<String>) {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let connector = TlsConnector::from(config.clone());
+        let ours = async {
+            let mut accepted = server.accept(far, LOCAL).await?;
+            // One byte carries the ticket along.
+            accepted.stream.write_all(b"x").await.map_err(HandshakeError::Io)?;
+            Ok(accepted.info)
+        };
+        let theirs = async {
+            let mut stream = connector.connect(name, near).await?;
+            tokio::io::AsyncReadExt::read_u8(&mut stream).await?;
+            let (_, connection) = stream.get_ref();
+            Ok(format!("{:?}", connection.negotiated_key_exchange_group().map(|g| g.name())))
+        };
+        tokio::join!(ours, theirs)
+    }
+
+    #[tokio::test]
+    async fn a_swap_changes_the_certificate_and_keeps_tickets() {
+        let (mut publisher, certs) = cert_store();
+        let (first, second) =
+            (Arc::new(self_signed(&["*.example.com"], 30)), Arc::new(self_signed(&["*.example.com"], 60)));
+        let config = Arc::new(client(&[&first, &second]));
+        let server = TlsServer::new(certs).unwrap();
+        publisher.publish(CertTable::new([first.clone()], None));
+
+        let (info, group) = shake(&server, &config, "a.example.com").await;
+        let info = info.unwrap();
+        assert_eq!(group.unwrap(), "Some(X25519MLKEM768)");
+        assert_eq!((info.alpn, info.resumed), (Alpn::Http2, false));
+        assert_eq!(info.sni.unwrap().as_str(), "a.example.com");
+        assert_eq!(&info.cert_names, first.names());
+
+        publisher.publish(CertTable::new([second], None));
+        assert!(
+            shake(&server, &config, "a.example.com").await.0.unwrap().resumed,
+            "a ticket survives the swap"
+        );
+        assert!(!shake(&server, &config, "b.example.com").await.0.unwrap().resumed);
+    }
+
+    #[tokio::test]
+    async fn an_unknown_name_gets_the_right_alert() {
+        let (mut publisher, certs) = cert_store();
+        let bundle = Arc::new(self_signed(&["example.com"], 30));
+        publisher.publish(CertTable::new([bundle.clone()], Some("example.com")));
+        let server = TlsServer::new(certs).unwrap();
+        let config = Arc::new(client(&[&bundle]));
+        let (ours, theirs) = shake(&server, &config, "other.example.com").await;
+        assert!(matches!(ours, Err(HandshakeError::UnknownName(name)) if name == "other.example.com"));
+        assert!(
+            theirs.unwrap_err().to_string().to_lowercase().contains("unrecogni"),
+            "the client is told why"
+        );
+    }
+
+    #[tokio::test]
+    async fn garbage_is_the_clients_fault() {
+        let (_publisher, certs) = cert_store();
+        let server = TlsServer::new(certs).unwrap();
+        let (mut near, far) = tokio::io::duplex(1024);
+        near.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        assert!(matches!(server.accept(far, LOCAL).await, Err(HandshakeError::Protocol(_))));
+        let (near, far) = tokio::io::duplex(1024);
+        drop(near);
+        assert!(matches!(server.accept(far, LOCAL).await, Err(HandshakeError::Io(_))));
+    }
+}

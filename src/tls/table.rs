@@ -1,0 +1,113 @@
+//! Which certificate is for which name.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::bundle::Bundle;
+use crate::name::HostPattern;
+
+/// All certificates being served. Immutable: a change makes a new table.
+#[derive(Debug, Default)]
+pub struct CertTable {
+    exact: HashMap<Box<str>, Arc<Bundle>>,
+    /// Keyed by what stands behind `*.`.
+    wildcard: HashMap<Box<str>, Arc<Bundle>>,
+    addresses: HashMap<IpAddr, Arc<Bundle>>,
+    /// For clients that send no name and reach an address without a certificate of its own.
+    default_sni: Option<Box<str>>,
+}
+
+impl CertTable {
+    /// Builds a table. If two bundles hold one name, the one that is valid longer gets it.
+    pub fn new(bundles: impl IntoIterator<Item = Arc<Bundle>>, default_sni: Option<&str>) -> Self {
+        let mut table = Self { default_sni: default_sni.map(Into::into), ..Self::default() };
+        for bundle in bundles {
+            for name in bundle.names().iter() {
+                match name {
+                    HostPattern::Exact(host) => keep_longer(&mut table.exact, host.as_str().into(), &bundle),
+                    HostPattern::Wildcard(zone) => {
+                        keep_longer(&mut table.wildcard, zone.as_str().into(), &bundle)
+                    }
+                    HostPattern::Ip(address) => keep_longer(&mut table.addresses, *address, &bundle),
+                }
+            }
+        }
+        table
+    }
+
+    /// The bundle for `host` (lower case, no trailing dot): exact before wildcard. Allocates nothing.
+    pub fn lookup(&self, host: &str) -> Option<&Arc<Bundle>> {
+        self.exact.get(host).or_else(|| {
+            let (first, zone) = host.split_once('.')?;
+            if first.is_empty() { None } else { self.wildcard.get(zone) }
+        })
+    }
+
+    /// The bundle for a client without SNI that reached `local`.
+    pub fn without_sni(&self, local: IpAddr) -> Option<&Arc<Bundle>> {
+        self.addresses.get(&local).or_else(|| self.lookup(self.default_sni.as_deref()?))
+    }
+
+    /// How many names it knows.
+    pub fn len(&self) -> usize {
+        self.exact.len() + self.wildcard.len() + self.addresses.len()
+    }
+
+    /// Whether it knows no name at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+fn keep_longer<K: std::hash::Hash + Eq>(map: &mut HashMap<K, Arc<Bundle>>, key: K, bundle: &Arc<Bundle>) {
+    map.entry(key)
+        .and_modify(|held| {
+            if bundle.not_after() > held.not_after() {
+                *held = bundle.clone();
+            }
+        })
+        .or_insert_with(|| bundle.clone());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bundle::tests::self_signed;
+    use super::*;
+
+    fn serial(bundle: Option<&Arc<Bundle>>) -> Option<&str> {
+        bundle.map(|b| b.serial())
+    }
+
+    #[test]
+    fn exact_beats_wildcard_and_one_star_is_one_label() {
+        let wild = Arc::new(self_signed(&["example.com", "*.example.com"], 90));
+        let exact = Arc::new(self_signed(&["a.example.com"], 30));
+        let table = CertTable::new([wild.clone(), exact.clone()], None);
+        assert_eq!(serial(table.lookup("a.example.com")), Some(exact.serial()));
+        assert_eq!(serial(table.lookup("b.example.com")), Some(wild.serial()));
+        assert_eq!(serial(table.lookup("example.com")), Some(wild.serial()));
+        for unknown in ["b.a.example.com", ".example.com", "com", "", "example.org"] {
+            assert!(table.lookup(unknown).is_none(), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn without_sni_the_address_decides_then_the_default() {
+        let ip = Arc::new(self_signed(&["127.0.0.1"], 90));
+        let named = Arc::new(self_signed(&["example.com"], 90));
+        let table = CertTable::new([ip.clone(), named.clone()], Some("example.com"));
+        assert_eq!(serial(table.without_sni([127, 0, 0, 1].into())), Some(ip.serial()));
+        assert_eq!(serial(table.without_sni([127, 0, 0, 2].into())), Some(named.serial()));
+        assert!(CertTable::new([named], None).without_sni([127, 0, 0, 2].into()).is_none());
+    }
+
+    #[test]
+    fn the_longer_lived_of_two_wins_in_any_order() {
+        let short = Arc::new(self_signed(&["example.com"], 10));
+        let long = Arc::new(self_signed(&["example.com"], 90));
+        for order in [[short.clone(), long.clone()], [long.clone(), short]] {
+            assert_eq!(serial(CertTable::new(order, None).lookup("example.com")), Some(long.serial()));
+        }
+    }
+}
