@@ -1,6 +1,7 @@
 //! Writing TXT records where somebody else's name servers serve them.
 
 mod spec;
+mod vendors;
 
 use std::fmt;
 

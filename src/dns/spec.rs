@@ -103,3 +103,25 @@ pub enum VendorValue {
     /// A secret.
     Secret(SecretSource),
 }
+
+/// One row of [`vendors`](super::vendors): a provider's name in the configuration and its own keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Vendor {
+    /// As written after `provider =`.
+    pub name: &'static str,
+    /// Its keys, in the order of the reference.
+    pub keys: &'static [VendorKey],
+}
+
+/// A key of a vendor.
+#[derive(Clone, Copy, Debug)]
+pub struct VendorKey {
+    /// As written in the file.
+    pub name: &'static str,
+    /// Whether its value is a secret (a table such as `{ env = "X" }`, or a string with a warning).
+    pub secret: bool,
+    /// Whether leaving it out is an error.
+    pub required: bool,
+    /// One line for the reference.
+    pub doc: &'static str,
+}
