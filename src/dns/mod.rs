@@ -9,7 +9,10 @@ use async_trait::async_trait;
 
 use crate::name::DnsName;
 
-pub use spec::{CommonKeys, Propagation, PropagationCheck, ProviderKind, ProviderSpec, VendorValue};
+pub use spec::{
+    CommonKeys, Propagation, PropagationCheck, ProviderKind, ProviderSpec, Vendor, VendorKey, VendorValue,
+};
+pub use vendors::vendors;
 
 /// One TXT record of an ACME challenge. Several values may stand at one name.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
