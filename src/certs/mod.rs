@@ -1,1 +1,12 @@
-//! (room under construction)
+//! When to order, what to serve. Knows no CA, only [`Issuer`](crate::issuer::Issuer)s.
+
+mod manager;
+mod policy;
+mod record;
+mod state;
+mod view;
+mod worker;
+
+pub use manager::{CertManager, Wanted};
+pub use record::CertId;
+pub use view::{CertObserver, CertView, Phase};
