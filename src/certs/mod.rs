@@ -4,6 +4,8 @@ mod manager;
 mod policy;
 mod record;
 mod state;
+#[cfg(test)]
+mod tests;
 mod view;
 mod worker;
 

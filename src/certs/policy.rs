@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn waits_grow_and_shrink_again_before_the_end() {
-        let minutes = |n| Duration::from_secs(n * 60);
+        let minutes = |n: u64| Duration::from_secs(n * 60);
         let wait = |failures, held: Option<&Held>, now| {
             retry_at(failures, Retry::Backoff, held, now, 0.5).duration_since(now).unwrap()
         };
