@@ -124,7 +124,10 @@ fn rooms_use_only_what_stands_above_them() {
         for path in &source.paths {
             let supers = path.split("::").take_while(|s| *s == "super").count();
             if supers >= depth.max(1) && !path.contains("tests") {
-                problems.push(format!("{}: leaves the room with `{path}`; write `crate::`", source.path.display()));
+                problems.push(format!(
+                    "{}: leaves the room with `{path}`; write `crate::`",
+                    source.path.display()
+                ));
             }
             let mut segments = path.split("::");
             let (Some("crate"), Some(target)) = (segments.next(), segments.next()) else { continue };
