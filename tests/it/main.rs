@@ -1,5 +1,11 @@
 //! Behaviour tests against real servers; one binary, one file for each behaviour.
 
-#![allow(unreachable_pub, missing_docs, clippy::disallowed_methods, clippy::print_stderr, reason = "tests, not the product")]
+#![allow(
+    unreachable_pub,
+    missing_docs,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "tests, not the product"
+)]
 
 mod architecture;

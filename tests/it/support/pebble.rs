@@ -100,8 +100,11 @@ impl Pebble {
     }
 
     fn get(&self, url: &str) -> Option<String> {
-        let output =
-            Command::new("curl").args(["-sf", "--max-time", "5", "--cacert"]).arg(&self.ca_root).arg(url).output();
+        let output = Command::new("curl")
+            .args(["-sf", "--max-time", "5", "--cacert"])
+            .arg(&self.ca_root)
+            .arg(url)
+            .output();
         let output = output.expect("curl is installed");
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }

@@ -17,7 +17,8 @@ impl Process {
         let name = command.get_program().to_string_lossy().into_owned();
         let file = File::options().create(true).append(true).open(log).unwrap();
         command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
-        let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {name}: {e}; scripts/test installs it"));
+        let child =
+            command.spawn().unwrap_or_else(|e| panic!("cannot start {name}: {e}; scripts/test installs it"));
         Self { name, child, log: log.to_owned() }
     }
 

@@ -73,7 +73,8 @@ impl Starlock {
     pub fn address(&self, kind: &str) -> SocketAddr {
         let status = self.status();
         let listeners = status["listeners"].as_array().expect("listeners");
-        let found = listeners.iter().find(|l| l["kind"] == kind).unwrap_or_else(|| panic!("no {kind} in {status}"));
+        let found =
+            listeners.iter().find(|l| l["kind"] == kind).unwrap_or_else(|| panic!("no {kind} in {status}"));
         found["address"].as_str().unwrap().parse().unwrap()
     }
 
@@ -88,7 +89,8 @@ impl Starlock {
     pub fn serial_other_than(&self, name: &str, old: Option<&str>) -> String {
         eventually(&format!("a new certificate for {name}"), || {
             let certificates = self.certificates();
-            let holds = |c: &&Value| c["names"].as_array().is_some_and(|names| names.iter().any(|n| n == name));
+            let holds =
+                |c: &&Value| c["names"].as_array().is_some_and(|names| names.iter().any(|n| n == name));
             let serial = certificates.iter().find(holds)?["serial"].as_str()?.to_owned();
             (Some(serial.as_str()) != old).then_some(serial)
         })
@@ -100,8 +102,16 @@ pub fn command(dir: &Path, arguments: &[&str]) -> Output {
     binary(dir).args(arguments).output().unwrap()
 }
 
+/// The binary that cargo built for this test; for an example, the one beside it.
+fn program() -> PathBuf {
+    match option_env!("CARGO_BIN_EXE_starlock") {
+        Some(path) => path.into(),
+        None => std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("starlock"),
+    }
+}
+
 pub fn binary(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_starlock"));
+    let mut command = Command::new(program());
     command
         .current_dir(dir)
         .env_clear()
