@@ -9,3 +9,8 @@
 )]
 
 mod architecture;
+mod issuance;
+#[path = "../../benches/load/mod.rs"]
+mod load;
+mod renewal;
+mod support;
