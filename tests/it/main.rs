@@ -1,1 +1,3 @@
 //! Behaviour tests against real servers; one binary, one file for each behaviour.
+
+mod config_errors;
