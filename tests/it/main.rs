@@ -9,6 +9,7 @@
 )]
 
 mod architecture;
+mod config_errors;
 mod issuance;
 #[path = "../../benches/load/mod.rs"]
 mod load;
