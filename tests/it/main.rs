@@ -1,1 +1,17 @@
 //! Behaviour tests against real servers; one binary, one file for each behaviour.
+
+#![allow(
+    unreachable_pub,
+    missing_docs,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "tests, not the product"
+)]
+
+mod architecture;
+mod config_errors;
+mod issuance;
+#[path = "../../benches/load/mod.rs"]
+mod load;
+mod renewal;
+mod support;
