@@ -1,3 +1,13 @@
 //! Behaviour tests against real servers; one binary, one file for each behaviour.
 
+#![allow(
+    unreachable_pub,
+    missing_docs,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "tests, not the product"
+)]
+
+mod architecture;
 mod config_errors;
