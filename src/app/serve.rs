@@ -120,6 +120,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         plan: plan.clone(),
         default_connections,
     };
+    let admin = AdminServer::bind(&app.plan.admin).map_err(|e| e.to_string())?;
     let prepared = app.prepare(plan)?;
     sweep(&janitor, &storage, prepared.issuers.providers.clone(), &supervisor);
     app.commit(prepared).await;
@@ -135,10 +136,9 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         board: board.clone(),
         reloads,
     });
-    let admin = AdminServer::bind(&app.plan.admin).map_err(|e| e.to_string())?;
     let metrics_address = serve_metrics(&app, &metrics, &supervisor)?;
     show(&app, &board, metrics_address);
-    admin.start(control, &supervisor);
+    admin.serve(&supervisor, control);
     systemd::watch(&supervisor);
     systemd::ready(&app.summary());
     for (address, kind) in app.listeners() {
@@ -236,7 +236,7 @@ fn serve_metrics(app: &App, metrics: &Arc<Metrics>, supervisor: &Supervisor) -> 
     let metrics = metrics.clone();
     let server = MetricsServer::bind(address).map_err(|e| format!("listen.metrics: {e}"))?;
     let bound = server.address();
-    server.start(Arc::new(move || metrics.render()), supervisor);
+    server.serve(supervisor, Arc::new(move || metrics.render()));
     Ok(Some(bound))
 }
 
