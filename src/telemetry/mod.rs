@@ -1,5 +1,10 @@
 //! Logs, metrics, the access log.
 
+mod access;
+mod line;
+mod metrics;
 mod spec;
 
+pub use access::{AccessFormat, AccessLog, AccessRecord, AccessTarget, AccessWriter};
+pub use metrics::{Counter, Gauge, Histogram, Metrics, NONE};
 pub use spec::{AccessLogSpec, TelemetrySpec};
