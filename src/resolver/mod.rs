@@ -1,1 +1,5 @@
 //! (room under construction)
+
+mod hosts;
+
+pub use hosts::{Hosts, ResolveError};
