@@ -86,7 +86,8 @@ async fn load_or_make(
             return Ok((account, found.revision));
         }
         let (_, der) = AccountKey::generate_pkcs8()?;
-        let made = StoredAccount { directory: directory.into(), key: encode(der.secret_pkcs8_der()), url: None };
+        let made =
+            StoredAccount { directory: directory.into(), key: encode(der.secret_pkcs8_der()), url: None };
         match store(storage, key, &made, Expect::Absent).await {
             Ok(revision) => return Ok((made, revision)),
             Err(StorageError::Conflict(_)) => {}

@@ -11,6 +11,7 @@ use super::Reloaded;
 use crate::admin::{CertificateStatus, Control, Health, LastReload, ListenerStatus, ReloadReport, Status};
 use crate::certs::{CertManager, CertView};
 use crate::clock::{self, SharedClock};
+use crate::listen::Traffic;
 use crate::telemetry::Metrics;
 
 /// A reload asked for over the admin socket.
@@ -32,6 +33,7 @@ pub(super) struct AppControl {
     pub(super) clock: SharedClock,
     pub(super) certs: CertManager,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) traffic: Arc<Traffic>,
     pub(super) board: Board,
     pub(super) reloads: mpsc::Sender<ReloadCommand>,
 }
@@ -51,7 +53,7 @@ impl Control for AppControl {
             config_path: self.config_path.clone(),
             last_reload: shown.last_reload,
             listeners: shown.listeners,
-            connections_open: self.metrics.connections_open(),
+            connections_open: self.traffic.open_connections() as u64,
             requests_total: self.metrics.requests_total(),
             certificates,
         }
@@ -77,7 +79,9 @@ impl Control for AppControl {
         let expired = self.certs.views().into_iter().find(|v| v.validity.is_some_and(|(_, end)| end <= now));
         let reason = match (draining, expired) {
             (true, _) => Some("draining".to_owned()),
-            (false, Some(view)) => Some(format!("the certificate {} has expired; it {}", view.id, view.next_action())),
+            (false, Some(view)) => {
+                Some(format!("the certificate {} has expired; it {}", view.id, view.next_action()))
+            }
             (false, None) => None,
         };
         Health { healthy: reason.is_none(), reason }

@@ -77,7 +77,12 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
 
 type Solver = (Arc<dyn TxtProvider>, Arc<Dns01Solver>);
 
-fn solver(plan: &Plan, spec: &ProviderSpec, ground: &Ground, responder: &[SocketAddr]) -> Result<Solver, String> {
+fn solver(
+    plan: &Plan,
+    spec: &ProviderSpec,
+    ground: &Ground,
+    responder: &[SocketAddr],
+) -> Result<Solver, String> {
     let resolver = Arc::new(Resolver::new(spec.common.resolvers.clone()));
     let builtin = matches!(spec.kind, ProviderKind::Builtin);
     let surroundings = Surroundings {

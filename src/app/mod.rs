@@ -5,7 +5,6 @@
 
 mod control;
 mod issuers;
-mod nofile;
 mod observer;
 mod responders;
 mod serve;
@@ -13,14 +12,14 @@ mod systemd;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use self::issuers::{Ground, Issuers};
 use self::responders::{PreparedResponders, Responders};
 use crate::certs::CertManager;
 use crate::clock::SharedClock;
 use crate::config::{Loaded, Plan};
-use crate::listen::{PreparedListeners, Traffic};
+use crate::listen::{Addresses, Inherited, PreparedListeners, Traffic};
 use crate::proxy::{Snapshot, SnapshotPublisher};
 use crate::task::{self, Supervisor};
 use crate::telemetry::{AccessLog, AccessTarget, Metrics};
@@ -39,20 +38,19 @@ struct App {
     clock: SharedClock,
     metrics: Arc<Metrics>,
     access: AccessLog,
-    traffic: Traffic,
+    traffic: Arc<Traffic>,
+    inherited: Inherited,
     snapshots: SnapshotPublisher,
     responders: Responders,
     certs: CertManager,
     ground: Ground,
     plan: Plan,
-    /// Connections when the configuration does not say.
-    default_connections: usize,
 }
 
 /// Everything a plan needs, taken and checked. Dropping it gives everything back.
-struct Prepared {
+struct Prepared<'a> {
     plan: Plan,
-    listeners: PreparedListeners,
+    listeners: PreparedListeners<'a>,
     responders: PreparedResponders,
     snapshot: Snapshot,
     issuers: Issuers,
@@ -69,30 +67,34 @@ struct Reloaded {
 
 impl App {
     /// Does everything for `plan` that can fail. Changes nothing.
-    fn prepare(&self, plan: Plan) -> Result<Prepared, String> {
+    async fn prepare<'a>(&mut self, traffic: &'a Traffic, plan: Plan) -> Result<Prepared<'a>, String> {
         if plan.storage != self.plan.storage {
             return Err("storage.path cannot change while running: restart Starlock for it".to_owned());
         }
         if plan.admin != self.plan.admin || plan.telemetry.metrics != self.plan.telemetry.metrics {
-            return Err("listen.admin and listen.metrics cannot change while running: restart Starlock for them".to_owned());
+            return Err(
+                "listen.admin and listen.metrics cannot change while running: restart Starlock for them"
+                    .to_owned(),
+            );
         }
         let access = match plan.telemetry.access != self.plan.telemetry.access {
             true => Some(AccessTarget::open(&plan.telemetry.access).map_err(|e| format!("log.access: {e}"))?),
             false => None,
         };
         let listeners =
-            self.traffic.prepare(&plan.listen, self.default_connections).map_err(|e| e.to_string())?;
+            traffic.prepare(&plan.listen, &mut self.inherited).await.map_err(|e| e.to_string())?;
         let responders = self.responders.prepare(plan.responder.as_ref()).map_err(|e| e.to_string())?;
         let issuers = issuers::build(&plan, &self.ground, &responders.addresses)?;
-        let https_port = listeners.https_port();
+        let https_port = listeners.addresses().https_port();
         let current = self.snapshots.current();
-        let snapshot = Snapshot::build(&plan.proxy, &plan.upstreams, https_port, Some(&*current), &self.metrics)
-            .map_err(|e| e.to_string())?;
+        let snapshot =
+            Snapshot::build(&plan.proxy, &plan.upstreams, https_port, Some(&*current), &self.metrics)
+                .map_err(|e| e.to_string())?;
         Ok(Prepared { plan, listeners, responders, snapshot, issuers, access })
     }
 
     /// Puts a prepared plan into force: answers for DNS first, then certificates, then routes, then doors.
-    async fn commit(&mut self, prepared: Prepared) {
+    async fn commit(&mut self, prepared: Prepared<'_>) {
         let Prepared { plan, listeners, responders, snapshot, issuers, access } = prepared;
         self.responders.commit(responders, plan.responder.as_ref());
         self.certs.set_wanted(issuers.wanted, plan.listen.default_sni.clone()).await;
@@ -110,7 +112,9 @@ impl App {
         let result = self.try_reload().await;
         self.metrics.reloaded(result.is_ok(), self.clock.now());
         match &result {
-            Ok(reloaded) if reloaded.changed => tracing::info!(changes = ?reloaded.changes, "configuration reloaded"),
+            Ok(reloaded) if reloaded.changed => {
+                tracing::info!(changes = ?reloaded.changes, "configuration reloaded")
+            }
             Ok(_) => tracing::info!("reload: the configuration says what is already in force"),
             Err(error) => tracing::error!("reload refused, nothing has changed:\n{error}"),
         }
@@ -121,11 +125,13 @@ impl App {
     async fn try_reload(&mut self) -> Result<Reloaded, String> {
         let loader = self.loader.clone();
         let loaded = tokio::time::timeout(PREPARE_LIMIT, task::blocking(move || loader()));
-        let loaded = loaded.await.map_err(|_| "the configuration could not be read within 30 s".to_owned())??;
+        let loaded =
+            loaded.await.map_err(|_| "the configuration could not be read within 30 s".to_owned())??;
         let warnings = loaded.warnings.to_string();
         // The same text may still mean other secrets; those are part of what certificates are compared by.
         let changes = changes(&self.plan, &loaded.plan);
-        let prepared = self.prepare(loaded.plan)?;
+        let traffic = self.traffic.clone();
+        let prepared = self.prepare(&traffic, loaded.plan).await?;
         self.commit(prepared).await;
         Ok(Reloaded { changed: !changes.is_empty(), changes, warnings })
     }
@@ -136,9 +142,12 @@ impl App {
     }
 
     fn listeners(&self) -> Vec<(SocketAddr, &'static str)> {
-        let mut all = self.traffic.addresses();
-        all.extend(self.responders.addresses().into_iter().map(|address| (address, "responder")));
-        all
+        let Addresses { https, http } = self.traffic.addresses();
+        let kinds = [(https, "https"), (http, "http"), (self.responders.addresses(), "responder")];
+        kinds
+            .into_iter()
+            .flat_map(|(all, kind)| all.into_iter().map(move |address| (address, kind)))
+            .collect()
     }
 }
 
@@ -158,10 +167,6 @@ fn changes(old: &Plan, new: &Plan) -> Vec<String> {
     note("logs", old.telemetry != new.telemetry);
     changes
 }
-
-/// When the process started.
-#[derive(Clone, Copy, Debug)]
-struct Started(SystemTime);
 
 /// Ends background work and waits for it.
 async fn end(supervisor: &Supervisor, limit: Duration) {

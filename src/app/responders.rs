@@ -59,7 +59,9 @@ impl Responders {
             match bound.start(self.reader.clone(), &self.shutdown) {
                 Ok(running) => drop(self.running.insert(listen, running)),
                 // Only without a thread or a file left; the next reload or restart binds it again.
-                Err(error) => tracing::error!(%listen, %error, "the responder could not be started at this address"),
+                Err(error) => {
+                    tracing::error!(%listen, %error, "the responder could not be started at this address")
+                }
             }
         }
         let wanted = spec.map(|s| s.listen.as_slice()).unwrap_or_default();

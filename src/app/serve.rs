@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZero;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -12,7 +12,7 @@ use super::control::{AppControl, Board, ReloadCommand, Shown};
 use super::issuers::Ground;
 use super::observer::CertMetrics;
 use super::responders::Responders;
-use super::{App, Loader, end, nofile, systemd};
+use super::{App, Loader, end, systemd};
 use crate::admin::{AdminServer, LastReload, ListenerStatus, MetricsServer};
 use crate::backoff::Backoff;
 use crate::certs::CertManager;
@@ -20,7 +20,7 @@ use crate::challenge::{Janitor, janitor};
 use crate::clock::{self, SharedClock, SystemClock};
 use crate::config::Plan;
 use crate::dns::{TxtProvider, ZoneTurns};
-use crate::listen::Traffic;
+use crate::listen::{Inherited, Traffic};
 use crate::proxy::{Proxy, Snapshot, snapshot_cell};
 use crate::resolver::Hosts;
 use crate::storage::{FsStorage, Key, Storage};
@@ -63,6 +63,7 @@ pub fn serve(loader: Loader, config_path: String) -> Result<(), Failure> {
 }
 
 async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), String> {
+    let inherited = Inherited::from_env(); // before other files are opened
     let clock: SharedClock = Arc::new(SystemClock);
     let started = clock.now();
     let supervisor = Supervisor::new(Shutdown::new());
@@ -92,7 +93,8 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
     let observer = Arc::new(CertMetrics(metrics.clone()));
     let certs = CertManager::start(publisher, storage.clone(), clock.clone(), observer, &supervisor);
 
-    let first = Snapshot::build(&plan.proxy, &plan.upstreams, None, None, &metrics).map_err(|e| e.to_string())?;
+    let first =
+        Snapshot::build(&plan.proxy, &plan.upstreams, None, None, &metrics).map_err(|e| e.to_string())?;
     let (snapshots, reader) = snapshot_cell(first, metrics.clone());
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
     let tls = TlsServer::new(resolver).map_err(|e| format!("TLS cannot be set up: {e}"))?;
@@ -104,24 +106,24 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
             Proxy::new(reader.clone(), pools, metrics.clone(), access.writer(), clock.clone())
         }
     };
-    let traffic = Traffic::start(workers, tls, metrics.clone(), service).map_err(|e| e.to_string())?;
+    let traffic = Traffic::start(workers, tls, metrics.clone(), service);
+    let traffic = Arc::new(traffic.map_err(|e| format!("the traffic threads cannot be started: {e}"))?);
 
-    let default_connections = nofile::default_connections(nofile::raise());
     let mut app = App {
         loader,
         clock: clock.clone(),
         metrics: metrics.clone(),
         access,
-        traffic,
+        traffic: traffic.clone(),
+        inherited,
         snapshots,
         responders,
         certs: certs.clone(),
         ground,
         plan: plan.clone(),
-        default_connections,
     };
     let admin = AdminServer::bind(&app.plan.admin).map_err(|e| e.to_string())?;
-    let prepared = app.prepare(plan)?;
+    let prepared = app.prepare(&traffic, plan).await?;
     sweep(&janitor, &storage, prepared.issuers.providers.clone(), &supervisor);
     app.commit(prepared).await;
 
@@ -133,6 +135,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         clock: clock.clone(),
         certs,
         metrics: metrics.clone(),
+        traffic: traffic.clone(),
         board: board.clone(),
         reloads,
     });
@@ -149,6 +152,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
     let outcome = loop {
         tokio::select! {
             () = stop.asked() => break Ok(()),
+            () = traffic.failed() => break Err("a traffic thread has ended; the log says why".to_owned()),
             () = supervisor.fatal() => break Err("a task that Starlock needs has ended; the log says which".to_owned()),
             _ = reopen.recv() => app.access.reopen(),
             _ = hangup.recv() => drop(reload(&mut app, &board, metrics_address).await),
@@ -164,7 +168,11 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
     outcome
 }
 
-async fn reload(app: &mut App, board: &Board, metrics: Option<SocketAddr>) -> Result<super::Reloaded, String> {
+async fn reload(
+    app: &mut App,
+    board: &Board,
+    metrics: Option<SocketAddr>,
+) -> Result<super::Reloaded, String> {
     let result = app.reload().await;
     show(app, board, metrics);
     let last = LastReload {
@@ -180,17 +188,17 @@ async fn reload(app: &mut App, board: &Board, metrics: Option<SocketAddr>) -> Re
 async fn drain(app: App, board: &Board, supervisor: &Supervisor, stop: &mut Stop) {
     let limit = app.plan.listen.timeouts.drain;
     board.lock().unwrap_or_else(PoisonError::into_inner).draining = true;
-    tracing::info!(limit_seconds = limit.as_secs(), "draining: no new connections, requests in flight finish; a second signal stops at once");
+    tracing::info!(
+        limit_seconds = limit.as_secs(),
+        "draining: no new connections, requests in flight finish; a second signal stops at once"
+    );
     systemd::stopping(limit + END_LIMIT);
     let App { traffic, access, .. } = app;
     tokio::select! {
-        clean = traffic.drain(limit) => {
-            if clean {
-                tracing::info!("every request in flight was finished");
-            } else {
-                tracing::warn!("requests were still in flight at the end of timeouts.drain; they were cut off");
-            }
-        }
+        drained = traffic.drain(limit) => match drained.cut {
+            0 => tracing::info!("every request in flight was finished"),
+            cut => tracing::warn!(connections = cut, "some were still busy at the end of timeouts.drain and were cut"),
+        },
         () = stop.asked() => {
             tracing::warn!("second signal: stopping now");
             traffic.abort();
@@ -208,7 +216,12 @@ async fn drain(app: App, board: &Board, supervisor: &Supervisor, stop: &mut Stop
 
 /// Removes TXT records that a former run left. Two processes may share the storage: only one of them sweeps, and the other
 /// takes over when that one is gone.
-fn sweep(janitor: &Janitor, storage: &Arc<dyn Storage>, providers: Vec<Arc<dyn TxtProvider>>, supervisor: &Supervisor) {
+fn sweep(
+    janitor: &Janitor,
+    storage: &Arc<dyn Storage>,
+    providers: Vec<Arc<dyn TxtProvider>>,
+    supervisor: &Supervisor,
+) {
     let (janitor, storage) = (janitor.clone(), storage.clone());
     supervisor.spawn("sweep".into(), OnExit::Restart(SWEEP), move |shutdown| {
         let (janitor, storage, providers) = (janitor.clone(), storage.clone(), providers.clone());
@@ -217,7 +230,10 @@ fn sweep(janitor: &Janitor, storage: &Arc<dyn Storage>, providers: Vec<Arc<dyn T
                 Ok(Some(_held_until_the_end)) => {
                     match janitor.sweep(&providers).await {
                         Ok(swept) if swept.records > 0 => {
-                            tracing::info!(records = swept.records, "removing TXT records that a former run left behind");
+                            tracing::info!(
+                                records = swept.records,
+                                "removing TXT records that a former run left behind"
+                            );
                         }
                         Ok(_) => {}
                         Err(error) => tracing::warn!(%error, "the journal of TXT records cannot be read"),
@@ -231,7 +247,11 @@ fn sweep(janitor: &Janitor, storage: &Arc<dyn Storage>, providers: Vec<Arc<dyn T
     });
 }
 
-fn serve_metrics(app: &App, metrics: &Arc<Metrics>, supervisor: &Supervisor) -> Result<Option<SocketAddr>, String> {
+fn serve_metrics(
+    app: &App,
+    metrics: &Arc<Metrics>,
+    supervisor: &Supervisor,
+) -> Result<Option<SocketAddr>, String> {
     let Some(address) = app.plan.telemetry.metrics else { return Ok(None) };
     let metrics = metrics.clone();
     let server = MetricsServer::bind(address).map_err(|e| format!("listen.metrics: {e}"))?;
@@ -242,7 +262,8 @@ fn serve_metrics(app: &App, metrics: &Arc<Metrics>, supervisor: &Supervisor) -> 
 
 fn show(app: &App, board: &Board, metrics: Option<SocketAddr>) {
     let entry = |address: String, kind: &str| ListenerStatus { address, kind: kind.to_owned() };
-    let mut listeners: Vec<_> = app.listeners().into_iter().map(|(a, kind)| entry(a.to_string(), kind)).collect();
+    let mut listeners: Vec<_> =
+        app.listeners().into_iter().map(|(a, kind)| entry(a.to_string(), kind)).collect();
     listeners.extend(metrics.map(|address| entry(address.to_string(), "metrics")));
     listeners.push(entry(app.plan.admin.display().to_string(), "admin"));
     let mut shown: std::sync::MutexGuard<'_, Shown> = board.lock().unwrap_or_else(PoisonError::into_inner);
