@@ -27,7 +27,11 @@ fn a_thousand_reloads_under_load_fail_nothing_and_grow_nothing() {
     });
     let mut settled = 0;
     for round in 0..1000 {
-        let extra = format!("\"app.localhost/{}\" = {{ respond = 204 }}\n\"r{}.localhost\" = {{ respond = 200 }}\n", round % 7, round % 20);
+        let extra = format!(
+            "\"app.localhost/{}\" = {{ respond = 204 }}\n\"r{}.localhost\" = {{ respond = 200 }}\n",
+            round % 7,
+            round % 20
+        );
         let output = starlock.reload(&config(&app, &extra));
         assert!(output.status.success(), "reload {round}: {}", String::from_utf8_lossy(&output.stderr));
         if round == 200 {
@@ -56,14 +60,18 @@ fn a_bad_file_changes_nothing_and_says_everything() {
     }
     let status = starlock.status();
     assert_eq!(status["last_reload"]["ok"], false);
-    let answer = curl(starlock.address("https"), &local_root(&starlock), "https://app.localhost/still", &[]).unwrap();
+    let answer =
+        curl(starlock.address("https"), &local_root(&starlock), "https://app.localhost/still", &[]).unwrap();
     assert!(answer.starts_with("app GET /still"));
 
     // SIGHUP takes the good file over, and tells nobody but the log.
     let mut starlock = starlock;
-    std::fs::write(starlock.path("starlock.toml"), config(&app, "\"b.localhost\" = { respond = 204 }\n")).unwrap();
+    std::fs::write(starlock.path("starlock.toml"), config(&app, "\"b.localhost\" = { respond = 204 }\n"))
+        .unwrap();
     starlock.process().signal("HUP");
-    crate::support::eventually("the reload is taken over", || (starlock.status()["last_reload"]["ok"] == true).then_some(()));
+    crate::support::eventually("the reload is taken over", || {
+        (starlock.status()["last_reload"]["ok"] == true).then_some(())
+    });
     let root = local_root(&starlock);
     curl(starlock.address("https"), &root, "https://b.localhost/", &["-f"]).unwrap();
 }

@@ -34,7 +34,11 @@ fn killed_at_every_step_of_an_order_it_serves_the_last_good_certificate_and_goes
         stopper.release();
         starlock.start_again();
         let held = starlock.certificates();
-        assert_eq!(held[0]["serial"], serial.as_str(), "{stop:?}: the last good certificate is served at once");
+        assert_eq!(
+            held[0]["serial"],
+            serial.as_str(),
+            "{stop:?}: the last good certificate is served at once"
+        );
         serial = starlock.serial_other_than("example.test", Some(&serial));
         assert_eq!(txt_at(responder, "_acme-challenge.example.test"), Vec::<String>::new(), "{stop:?}");
         assert_eq!(leftovers(&starlock), Vec::<String>::new(), "{stop:?}");

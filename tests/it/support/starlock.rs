@@ -11,8 +11,9 @@ use super::eventually;
 use super::process::Process;
 
 pub struct Starlock {
-    dir: TempDir,
     process: Process,
+    /// Last: the process writes its log there to its end.
+    dir: TempDir,
 }
 
 impl Starlock {

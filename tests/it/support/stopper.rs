@@ -45,7 +45,8 @@ struct State {
 
 impl Stopper {
     pub fn before(pebble: &Pebble) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let root = std::fs::read(&pebble.ca_root).unwrap();
         let client = runtime.block_on(async {
             let roots = reqwest::Certificate::from_pem_bundle(&root).unwrap();
@@ -69,7 +70,11 @@ impl Stopper {
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
                     let service = service_fn(move |request| forward(state.clone(), request));
-                    drop(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+                    drop(
+                        hyper::server::conn::http1::Builder::new()
+                            .serve_connection(TokioIo::new(stream), service)
+                            .await,
+                    );
                 });
             }
         });
@@ -84,7 +89,9 @@ impl Stopper {
 
     /// Waits until a request is being held.
     pub fn wait_for_hit(&self) {
-        eventually("a request is held before Pebble", || (*self.state.hits.lock().unwrap() > 0).then_some(()));
+        eventually("a request is held before Pebble", || {
+            (*self.state.hits.lock().unwrap() > 0).then_some(())
+        });
     }
 
     /// Lets everything through again, what is held included.
@@ -104,8 +111,13 @@ async fn forward(state: Arc<State>, request: Request<Incoming>) -> Result<Respon
     let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
     let mut headers = parts.headers;
     headers.remove("content-length");
-    let answer =
-        state.client.request(parts.method, format!("{}{path}", state.upstream)).headers(headers).body(body).send().await;
+    let answer = state
+        .client
+        .request(parts.method, format!("{}{path}", state.upstream))
+        .headers(headers)
+        .body(body)
+        .send()
+        .await;
     let Ok(answer) = answer else {
         return Ok(Response::builder().status(502).body(Full::default()).unwrap());
     };
@@ -132,7 +144,8 @@ fn acceptor(directory: &Path) -> TlsAcceptor {
     let chain: Vec<_> = chain.map(Result::unwrap).collect();
     let key = PrivateKeyDer::from_pem_file(directory.join("directory.key")).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let builder =
+        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let config = builder.with_no_client_auth().with_single_cert(chain, key).unwrap();
     TlsAcceptor::from(Arc::new(config))
 }
