@@ -50,7 +50,7 @@ impl Stopper {
         let root = std::fs::read(&pebble.ca_root).unwrap();
         let client = runtime.block_on(async {
             let roots = reqwest::Certificate::from_pem_bundle(&root).unwrap();
-            reqwest::Client::builder().tls_certs_only(roots).build().unwrap()
+            reqwest::Client::builder().http1_only().tls_certs_only(roots).build().unwrap()
         });
         let state = Arc::new(State {
             stop: Mutex::default(),
