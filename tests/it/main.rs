@@ -18,4 +18,5 @@ mod load;
 mod reload;
 mod renewal;
 mod restart;
+mod startup;
 mod support;

@@ -71,6 +71,10 @@ impl Pebble {
         self.wait();
     }
 
+    pub fn stop(&mut self) {
+        self.process.kill();
+    }
+
     /// Where its own certificate and key are.
     pub fn directory(&self) -> PathBuf {
         self.dir.path().to_owned()
