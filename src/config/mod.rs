@@ -219,6 +219,50 @@ mod tests {
         assert_eq!(one.plan, two.plan);
     }
 
+    /// A good value of a vendor's key.
+    fn vendor_value(key: &crate::dns::VendorKey) -> String {
+        use crate::dns::VendorKind;
+        match (key.secret, key.kind) {
+            (true, _) => "{ env = \"X\" }".to_owned(),
+            (_, VendorKind::Text) => "\"x\"".to_owned(),
+            (_, VendorKind::Number) => "4".to_owned(),
+            (_, VendorKind::Bool) => "true".to_owned(),
+            (_, VendorKind::Choice(words)) => format!("{:?}", words[0]),
+        }
+    }
+
+    #[test]
+    fn every_vendor_can_be_configured_and_misses_what_it_needs() {
+        for vendor in crate::dns::vendors() {
+            let text = |skip: &str| {
+                let keys = vendor.keys.iter().filter(|key| key.name != skip);
+                let lines: String =
+                    keys.map(|key| format!("{} = {}\n", key.name, vendor_value(key))).collect();
+                format!(
+                    "[dns]\nprovider = \"{}\"\n{lines}[routes]\n\"a.example.com\" = {{ respond = 200 }}",
+                    vendor.name
+                )
+            };
+            let loaded = load(&text(""));
+            let IssuerPlan::Acme { dns, .. } = &loaded.plan.certificates[0].issuer else {
+                panic!("{}", vendor.name)
+            };
+            let ProviderKind::Vendor { name, keys } = &dns.kind else { panic!("{}", vendor.name) };
+            assert_eq!((*name, keys.len()), (vendor.name, vendor.keys.len()));
+            for key in vendor.keys.iter().filter(|key| key.required) {
+                let problems = parse(&text(key.name), "starlock.toml", &env()).unwrap_err().to_string();
+                assert!(
+                    problems.contains(&format!("provider `{}` needs `{}`", vendor.name, key.name)),
+                    "{problems}"
+                );
+            }
+            for key in vendor.keys {
+                let common = sections::DNS.keys.iter().any(|common| common.name == key.name);
+                assert!(!common, "{}: `{}` is a key of every provider", vendor.name, key.name);
+            }
+        }
+    }
+
     #[test]
     fn a_file_that_cannot_be_read_says_why() {
         let dir = tempfile::tempdir().unwrap();

@@ -19,7 +19,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("resolver", &["name", "clock", "task"]),
     ("tls", &["name", "clock", "conn", "telemetry"]),
     ("storage", &["name", "clock", "task", "http_client", "telemetry"]),
-    ("dns", &["name", "secret", "backoff", "resolver", "http_client", "task"]),
+    ("dns", &["name", "secret", "clock", "backoff", "resolver", "http_client", "task"]),
     ("upstream", &["name", "secret", "clock", "backoff", "task", "conn", "resolver", "telemetry"]),
     ("responder", &["name", "task", "dns", "storage", "telemetry"]),
     ("local_ca", &["name", "clock", "secret", "issuer", "storage"]),

@@ -11,3 +11,8 @@
 
 mod architecture;
 mod config_errors;
+mod issuance;
+#[path = "../../benches/load/mod.rs"]
+mod load;
+mod renewal;
+mod support;
