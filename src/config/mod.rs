@@ -22,7 +22,7 @@ mod syntax;
 mod table;
 mod value;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use environment::Environment;
 pub use error::{LoadError, Problem, Problems, Severity};
@@ -80,6 +80,15 @@ pub fn parse(text: &str, file_name: &str, env: &Environment) -> Result<Loaded, P
         return Err(Problems::new(file_name, &shown, problems));
     }
     Ok(Loaded { plan, warnings: Problems::new(file_name, &shown, problems), expects })
+}
+
+/// The admin socket that a configuration names, or the default one. Asks for no more than that: a file with problems in it must
+/// not keep its author from talking to the process that still runs on the former one.
+pub fn admin_socket(text: &str, env: &Environment) -> PathBuf {
+    let (root, _) = syntax::tree(text);
+    let listen = root.get_ref().get("listen").and_then(|listen| listen.get_ref().as_table());
+    let named = listen.and_then(|listen| listen.get("admin")).and_then(|admin| admin.get_ref().as_str());
+    named.filter(|path| !path.is_empty()).map_or_else(|| env.admin_socket(), PathBuf::from)
 }
 
 #[cfg(test)]
@@ -261,6 +270,13 @@ mod tests {
                 assert!(!common, "{}: `{}` is a key of every provider", vendor.name, key.name);
             }
         }
+    }
+
+    #[test]
+    fn the_socket_is_found_in_a_broken_file_too() {
+        let of = |text: &str| admin_socket(text, &env()).display().to_string();
+        assert_eq!(of("[listen]\nadmin = \"/x.sock\"\nbogus = 1\n[routes\n"), "/x.sock");
+        assert_eq!(of("listen = 5"), "/runtime/admin.sock");
     }
 
     #[test]
