@@ -12,6 +12,7 @@ mod options;
 mod proxy;
 mod records;
 mod reload;
+mod run;
 mod schema;
 mod status;
 mod verdict;
@@ -92,8 +93,8 @@ enum Verb {
     Man,
 }
 
-/// Parses the command line and does what it says. `serve` is where `run` and `proxy` end up: it serves until a signal.
-pub fn main(serve: fn(RunOptions) -> ExitCode) -> ExitCode {
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -103,10 +104,10 @@ pub fn main(serve: fn(RunOptions) -> ExitCode) -> ExitCode {
     };
     match cli.verb {
         Verb::Run { config, log } => match config.find() {
-            Ok(path) => serve(log.with(ConfigSource::File(path))),
+            Ok(path) => run::run(log.with(ConfigSource::File(path))),
             Err(error) => fail(CONFIG, &error),
         },
-        Verb::Proxy(arguments) => proxy::run(&arguments, serve),
+        Verb::Proxy(arguments) => proxy::run(&arguments),
         Verb::Check { config } => check::run(&config),
         Verb::Explain(arguments) => explain::run(&arguments),
         Verb::Certs(arguments) => certs::run(&arguments),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::options::{ConfigSource, LogArgs, RunOptions};
+use super::options::{ConfigSource, LogArgs};
 use super::{CONFIG, USAGE, colours, fail};
 use crate::config::LoadError;
 
@@ -42,14 +42,14 @@ pub(super) struct Arguments {
     log: LogArgs,
 }
 
-pub(super) fn run(arguments: &Arguments, serve: fn(RunOptions) -> ExitCode) -> ExitCode {
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let text = match configuration(arguments) {
         Ok(text) => text,
         Err(error) => return fail(USAGE, &error),
     };
     let source = ConfigSource::Text { name: "starlock proxy".to_owned(), text };
     match source.load() {
-        Ok(_) => serve(arguments.log.with(source)),
+        Ok(_) => super::run::run(arguments.log.with(source)),
         Err(LoadError::Problems(problems)) => fail(CONFIG, &problems.render(colours())),
         Err(error) => fail(CONFIG, &error.to_string()),
     }
