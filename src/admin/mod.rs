@@ -52,7 +52,7 @@ pub struct Status {
     pub listeners: Vec<ListenerStatus>,
     /// Clients at this moment.
     pub connections_open: u64,
-    /// Since the start.
+    /// Since the start, of the routes in force.
     pub requests_total: u64,
     /// How many certificates there are in each state.
     pub certificates: BTreeMap<String, u64>,

@@ -19,7 +19,7 @@ impl ZoneTurns {
     }
 
     /// Waits for its turn in `place`; the turn ends when the guard is dropped. First come, first served.
-    pub(super) async fn take(&self, place: &str) -> OwnedMutexGuard<()> {
+    pub async fn take(&self, place: &str) -> OwnedMutexGuard<()> {
         self.lock(place).lock_owned().await
     }
 

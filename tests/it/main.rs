@@ -10,9 +10,12 @@
 )]
 
 mod architecture;
+mod bodies;
 mod config_errors;
 mod issuance;
 #[path = "../../benches/load/mod.rs"]
 mod load;
+mod reload;
 mod renewal;
+mod restart;
 mod support;

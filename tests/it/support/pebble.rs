@@ -74,6 +74,11 @@ impl Pebble {
         self.process.kill();
     }
 
+    /// Where its own certificate and key are.
+    pub fn directory(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
     pub fn log(&self) -> String {
         self.process.log()
     }

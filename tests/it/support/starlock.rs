@@ -97,6 +97,12 @@ impl Starlock {
     }
 }
 
+/// The root of this instance's local CA, as PEM.
+pub fn local_root(starlock: &Starlock) -> String {
+    let stored = std::fs::read_to_string(starlock.path("state/local-ca/root.json")).unwrap();
+    serde_json::from_str::<Value>(&stored).unwrap()["certificate"].as_str().unwrap().to_owned()
+}
+
 /// Runs the binary in `dir`, with a clean environment apart from what it needs.
 pub fn command(dir: &Path, arguments: &[&str]) -> Output {
     binary(dir).args(arguments).output().unwrap()
