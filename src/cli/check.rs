@@ -267,12 +267,12 @@ status = 404
         let (text, failed) = expectations(&loaded.plan, &loaded.expects);
         assert_eq!(failed, 1);
         assert!(
-            text.contains("ok    line 22: GET https://app.example.com/api/x goes to http://10.0.0.9:1 as /x"),
+            text.contains("ok    line 21: GET https://app.example.com/api/x goes to http://10.0.0.9:1 as /x"),
             "{text}"
         );
         assert!(
             text.contains(
-                "FAIL  line 26: GET https://app.example.com/x goes to app as /x (route app.example.com)"
+                "FAIL  line 25: GET https://app.example.com/x goes to app as /x (route app.example.com)"
             ),
             "{text}"
         );

@@ -50,7 +50,11 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let source = ConfigSource::Text { name: "starlock proxy".to_owned(), text };
     match source.load() {
         Ok(_) => super::run::run(arguments.log.with(source)),
-        Err(LoadError::Problems(problems)) => fail(CONFIG, &problems.render(colours())),
+        Err(LoadError::Problems(problems)) => {
+            let help =
+                "help: above is what the options say; --ca, --dns with --dns-key, and --clear say more";
+            fail(CONFIG, &format!("{}\n\n{help}", problems.render(colours())))
+        }
         Err(error) => fail(CONFIG, &error.to_string()),
     }
 }

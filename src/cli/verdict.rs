@@ -13,7 +13,7 @@ pub(super) enum Outcome {
     Forward { upstream: String, target: String },
     /// The client is sent elsewhere.
     Redirect { status: u16, url: String },
-    /// It is answered at once.
+    /// It is answered at once; `why` is empty if a route says so.
     Respond { status: u16, why: String },
 }
 
@@ -68,9 +68,7 @@ pub(super) fn judge<'a>(plan: &Plan, router: &'a Router, request: &ExpectRequest
             let rest = to.path.as_deref().map_or_else(|| format!("{path}{query}"), ToOwned::to_owned);
             Outcome::Redirect { status: to.status, url: format!("{}{rest}", to.origin) }
         }
-        ActionSpec::Respond { status, .. } => {
-            Outcome::Respond { status: *status, why: "the route says so".to_owned() }
-        }
+        ActionSpec::Respond { status, .. } => Outcome::Respond { status: *status, why: String::new() },
     };
     Judged { outcome, route: Some(route), path }
 }
@@ -105,6 +103,7 @@ impl std::fmt::Display for Outcome {
         match self {
             Self::Forward { upstream, target } => write!(f, "goes to {upstream} as {target}"),
             Self::Redirect { status, url } => write!(f, "is redirected ({status}) to {url}"),
+            Self::Respond { status, why } if why.is_empty() => write!(f, "is answered with {status}"),
             Self::Respond { status, why } => write!(f, "is answered with {status}: {why}"),
         }
     }
@@ -151,7 +150,7 @@ mod tests {
             ("https://app.example.com/api", "goes to http://10.0.0.2:80 as /"),
             ("https://old.example.com/a?b", "is redirected (308) to https://app.example.com/a?b"),
             ("https://go.example.com/a?b", "is redirected (302) to https://app.example.com/start?x"),
-            ("https://x.example.com/", "is answered with 410: the route says so"),
+            ("https://x.example.com/", "is answered with 410"),
             ("https://example.com/", "is answered with 404: no route is for it"),
             ("http://app.example.com/a?b", "is redirected (308) to https://app.example.com:8443/a?b"),
             ("http://nobody.test/", "is answered with 404: no route is for this host"),
