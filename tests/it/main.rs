@@ -12,6 +12,7 @@
 mod architecture;
 mod bodies;
 mod config_errors;
+mod example;
 mod issuance;
 #[path = "../../benches/load/mod.rs"]
 mod load;
