@@ -24,16 +24,11 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// All of them (the default).
-    List {
-        #[command(flatten)]
-        socket: SocketArgs,
-    },
+    List,
     /// Those for a name, with everything known about them.
     Show {
         /// A host, or a name as it stands in a certificate.
         name: String,
-        #[command(flatten)]
-        socket: SocketArgs,
     },
     /// Not supported yet.
     #[command(hide = true)]
@@ -47,10 +42,9 @@ enum Verb {
 }
 
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
-    let (socket, name) = match &arguments.verb {
-        None => (&arguments.socket, None),
-        Some(Verb::List { socket }) => (socket.or(&arguments.socket), None),
-        Some(Verb::Show { name, socket }) => (socket.or(&arguments.socket), Some(name)),
+    let name = match &arguments.verb {
+        None | Some(Verb::List) => None,
+        Some(Verb::Show { name }) => Some(name),
         Some(Verb::Renew { .. } | Verb::Revoke { .. } | Verb::Export { .. }) => {
             return fail(
                 USAGE,
@@ -58,7 +52,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
             );
         }
     };
-    let mut certificates = match socket.client().certificates() {
+    let mut certificates = match arguments.socket.client().certificates() {
         Ok(certificates) => certificates,
         Err(error) => return fail(FAILURE, &error.to_string()),
     };

@@ -60,7 +60,7 @@ pub struct RunOptions {
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct ConfigArgs {
     /// The configuration [default: ./starlock.toml, then /etc/starlock/starlock.toml]
-    #[arg(long, short, env = "STARLOCK_CONFIG", value_name = "FILE")]
+    #[arg(long, short, env = "STARLOCK_CONFIG", value_name = "FILE", global = true)]
     pub(super) config: Option<PathBuf>,
 }
 
@@ -100,16 +100,11 @@ pub(super) struct SocketArgs {
     #[command(flatten)]
     pub(super) config: ConfigArgs,
     /// The admin socket [default: `listen.admin` of the configuration]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", global = true)]
     pub(super) socket: Option<PathBuf>,
 }
 
 impl SocketArgs {
-    /// These, or `outer` if nothing is said here: options may stand before or after a verb's own verb.
-    pub(super) fn or<'a>(&'a self, outer: &'a Self) -> &'a Self {
-        if self.socket.is_none() && outer.socket.is_some() { outer } else { self }
-    }
-
     /// A client of the socket that is meant. A configuration that is missing or wrong does not keep it from being found.
     pub(super) fn client(&self) -> Client {
         let env = Environment::of_process();

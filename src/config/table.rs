@@ -141,7 +141,11 @@ impl Words {
 
 impl fmt::Display for Words {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.all().collect::<Vec<_>>().join(", "))
+        f.write_str(&self.now.join(", "))?;
+        match self.later {
+            [] => Ok(()),
+            later => write!(f, " (not yet: {})", later.join(", ")),
+        }
     }
 }
 
@@ -179,7 +183,7 @@ impl Kind {
     /// What help to show beside a key of this kind.
     pub(super) fn choices(&self) -> Option<String> {
         match self {
-            Self::Word(words) => Some(format!("one of {words}")),
+            Self::Word(words) => Some(format!("one of {}", words.all().collect::<Vec<_>>().join(", "))),
             Self::Vendor(VendorKind::Choice(words)) => Some(format!("one of {}", words.join(", "))),
             Self::Or(scalar, _) => scalar.choices(),
             _ => None,
