@@ -197,9 +197,8 @@ async fn clear_text_is_sent_to_https_when_there_is_one() {
 
 #[tokio::test]
 async fn a_server_that_fails_is_a_gateway_error_with_an_id_and_a_reason() {
-    let gone = Server::echo();
-    let (nobody, closing) = (gone.address, Server::raw(|_| async {}));
-    drop(gone);
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closing = Server::raw(|_| async {});
     let garbage = Server::canned("SSH-2.0-dropbear\r\n\r\n", true);
     let switching = Server::canned(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",

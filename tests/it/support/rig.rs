@@ -54,7 +54,7 @@ impl Plan {
         }
     }
 
-    /// Listens with TLS as well; `*.test` and `test` are what its certificate is for.
+    /// Listens with TLS as well; its certificate is for `a.test`, `b.test`, `*.wild.test` and `127.0.0.1`.
     pub(crate) fn tls() -> Self {
         let mut plan = Self::clear();
         plan.listen.https = vec![local()];
@@ -136,7 +136,7 @@ impl Rig {
         let log = AccessLog::start(target, AccessFormat::Json, metrics.access_dropped().clone()).unwrap();
 
         let (mut certs, reader) = cert_store();
-        let (bundle, trusted) = certificate(&["test", "*.test", "127.0.0.1"]);
+        let (bundle, trusted) = certificate(&["a.test", "b.test", "*.wild.test", "127.0.0.1"]);
         certs.publish(CertTable::new([bundle], None));
         let tls = TlsServer::new(reader).unwrap();
 
