@@ -1,5 +1,6 @@
 //! Behaviour tests against real servers; one binary, one file for each behaviour.
 
+mod http2;
 mod limits;
 mod proxying;
 mod reload;

@@ -120,7 +120,7 @@ pub(crate) struct Rig {
     pub(crate) traffic: Traffic,
     pub(crate) publisher: SnapshotPublisher,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) certs: CertPublisher,
+    certs: CertPublisher,
     trusted: RootCertStore,
     log: AccessLog,
     log_path: PathBuf,
@@ -162,6 +162,13 @@ impl Rig {
             Snapshot::build(&plan.proxy, &plan.upstreams, port, Some(&current), &self.metrics).unwrap();
         self.publisher.publish(next);
         listeners.commit();
+    }
+
+    /// Serves another certificate from now on.
+    pub(crate) fn renew(&mut self, names: &[&str]) {
+        let (bundle, trusted) = certificate(names);
+        self.certs.publish(CertTable::new([bundle], None));
+        self.trusted = trusted;
     }
 
     pub(crate) fn http(&self) -> SocketAddr {
