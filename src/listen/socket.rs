@@ -83,7 +83,7 @@ impl Inherited {
                 Ok(Some(listener)) => match listener.local_addr() {
                     Ok(address) => sockets.push((address, listener)),
                     Err(error) => {
-                        tracing::warn!(index, %error, "an inherited socket has no address; it is not used")
+                        tracing::warn!(index, %error, "an inherited socket has no address; it is not used");
                     }
                 },
                 Ok(None) => {}

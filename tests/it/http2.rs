@@ -60,7 +60,7 @@ async fn text(response: Response<Incoming>) -> String {
 #[tokio::test]
 async fn a_stream_becomes_a_request_of_its_own() {
     let server = Server::echo();
-    let rig = Plan::tls().to("a.test", server.address).start().await;
+    let rig = Plan::tls().forward("a.test", server.address).start().await;
     let mut sender = connect(&rig, "a.test").await;
     let request = Request::post("https://a.test/x?y")
         .header("cookie", "a=1")
@@ -105,7 +105,7 @@ async fn trailers_go_both_ways() {
         let body = StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync();
         Response::builder().header("trailer", "grpc-status, x-sum").body(body).unwrap()
     });
-    let rig = Plan::tls().to("a.test", server.address).start().await;
+    let rig = Plan::tls().forward("a.test", server.address).start().await;
     let mut sender = connect(&rig, "a.test").await;
     let mut sum = HeaderMap::new();
     sum.insert("x-sum", "42".parse().unwrap());
@@ -174,7 +174,7 @@ async fn large_heads_are_refused_and_crumbs_count_once() {
 #[tokio::test]
 async fn a_body_must_be_as_long_as_announced() {
     let server = Server::echo();
-    let rig = Plan::tls().to("a.test", server.address).start().await;
+    let rig = Plan::tls().forward("a.test", server.address).start().await;
     let (mut frames, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
     frames.request(1, 0, "POST", "/short", &[("content-length", "10")]).await;
     frames.send(DATA, END_STREAM, 1, b"four").await;
@@ -202,7 +202,7 @@ async fn a_stream_that_stalls_ends_alone() {
         while stream.write_all(&[0; 65_536]).await.is_ok() {}
     });
     let rig = Plan::tls()
-        .to("a.test", server.address)
+        .forward("a.test", server.address)
         .respond("a.test/ok", 200, Some("ok"))
         .with(|plan| plan.listen.timeouts.write = Duration::from_millis(300))
         .start()
@@ -226,7 +226,8 @@ async fn one_stalled_upload_does_not_block_the_others() {
         std::future::pending::<()>().await;
     });
     let server = Server::echo();
-    let rig = Plan::tls().to("a.test", server.address).to("a.test/deaf", deaf.address).start().await;
+    let rig =
+        Plan::tls().forward("a.test", server.address).forward("a.test/deaf", deaf.address).start().await;
     let mut sender = connect(&rig, "a.test").await;
     let endless = futures_util::stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&[0; 16_384]))));
     let stuck = Request::put("https://a.test/deaf").body(StreamBody::new(endless).boxed_unsync()).unwrap();
@@ -260,7 +261,8 @@ async fn a_reset_stream_is_a_client_that_left() {
     let server = Server::raw(|mut stream| async move {
         let _ = stream.read_to_end(&mut Vec::new()).await;
     });
-    let rig = Plan::tls().to("a.test", server.address).respond("a.test/ok", 200, Some("ok")).start().await;
+    let rig =
+        Plan::tls().forward("a.test", server.address).respond("a.test/ok", 200, Some("ok")).start().await;
     let (mut frames, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
     frames.request(1, END_STREAM, "GET", "/left", &[]).await;
     deaf_has_it(&server).await;
@@ -312,7 +314,7 @@ async fn a_drain_says_goaway_and_lets_streams_end() {
             Response::new(full("at last"))
         }
     });
-    let rig = Plan::tls().to("a.test", server.address).start().await;
+    let rig = Plan::tls().forward("a.test", server.address).start().await;
     let (mut frames, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
     frames.request(1, END_STREAM, "GET", "/slow", &[]).await;
     deaf_has_it(&server).await;

@@ -80,7 +80,7 @@ async fn a_handshake_that_never_comes_ends() {
 async fn a_stuck_upload_is_408_and_a_slow_one_goes_through() {
     let server = Server::echo();
     let rig = Plan::clear()
-        .to("a.test", server.address)
+        .forward("a.test", server.address)
         .with(|plan| {
             plan.proxy.body_timeout = MS(300);
             plan.listen.timeouts.header = MS(100);
@@ -110,7 +110,7 @@ async fn a_client_that_does_not_read_is_dropped() {
         while stream.write_all(&[0; 65_536]).await.is_ok() {}
     });
     let rig = Plan::clear()
-        .to("a.test", server.address)
+        .forward("a.test", server.address)
         .with(|plan| plan.listen.timeouts.write = MS(300))
         .start()
         .await;
@@ -146,8 +146,11 @@ async fn too_large_heads_are_refused_each_with_its_status() {
 #[tokio::test]
 async fn too_large_bodies_are_413_announced_or_not() {
     let server = Server::echo();
-    let rig =
-        Plan::clear().to("a.test", server.address).with(|plan| plan.proxy.max_body = Some(10)).start().await;
+    let rig = Plan::clear()
+        .forward("a.test", server.address)
+        .with(|plan| plan.proxy.max_body = Some(10))
+        .start()
+        .await;
     let head = "POST / HTTP/1.1\r\nHost: a.test\r\n";
     let mut client = rig.connect().await;
     let answer = client.ask(format!("{head}Content-Length: 10\r\n\r\n0123456789")).await;

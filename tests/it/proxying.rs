@@ -12,7 +12,7 @@ use crate::support::server::{Server, full};
 #[tokio::test]
 async fn a_request_arrives_as_it_was_sent_with_what_a_server_must_know() {
     let server = Server::echo();
-    let rig = Plan::clear().to("a.test", server.address).start().await;
+    let rig = Plan::clear().forward("a.test", server.address).start().await;
     let mut client = rig.connect().await;
     let answer = client
         .ask(
@@ -44,7 +44,7 @@ async fn a_request_arrives_as_it_was_sent_with_what_a_server_must_know() {
 #[tokio::test]
 async fn connections_are_kept_on_both_sides() {
     let server = Server::echo();
-    let rig = Plan::clear().to("a.test", server.address).with(|plan| plan.workers = 1).start().await;
+    let rig = Plan::clear().forward("a.test", server.address).with(|plan| plan.workers = 1).start().await;
     let mut client = rig.connect().await;
     for n in 0..20 {
         let answer = client.get("a.test", &format!("/{n}")).await;
@@ -72,7 +72,7 @@ async fn bodies_of_unknown_length_and_trailers_go_both_ways() {
         let response = http::Response::builder().header("trailer", "x-back");
         response.body(body.boxed_unsync()).unwrap()
     });
-    let rig = Plan::clear().to("a.test", server.address).start().await;
+    let rig = Plan::clear().forward("a.test", server.address).start().await;
     for method in ["POST", "GET"] {
         let mut client = rig.connect().await;
         let answer = client
@@ -102,9 +102,9 @@ async fn answers_without_a_body_keep_their_fields() {
     let none = Server::canned("HTTP/1.1 204 No Content\r\nX-Is: here\r\n\r\n", false);
     let same = Server::canned("HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n", false);
     let rig = Plan::clear()
-        .to("a.test", server.address)
-        .to("b.test", none.address)
-        .to("c.test", same.address)
+        .forward("a.test", server.address)
+        .forward("b.test", none.address)
+        .forward("c.test", same.address)
         .start()
         .await;
     let mut client = rig.connect().await;
@@ -131,7 +131,7 @@ async fn answers_without_a_body_keep_their_fields() {
 async fn continue_is_said_when_the_body_is_wanted_and_not_else() {
     let server = Server::echo();
     let rig = Plan::clear()
-        .to("a.test", server.address)
+        .forward("a.test", server.address)
         .respond("b.test", 403, None)
         .with(|plan| plan.proxy.max_body = Some(10))
         .start()
@@ -161,7 +161,7 @@ async fn starlock_answers_by_itself() {
         .respond("a.test/empty", 204, None)
         .redirect("b.test", "https://a.test:8443", None, 308)
         .redirect("c.test", "https://a.test", Some("/there?x=1"), 302)
-        .stripped_to("a.test/api", server.address)
+        .forward_stripped("a.test/api", server.address)
         .start()
         .await;
     let mut client = rig.connect().await;
@@ -209,13 +209,13 @@ async fn a_server_that_fails_is_a_gateway_error_with_an_id_and_a_reason() {
     });
     let fine = Server::echo();
     let rig = Plan::clear()
-        .to("refused.test", nobody)
-        .to("closed.test", closing.address)
-        .to("garbage.test", garbage.address)
-        .to("switching.test", switching.address)
-        .to("silent.test", silent.address)
-        .to("fine.test", fine.address)
-        .to_host("unresolved.test", ServerHost::Name("no..such..name".into()), 80, false)
+        .forward("refused.test", nobody)
+        .forward("closed.test", closing.address)
+        .forward("garbage.test", garbage.address)
+        .forward("switching.test", switching.address)
+        .forward("silent.test", silent.address)
+        .forward("fine.test", fine.address)
+        .forward_to_host("unresolved.test", ServerHost::Name("no..such..name".into()), 80, false)
         .with(|plan| plan.upstreams.iter_mut().for_each(|u| u.timeouts.response = Duration::from_millis(100)))
         .start()
         .await;
@@ -254,9 +254,9 @@ async fn an_answer_that_breaks_off_is_not_passed_off_as_whole() {
     let chunked = Server::canned("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", true);
     let stuck = Server::canned("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", false);
     let rig = Plan::clear()
-        .to("short.test", short.address)
-        .to("chunked.test", chunked.address)
-        .to("stuck.test", stuck.address)
+        .forward("short.test", short.address)
+        .forward("chunked.test", chunked.address)
+        .forward("stuck.test", stuck.address)
         .with(|plan| plan.upstreams.iter_mut().for_each(|u| u.timeouts.stall = Duration::from_millis(100)))
         .start()
         .await;
@@ -292,8 +292,8 @@ async fn an_idle_connection_that_the_server_has_closed_costs_no_request() {
         false,
     );
     let rig = Plan::clear()
-        .to("a.test", server.address)
-        .to("b.test", hint.address)
+        .forward("a.test", server.address)
+        .forward("b.test", hint.address)
         .with(|plan| plan.workers = 1)
         .start()
         .await;
@@ -323,7 +323,7 @@ async fn a_client_that_leaves_is_499_and_its_server_is_let_go() {
             told.send("left").unwrap();
         }
     });
-    let rig = Plan::clear().to("a.test", server.address).start().await;
+    let rig = Plan::clear().forward("a.test", server.address).start().await;
     let mut client = rig.connect().await;
     client.send("GET /slow HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     assert_eq!(heard.recv().await, Some("asked"));
@@ -352,7 +352,7 @@ async fn large_bodies_stream_and_push_back() {
         }
         http::Response::new(full(format!("{count} {sum}")))
     });
-    let rig = Plan::clear().to("a.test", server.address).start().await;
+    let rig = Plan::clear().forward("a.test", server.address).start().await;
     let mut client = Raw::connect(rig.http()).await;
     client.send(format!("PUT /up HTTP/1.1\r\nHost: a.test\r\nContent-Length: {SIZE}\r\n\r\n")).await;
     let piece: Vec<u8> = (0..65_536_u32).map(|n| (n % 251) as u8).collect();
@@ -384,7 +384,11 @@ async fn what_nobody_takes_is_not_taken_from_the_other_side() {
             }
         }
     });
-    let rig = Plan::clear().to("deaf.test", deaf.address).to("pouring.test", pouring.address).start().await;
+    let rig = Plan::clear()
+        .forward("deaf.test", deaf.address)
+        .forward("pouring.test", pouring.address)
+        .start()
+        .await;
     let mut client = rig.connect().await;
     client.send("PUT / HTTP/1.1\r\nHost: deaf.test\r\nContent-Length: 1000000000\r\n\r\n").await;
     let mut sent = 0;

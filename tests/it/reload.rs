@@ -12,12 +12,12 @@ use crate::support::server::Server;
 #[tokio::test]
 async fn routes_change_for_the_next_request_and_no_connection_is_closed() {
     let (old, new) = (Server::echo(), Server::echo());
-    let mut rig = Plan::clear().to("a.test", old.address).to("b.test", old.address).start().await;
+    let mut rig = Plan::clear().forward("a.test", old.address).forward("b.test", old.address).start().await;
     let address = rig.http();
     let mut client = rig.connect().await;
     client.get("a.test", "/").await;
     let plan = |server: &Server| {
-        let mut plan = Plan::clear().to("a.test", server.address).respond("c.test", 200, Some("new"));
+        let mut plan = Plan::clear().forward("a.test", server.address).respond("c.test", 200, Some("new"));
         plan.listen.http = vec![([127, 0, 0, 1], 0).into()];
         plan
     };
@@ -91,7 +91,8 @@ async fn a_drain_lets_requests_end_and_says_goodbye() {
         let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 4096]).await;
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow").await;
     });
-    let rig = Plan::clear().to("a.test", server.address).respond("b.test", 200, Some("ok")).start().await;
+    let rig =
+        Plan::clear().forward("a.test", server.address).respond("b.test", 200, Some("ok")).start().await;
     let address = rig.http();
     let mut idle = rig.connect().await;
     idle.get("b.test", "/").await;
@@ -134,7 +135,7 @@ async fn a_drain_has_an_end() {
     let silent = Server::raw(|mut stream| async move {
         let _ = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut Vec::new()).await;
     });
-    let rig = Plan::clear().to("a.test", silent.address).start().await;
+    let rig = Plan::clear().forward("a.test", silent.address).start().await;
     let mut client = rig.connect().await;
     client.send("GET /hung HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     rig.until("the request", |_| silent.connections() == 1).await;

@@ -7,7 +7,7 @@ use crate::support::server::Server;
 #[tokio::test]
 async fn one_host_names_the_route_and_goes_to_the_server() {
     let server = Server::echo();
-    let rig = Plan::clear().to("a.test", server.address).respond("*", 200, Some("other")).start().await;
+    let rig = Plan::clear().forward("a.test", server.address).respond("*", 200, Some("other")).start().await;
     let ask = async |head: &str| rig.connect().await.ask(format!("{head}\r\n\r\n")).await;
     for (head, host) in [
         ("GET / HTTP/1.1\r\nHost: a.test", "a.test"),
@@ -43,7 +43,8 @@ async fn one_host_names_the_route_and_goes_to_the_server() {
 #[tokio::test]
 async fn one_path_names_the_route_and_goes_to_the_server() {
     let server = Server::echo();
-    let rig = Plan::clear().to("a.test", server.address).respond("a.test/admin", 403, None).start().await;
+    let rig =
+        Plan::clear().forward("a.test", server.address).respond("a.test/admin", 403, None).start().await;
     let ask = async |path: &str| rig.connect().await.get("a.test", path).await;
     for (path, forwarded) in [
         ("/x%2fy", "/x%2Fy"),
@@ -103,9 +104,9 @@ async fn only_trusted_proxies_are_believed() {
         [(vec![], "127.0.0.1", "127.0.0.1"), (vec!["127.0.0.0/8"], "6.6.6.6, 1.2.3.4, 127.0.0.1", "1.2.3.4")]
     {
         let rig = Plan::clear()
-            .to("a.test", server.address)
+            .forward("a.test", server.address)
             .with(|plan| {
-                plan.proxy.trusted_proxies = trusted.iter().map(|net| net.parse().unwrap()).collect()
+                plan.proxy.trusted_proxies = trusted.iter().map(|net| net.parse().unwrap()).collect();
             })
             .start()
             .await;
@@ -141,7 +142,7 @@ async fn statuses(client: &mut Raw, bytes: &str) -> Vec<u16> {
 #[tokio::test]
 async fn framing_that_two_readers_could_read_differently_is_refused_or_rewritten() {
     let server = Server::echo();
-    let rig = Plan::clear().to("a.test", server.address).start().await;
+    let rig = Plan::clear().forward("a.test", server.address).start().await;
     let post = "POST /first HTTP/1.1\r\nHost: a.test\r\n";
     for (name, bytes) in [
         ("differing lengths", format!("{post}Content-Length: 1\r\nContent-Length: 2\r\n\r\nab")),
@@ -193,7 +194,7 @@ async fn framing_that_two_readers_could_read_differently_is_refused_or_rewritten
 #[tokio::test]
 async fn what_hyper_takes_within_the_rfc_is_pinned() {
     let server = Server::echo();
-    let rig = Plan::clear().to("a.test", server.address).start().await;
+    let rig = Plan::clear().forward("a.test", server.address).start().await;
     let post = "POST /first HTTP/1.1\r\nHost: a.test\r\n";
     // Transfer-Encoding wins over Content-Length, which the server never sees.
     for head in [

@@ -72,15 +72,21 @@ impl Plan {
     }
 
     /// A route to the server at `address`.
-    pub(crate) fn to(self, key: &str, address: SocketAddr) -> Self {
-        self.to_host(key, ServerHost::Ip(address.ip()), address.port(), false)
+    pub(crate) fn forward(self, key: &str, address: SocketAddr) -> Self {
+        self.forward_to_host(key, ServerHost::Ip(address.ip()), address.port(), false)
     }
 
-    pub(crate) fn stripped_to(self, key: &str, address: SocketAddr) -> Self {
-        self.to_host(key, ServerHost::Ip(address.ip()), address.port(), true)
+    pub(crate) fn forward_stripped(self, key: &str, address: SocketAddr) -> Self {
+        self.forward_to_host(key, ServerHost::Ip(address.ip()), address.port(), true)
     }
 
-    pub(crate) fn to_host(mut self, key: &str, host: ServerHost, port: u16, strip_prefix: bool) -> Self {
+    pub(crate) fn forward_to_host(
+        mut self,
+        key: &str,
+        host: ServerHost,
+        port: u16,
+        strip_prefix: bool,
+    ) -> Self {
         let upstream: Arc<str> = format!("to-{key}").into();
         self.upstreams.push(UpstreamSpec {
             name: upstream.clone(),
