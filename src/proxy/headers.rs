@@ -156,7 +156,7 @@ fn set_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
     let Client { address, peer, trusted } = incoming.client;
     let removed: Names = headers
         .keys()
-        .filter(|name| is_forwarding(name.as_str()) && !(trusted && !name.as_str().contains(['_', '.'])))
+        .filter(|name| is_forwarding(name.as_str()) && (!trusted || name.as_str().contains(['_', '.'])))
         .cloned()
         .collect();
     for name in &removed {

@@ -6,5 +6,5 @@ mod metrics;
 mod spec;
 
 pub use access::{AccessFormat, AccessLog, AccessRecord, AccessTarget, AccessWriter};
-pub use metrics::{Counter, Gauge, Histogram, Metrics, NONE};
+pub use metrics::{Counter, Gauge, Histogram, Metrics, NONE, UNSENT};
 pub use spec::{AccessLogSpec, TelemetrySpec};

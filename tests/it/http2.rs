@@ -182,15 +182,17 @@ async fn a_body_must_be_as_long_as_announced() {
     frames.request(3, 0, "POST", "/long", &[("content-length", "2")]).await;
     frames.send(DATA, END_STREAM, 3, b"four").await;
     assert_eq!(frames.end_of(3).await.kind, RST_STREAM);
-    frames.request(5, 0, "POST", "/right", &[("content-length", "4")]).await;
-    frames.send(DATA, END_STREAM, 5, b"four").await;
-    assert_eq!(frames.end_of(5).await.kind, DATA);
+    frames.request(11, END_STREAM, "POST", "/none", &[("content-length", "2")]).await;
+    assert_eq!(frames.end_of(11).await.kind, RST_STREAM);
+    frames.request(13, 0, "POST", "/right", &[("content-length", "4")]).await;
+    frames.send(DATA, END_STREAM, 13, b"four").await;
+    assert_eq!(frames.end_of(13).await.kind, DATA);
     rig.logged(|line| line["path"] == "/right" && line["status"] == 200).await;
-    frames.request(7, END_STREAM, "GET", "/two", &[("host", "b.test")]).await;
-    frames.end_of(7).await;
+    frames.request(15, END_STREAM, "GET", "/two", &[("host", "b.test")]).await;
+    frames.end_of(15).await;
     rig.logged(|line| line["path"] == "/two" && line["reason"] == "bad_host").await;
-    frames.request(9, END_STREAM, "TRACE", "/trace", &[]).await;
-    frames.end_of(9).await;
+    frames.request(17, END_STREAM, "TRACE", "/trace", &[]).await;
+    frames.end_of(17).await;
     rig.logged(|line| line["path"] == "/trace" && line["status"] == 405).await;
 }
 
@@ -270,6 +272,28 @@ async fn a_reset_stream_is_a_client_that_left() {
     assert_eq!(rig.logged(|line| line["path"] == "/left").await["status"], 499);
     frames.request(3, END_STREAM, "GET", "/ok", &[]).await;
     assert_eq!(frames.end_of(3).await.payload, b"ok");
+    frames.request(5, END_STREAM, "GET", "/gone", &[]).await;
+    rig.until("the request", |_| server.connections() == 2).await;
+    drop(frames);
+    assert_eq!(rig.logged(|line| line["path"] == "/gone").await["status"], 499);
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_told_to_go() {
+    let rig = Plan::tls()
+        .respond("a.test", 200, Some("ok"))
+        .with(|plan| plan.listen.timeouts.idle = Duration::from_millis(300))
+        .start()
+        .await;
+    let (mut frames, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
+    frames.request(1, END_STREAM, "GET", "/", &[]).await;
+    frames.end_of(1).await;
+    let start = std::time::Instant::now();
+    assert_eq!(frames.next_of(GOAWAY).await.payload[4..8], [0; 4], "NO_ERROR");
+    assert!(start.elapsed() >= Duration::from_millis(290), "{:?}", start.elapsed());
+    while frames.next().await.is_some() {}
+    drop(frames);
+    rig.until("the end", |rig| rig.traffic.open_connections() == 0).await;
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
 pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const WINDOW_UPDATE: u8 = 8;
 
@@ -70,8 +71,20 @@ impl Frames {
         self.send(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes()).await;
     }
 
-    /// The next frame; `None` at the end.
+    /// The next frame; `None` at the end. Pings are answered.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
+        loop {
+            let frame = self.read().await?;
+            if frame.kind != PING {
+                return Some(frame);
+            }
+            if frame.flags & ACK == 0 {
+                self.send(PING, ACK, 0, &frame.payload).await;
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Option<Frame> {
         timeout(PATIENCE, async {
             let mut head = [0; 9];
             self.0.read_exact(&mut head).await.ok()?;
