@@ -278,13 +278,17 @@ async fn an_answer_that_breaks_off_is_not_passed_off_as_whole() {
 #[tokio::test]
 async fn an_idle_connection_that_the_server_has_closed_costs_no_request() {
     // Each connection answers once and is then closed, without a word about it in the answer.
-    let server = Server::raw(|mut stream| async move {
-        let mut seen = Vec::new();
-        while let Ok(1..) = stream.read_buf(&mut seen).await {
-            if seen.ends_with(b"\r\n\r\n") {
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-                return;
+    let (told, mut closed) = tokio::sync::mpsc::unbounded_channel();
+    let server = Server::raw(move |mut stream| {
+        let told = told.clone();
+        async move {
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"\r\n\r\n") {
+                stream.read_buf(&mut seen).await.unwrap();
             }
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+            drop(stream);
+            let _ = told.send(());
         }
     });
     let hint = Server::canned(
@@ -300,6 +304,7 @@ async fn an_idle_connection_that_the_server_has_closed_costs_no_request() {
     let mut client = rig.connect().await;
     for _ in 0..50 {
         assert_eq!(client.get("a.test", "/").await.text(), "ok");
+        closed.recv().await.unwrap();
     }
     assert_eq!(server.connections(), 50);
     for _ in 0..3 {
