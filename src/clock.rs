@@ -63,3 +63,23 @@ pub fn rfc3339(time: SystemTime) -> String {
         .map(|t| t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
         .unwrap_or_else(|_| "out of range".to_owned())
 }
+
+/// A clock that moves with tokio's timers: under a paused runtime, sleeping passes wall time too.
+#[derive(Debug)]
+pub struct TokioClock {
+    base: SystemTime,
+    started: tokio::time::Instant,
+}
+
+impl TokioClock {
+    /// Reads `base` now. Must be made inside a runtime when that one is paused.
+    pub fn starting_at(base: SystemTime) -> Self {
+        Self { base, started: tokio::time::Instant::now() }
+    }
+}
+
+impl Clock for TokioClock {
+    fn now(&self) -> SystemTime {
+        self.base + self.started.elapsed()
+    }
+}

@@ -75,6 +75,11 @@ pub trait Issuer: Send + Sync + fmt::Debug {
     /// Gets one certificate for all names of the request, or says whose fault it was and when to come back.
     async fn issue(&self, request: &IssueRequest, progress: &dyn Progress) -> Result<IssuedCert, IssueError>;
 
+    /// Whether `issue` asks nobody and takes milliseconds: a start may wait for it.
+    fn is_instant(&self) -> bool {
+        false
+    }
+
     /// Once a certificate is stored durably: forgets what was kept to resume its order. Idempotent.
     async fn stored(&self, request: &IssueRequest);
 }

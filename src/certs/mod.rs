@@ -1,1 +1,14 @@
-//! (room under construction)
+//! When to order, what to serve. Knows no CA, only [`Issuer`](crate::issuer::Issuer)s.
+
+mod manager;
+mod policy;
+mod record;
+mod state;
+#[cfg(test)]
+mod tests;
+mod view;
+mod worker;
+
+pub use manager::{CertManager, Wanted};
+pub use record::CertId;
+pub use view::{CertObserver, CertView, Phase};

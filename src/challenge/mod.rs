@@ -1,10 +1,18 @@
 //! Proving control of a name: what an order presents, and how it is always taken away again.
 
+mod dns01;
+mod janitor;
+mod journal;
+mod propagation;
+
 use std::fmt;
 
 use async_trait::async_trait;
 
 use crate::name::HostName;
+
+pub use dns01::{Dns01Solver, OwnResponder};
+pub use janitor::{Janitor, Swept, janitor};
 
 /// One DNS-01 challenge of an order (RFC 8555 section 8.4).
 #[derive(Clone, Debug, PartialEq, Eq)]

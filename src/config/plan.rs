@@ -43,6 +43,7 @@ pub struct CertificatePlan {
 }
 
 /// Who signs a certificate.
+#[allow(clippy::large_enum_variant, reason = "one for each certificate, made once")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IssuerPlan {
     /// A CA, by DNS-01.

@@ -1,7 +1,15 @@
 //! Writing TXT records where somebody else's name servers serve them.
 
+mod bridge;
+mod build;
+mod exec;
+mod httpreq;
+mod redact;
+mod rfc2136;
 mod spec;
+mod turns;
 mod vendors;
+mod zone;
 
 use std::fmt;
 
@@ -9,9 +17,12 @@ use async_trait::async_trait;
 
 use crate::name::DnsName;
 
+pub use build::{BuildError, Surroundings, build};
 pub use spec::{
-    CommonKeys, Propagation, PropagationCheck, ProviderKind, ProviderSpec, Vendor, VendorKey, VendorValue,
+    CommonKeys, Propagation, PropagationCheck, ProviderKind, ProviderSpec, Vendor, VendorKey, VendorKind,
+    VendorValue,
 };
+pub use turns::ZoneTurns;
 pub use vendors::vendors;
 
 /// One TXT record of an ACME challenge. Several values may stand at one name.

@@ -111,6 +111,8 @@ pub struct Vendor {
     pub name: &'static str,
     /// Its keys, in the order of the reference.
     pub keys: &'static [VendorKey],
+    /// Keys of which at least one has to be given, although none of them is required alone; empty if there are none such.
+    pub any_of: &'static [&'static str],
 }
 
 /// A key of a vendor.
@@ -122,6 +124,40 @@ pub struct VendorKey {
     pub secret: bool,
     /// Whether leaving it out is an error.
     pub required: bool,
+    /// What its text has to be.
+    pub kind: VendorKind,
     /// One line for the reference.
     pub doc: &'static str,
+}
+
+/// What the text of a vendor's key has to be. Values that are not are refused by [`build`](super::build) too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VendorKind {
+    /// Anything.
+    Text,
+    /// A whole number.
+    Number,
+    /// `true` or `false`.
+    Bool,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+}
+
+impl VendorKind {
+    /// Whether `text` is such a value; else what was wanted.
+    pub fn check(self, text: &str) -> Result<(), String> {
+        let fits = match self {
+            Self::Text => true,
+            Self::Number => text.parse::<u32>().is_ok(),
+            Self::Bool => matches!(text, "true" | "false"),
+            Self::Choice(words) => words.contains(&text),
+        };
+        match self {
+            _ if fits => Ok(()),
+            Self::Text => Ok(()),
+            Self::Number => Err("a whole number is wanted".into()),
+            Self::Bool => Err("true or false is wanted".into()),
+            Self::Choice(words) => Err(format!("one of {} is wanted", words.join(", "))),
+        }
+    }
 }

@@ -1,5 +1,16 @@
-//! (room under construction)
+//! DNS questions we ask.
+//!
+//! Who is authoritative for a name is learnt from a recursive resolver, by asking about the names *above* it. The name
+//! of a challenge itself is only ever asked at authoritative servers: a recursive resolver that is asked before the
+//! record exists keeps the NXDOMAIN for the zone's negative TTL, and a CA behind that resolver then sees nothing.
 
+mod exchange;
 mod hosts;
+mod reply;
+mod zone;
 
+pub(crate) use exchange::roundtrip;
+pub use exchange::{AskError, ask};
 pub use hosts::{Hosts, ResolveError};
+pub use reply::{TxtReply, txt_reply};
+pub use zone::{Here, LookupError, Resolver, Target, Zone, ZoneServer};

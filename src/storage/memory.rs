@@ -13,10 +13,23 @@ pub struct MemoryStorage(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    values: BTreeMap<Key, Vec<(u64, Vec<u8>)>>,
+    current: BTreeMap<Key, Generation>,
+    previous: BTreeMap<Key, Generation>,
     aside: Vec<(Key, Vec<u8>)>,
     leases: HashSet<Key>,
     counter: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Generation {
+    number: u64,
+    value: Vec<u8>,
+}
+
+impl Generation {
+    fn stored(&self) -> Stored {
+        Stored { value: self.value.clone(), revision: Revision(self.number.to_string()) }
+    }
 }
 
 impl MemoryStorage {
@@ -28,28 +41,21 @@ impl MemoryStorage {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn generation(&self, key: &Key, back: usize) -> Option<Stored> {
-        let state = self.state();
-        let generations = state.values.get(key)?;
-        let (number, value) = generations.iter().rev().nth(back)?;
-        Some(Stored { value: value.clone(), revision: Revision(number.to_string()) })
-    }
 }
 
 #[async_trait]
 impl Storage for MemoryStorage {
     async fn load(&self, key: &Key) -> Result<Option<Stored>, StorageError> {
-        Ok(self.generation(key, 0))
+        Ok(self.state().current.get(key).map(Generation::stored))
     }
 
     async fn load_previous(&self, key: &Key) -> Result<Option<Stored>, StorageError> {
-        Ok(self.generation(key, 1))
+        Ok(self.state().previous.get(key).map(Generation::stored))
     }
 
     async fn store(&self, key: &Key, value: &[u8], expect: Expect) -> Result<Revision, StorageError> {
         let mut state = self.state();
-        let current = state.values.get(key).and_then(|g| g.last()).map(|(n, _)| Revision(n.to_string()));
+        let current = state.current.get(key).map(|g| g.stored().revision);
         let holds = match &expect {
             Expect::Anything => true,
             Expect::Absent => current.is_none(),
@@ -60,34 +66,31 @@ impl Storage for MemoryStorage {
         }
         state.counter += 1;
         let number = state.counter;
-        let generations = state.values.entry(key.clone()).or_default();
-        generations.push((number, value.to_vec()));
-        let excess = generations.len().saturating_sub(2);
-        generations.drain(..excess);
+        if let Some(former) = state.current.insert(key.clone(), Generation { number, value: value.to_vec() })
+        {
+            state.previous.insert(key.clone(), former);
+        }
         Ok(Revision(number.to_string()))
     }
 
     async fn remove(&self, key: &Key) -> Result<(), StorageError> {
-        self.state().values.remove(key);
+        let mut state = self.state();
+        state.current.remove(key);
+        state.previous.remove(key);
         Ok(())
     }
 
     async fn set_aside(&self, key: &Key) -> Result<String, StorageError> {
         let mut state = self.state();
-        if let Some(mut generations) = state.values.remove(key) {
-            if let Some((_, value)) = generations.pop() {
-                state.aside.push((key.clone(), value));
-            }
-            if !generations.is_empty() {
-                state.values.insert(key.clone(), generations);
-            }
+        if let Some(generation) = state.current.remove(key) {
+            state.aside.push((key.clone(), generation.value));
         }
         Ok(format!("memory:{key}"))
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<Key>, StorageError> {
         let below = format!("{prefix}/");
-        Ok(self.state().values.keys().filter(|k| k.as_str().starts_with(&below)).cloned().collect())
+        Ok(self.state().current.keys().filter(|k| k.as_str().starts_with(&below)).cloned().collect())
     }
 
     async fn try_lease(&self, name: &Key) -> Result<Option<Box<dyn Lease>>, StorageError> {

@@ -2,6 +2,7 @@
 //!
 //! One value per certificate holds chain, key and meta together, so that one store is one transaction.
 
+mod fs;
 mod memory;
 
 use std::fmt;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 
+pub use fs::FsStorage;
 pub use memory::MemoryStorage;
 
 /// Where state lies.
@@ -150,5 +152,84 @@ mod tests {
     fn keys_cannot_leave_their_place() {
         assert_eq!(Key::new(&["certs", "*.Example.com"]).as_str(), "certs/_.example.com");
         assert_eq!(Key::new(&["..", "a/b", ""]).as_str(), "_../a_b/_");
+    }
+
+    /// Everything that `Storage` promises, asked of both implementations.
+    async fn keeps_its_promises(storage: &dyn Storage) {
+        let key = Key::new(&["certs", "ca", "example.com"]);
+        assert!(storage.load(&key).await.unwrap().is_none());
+        let first = storage.store(&key, b"one", Expect::Absent).await.unwrap();
+        assert!(matches!(storage.store(&key, b"x", Expect::Absent).await, Err(StorageError::Conflict(_))));
+        assert!(storage.load_previous(&key).await.unwrap().is_none());
+        let second = storage.store(&key, b"two", Expect::Revision(first.clone())).await.unwrap();
+        assert_ne!(first, second);
+        assert!(matches!(
+            storage.store(&key, b"x", Expect::Revision(first)).await,
+            Err(StorageError::Conflict(_))
+        ));
+        assert_eq!(storage.load(&key).await.unwrap().unwrap().value, b"two");
+        assert_eq!(storage.load_previous(&key).await.unwrap().unwrap().value, b"one");
+
+        let other = Key::new(&["certs", "ca", "other.example"]);
+        storage.store(&other, b"other", Expect::Anything).await.unwrap();
+        storage.store(&Key::new(&["certs2", "x"]), b"x", Expect::Anything).await.unwrap();
+        assert_eq!(storage.list("certs").await.unwrap(), [key.clone(), other.clone()]);
+        assert_eq!(storage.list("certs/ca").await.unwrap().len(), 2);
+        assert!(storage.list("nothing").await.unwrap().is_empty());
+
+        storage.set_aside(&key).await.unwrap();
+        assert!(storage.load(&key).await.unwrap().is_none());
+        assert_eq!(storage.list("certs").await.unwrap(), [other.clone()]);
+        storage.remove(&other).await.unwrap();
+        storage.remove(&other).await.unwrap();
+        assert!(storage.load(&other).await.unwrap().is_none());
+
+        let lease = storage.try_lease(&key).await.unwrap().unwrap();
+        assert!(storage.try_lease(&key).await.unwrap().is_none());
+        let before = lease.fencing();
+        drop(lease);
+        assert!(storage.try_lease(&key).await.unwrap().unwrap().fencing() > before);
+    }
+
+    #[tokio::test]
+    async fn memory_keeps_the_promises() {
+        keeps_its_promises(&MemoryStorage::new()).await;
+    }
+
+    #[tokio::test]
+    async fn the_directory_keeps_the_promises() {
+        let dir = tempfile::tempdir().unwrap();
+        let (storage, _) = FsStorage::open(&StorageSpec { path: dir.path().join("state") }).unwrap();
+        keeps_its_promises(&storage).await;
+    }
+
+    #[tokio::test]
+    async fn files_are_private_and_leftovers_are_swept() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let spec = StorageSpec { path: dir.path().to_owned() };
+        let (storage, warnings) = FsStorage::open(&spec).unwrap();
+        assert!(warnings.iter().any(|w| w.contains("0755")), "{warnings:?}");
+        let key = Key::new(&["certs", "a"]);
+        storage.store(&key, b"secret", Expect::Anything).await.unwrap();
+        let mode =
+            |path: &str| std::fs::metadata(dir.path().join(path)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("certs/a.json"), mode("certs"), mode("")), (0o600, 0o700, 0o700));
+        std::fs::write(dir.path().join("certs/.tmp-0123"), b"half a file").unwrap();
+        let (storage, warnings) = FsStorage::open(&spec).unwrap();
+        assert!(!dir.path().join("certs/.tmp-0123").exists());
+        assert!(!warnings.iter().any(|w| w.contains("mode")), "{warnings:?}");
+        assert_eq!(storage.load(&key).await.unwrap().unwrap().value, b"secret");
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_vanished_is_an_error_not_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let (storage, _) = FsStorage::open(&StorageSpec { path: path.clone() }).unwrap();
+        std::fs::remove_dir_all(&path).unwrap();
+        let error = storage.load(&Key::new(&["certs", "a"])).await.unwrap_err();
+        assert!(error.to_string().contains("state"), "{error}");
     }
 }

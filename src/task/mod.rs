@@ -85,21 +85,31 @@ impl Supervisor {
 
     /// Starts a task. `make` is called once for each start; the future must end soon after the shutdown signal.
     /// A panic is logged and counts as an end.
-    pub fn spawn<F, Fut>(&self, name: Arc<str>, on_exit: OnExit, mut make: F)
+    pub fn spawn<F, Fut>(&self, name: Arc<str>, on_exit: OnExit, make: F)
+    where
+        F: FnMut(Shutdown) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn_until(name, on_exit, self.shutdown.clone(), make);
+    }
+
+    /// As [`Supervisor::spawn`], for a task that may be told to end before the others: `until` is a child of
+    /// [`Supervisor::shutdown`].
+    pub fn spawn_until<F, Fut>(&self, name: Arc<str>, on_exit: OnExit, until: Shutdown, mut make: F)
     where
         F: FnMut(Shutdown) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
         let this = self.clone();
-        let span = tracing::info_span!("task", %name);
+        let span = tracing::debug_span!(parent: None, "task", %name);
         let run = async move {
             let mut failures = 0;
             loop {
-                let ended = AssertUnwindSafe(make(this.shutdown.clone())).catch_unwind().await;
+                let ended = AssertUnwindSafe(make(until.clone())).catch_unwind().await;
                 if let Err(panic) = &ended {
                     tracing::error!(task = %name, panic = panic_text(panic.as_ref()), "a background task panicked");
                 }
-                if this.shutdown.is_triggered() {
+                if until.is_triggered() {
                     return;
                 }
                 match on_exit {
@@ -116,7 +126,7 @@ impl Supervisor {
                         tracing::warn!(task = %name, wait_ms = wait.as_millis(), "a background task ended; starting it again");
                         tokio::select! {
                             () = tokio::time::sleep(wait) => {}
-                            () = this.shutdown.wait() => return,
+                            () = until.wait() => return,
                         }
                     }
                 }

@@ -160,6 +160,13 @@ impl Metrics {
         counter
     }
 
+    /// Requests answered since the start, of the routes in force. For people; takes locks.
+    pub fn requests_total(&self) -> u64 {
+        let by_route = self.by_route.lock().unwrap_or_else(PoisonError::into_inner);
+        let series = by_route.values().flatten();
+        series.filter_map(|labels| self.requests.get(labels).map(|counter| counter.get())).sum()
+    }
+
     /// `starlock_http_request_duration_seconds`. Takes a lock: keep the handle.
     pub fn durations(&self, route: &Arc<str>) -> Histogram {
         self.durations.get_or_create_owned(&[("route", route.clone())])

@@ -2,9 +2,11 @@
 
 mod access;
 mod line;
+mod logs;
 mod metrics;
 mod spec;
 
 pub use access::{AccessFormat, AccessLog, AccessRecord, AccessTarget, AccessWriter};
+pub use logs::{LogFormat, init};
 pub use metrics::{Counter, Gauge, Histogram, Metrics, NONE, UNSENT};
 pub use spec::{AccessLogSpec, TelemetrySpec};

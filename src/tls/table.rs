@@ -36,6 +36,26 @@ impl CertTable {
         table
     }
 
+    /// Adds bundles for names that nothing else is for.
+    pub fn fill(&mut self, stand_ins: impl IntoIterator<Item = Arc<Bundle>>) {
+        for bundle in stand_ins {
+            for name in bundle.names().iter() {
+                match name {
+                    HostPattern::Exact(host) if self.lookup(host.as_str()).is_none() => {
+                        self.exact.insert(host.as_str().into(), bundle.clone());
+                    }
+                    HostPattern::Wildcard(zone) => {
+                        self.wildcard.entry(zone.as_str().into()).or_insert_with(|| bundle.clone());
+                    }
+                    HostPattern::Ip(address) => {
+                        self.addresses.entry(*address).or_insert_with(|| bundle.clone());
+                    }
+                    HostPattern::Exact(_) => {}
+                }
+            }
+        }
+    }
+
     /// The bundle for `host` (lower case, no trailing dot): exact before wildcard. Allocates nothing.
     pub fn lookup(&self, host: &str) -> Option<&Arc<Bundle>> {
         self.exact.get(host).or_else(|| {
@@ -90,6 +110,16 @@ mod tests {
         for unknown in ["b.a.example.com", ".example.com", "com", "", "example.org"] {
             assert!(table.lookup(unknown).is_none(), "{unknown}");
         }
+    }
+
+    #[test]
+    fn stand_ins_only_fill_gaps() {
+        let held = Arc::new(self_signed(&["*.example.com"], 10));
+        let stand_in = Arc::new(self_signed(&["a.example.com", "*.example.com", "example.org"], 90));
+        let mut table = CertTable::new([held.clone()], None);
+        table.fill([stand_in.clone()]);
+        assert_eq!(serial(table.lookup("a.example.com")), Some(held.serial()));
+        assert_eq!(serial(table.lookup("example.org")), Some(stand_in.serial()));
     }
 
     #[test]

@@ -1,10 +1,28 @@
 //! Behaviour tests against real servers; one binary, one file for each behaviour.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(
+    unreachable_pub,
+    missing_docs,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "tests, not the product"
+)]
 
+mod architecture;
+mod bodies;
+mod config_errors;
+mod example;
 mod http2;
+mod issuance;
 mod limits;
+mod listeners;
+#[path = "../../benches/load/mod.rs"]
+mod load;
 mod proxying;
 mod reload;
+mod renewal;
+mod restart;
+mod startup;
 mod support;
 mod trust;

@@ -7,8 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Longer than anything in a test takes; reached only when something hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) use super::PATIENCE;
+
 
 /// One connection.
 pub(crate) struct Raw {

@@ -1,6 +1,44 @@
-//! What the tests of traffic need: raw clients, scripted servers, and Starlock's data plane in this process.
+//! What behaviour tests stand on: real processes that die with the test, and clients.
 
-pub(crate) mod client;
-pub(crate) mod h2;
-pub(crate) mod rig;
-pub(crate) mod server;
+pub mod client;
+pub mod h2;
+pub mod pebble;
+pub mod process;
+pub mod rig;
+pub mod server;
+pub mod starlock;
+pub mod stopper;
+pub mod web;
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::time::{Duration, Instant};
+
+/// Long enough for a loaded machine; a test that waits this long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A port that nobody uses now, for programs that cannot be told to choose one: free for UDP and TCP.
+pub fn free_port() -> u16 {
+    loop {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = tcp.local_addr().unwrap().port();
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+pub fn local(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+/// Asks until the answer is there. `what` is for the message when it never is.
+pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < end, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,229 @@
+//! From what went wrong at the CA to a verdict: whose turn it is, when to come back, and words for a person.
+
+use std::time::{Duration, SystemTime};
+
+use http::StatusCode;
+use instant_acme::{Error, Problem};
+
+use super::client::LastAnswer;
+use crate::issuer::{FailureClass, IssueError, Retry};
+
+/// A CA that says "come back in a month" is not believed further than this.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// What was being done, for the message.
+pub(super) struct Context<'a> {
+    /// The CA's host.
+    pub(super) ca: &'a str,
+    /// The names of the order.
+    pub(super) names: &'a str,
+    /// As in "while creating the order".
+    pub(super) doing: &'a str,
+}
+
+/// Judges an error of instant-acme with the answer that it came from.
+pub(super) fn judge(
+    error: &Error,
+    last: Option<&LastAnswer>,
+    context: &Context<'_>,
+    now: SystemTime,
+) -> IssueError {
+    let Context { ca, names, doing } = context;
+    if let Error::Api(problem) = error {
+        return judge_problem(problem, last, context, now);
+    }
+    match last {
+        Some(LastAnswer::Failed(failure)) => IssueError::new(
+            FailureClass::CaDown,
+            Retry::Backoff,
+            format!(
+                "{names}: no answer from the CA while {doing}: {failure}. The order is tried again by itself."
+            ),
+        ),
+        Some(LastAnswer::Answer { status, retry_after, text })
+            if status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS =>
+        {
+            let said = text.as_deref().map(|t| format!(", saying \"{t}\"")).unwrap_or_default();
+            let class =
+                if status.is_server_error() { FailureClass::CaDown } else { FailureClass::RateLimited };
+            let message = format!(
+                "{names}: {ca} answered {status} while {doing}{said}. This is on the CA's side; the order is tried again by itself."
+            );
+            IssueError::new(class, at(*retry_after, now), message)
+        }
+        Some(LastAnswer::Answer { status, text: Some(text), .. }) => IssueError::new(
+            FailureClass::Config,
+            Retry::Backoff,
+            format!(
+                "{names}: {ca} answered {status} with something that is not ACME while {doing}: \"{text}\". \
+                 Check that acme.ca is the URL of an ACME directory."
+            ),
+        ),
+        _ => IssueError::new(
+            FailureClass::CaDown,
+            Retry::Backoff,
+            format!(
+                "{names}: the CA's answer could not be used while {doing}: {error}. The order is tried again by itself."
+            ),
+        ),
+    }
+}
+
+/// Judges a problem document (RFC 8555 section 6.7).
+pub(super) fn judge_problem(
+    problem: &Problem,
+    last: Option<&LastAnswer>,
+    context: &Context<'_>,
+    now: SystemTime,
+) -> IssueError {
+    let Context { ca, names, doing } = context;
+    let kind = kind(problem);
+    let retry_after = match last {
+        Some(LastAnswer::Answer { retry_after, .. }) => *retry_after,
+        _ => None,
+    };
+    let (class, retry, advice) = match kind {
+        "rateLimited" => (
+            FailureClass::RateLimited,
+            at(retry_after, now),
+            "The CA's limit is reached; the order waits by itself.",
+        ),
+        "unauthorized" | "incorrectResponse" | "dns" | "connection" | "tls" => (
+            FailureClass::Validation,
+            Retry::Backoff,
+            "The CA looked and did not find the challenge: check that the _acme-challenge name is delegated or writable as intended, \
+             from outside this network too.",
+        ),
+        "dnssec" => (
+            FailureClass::Validation,
+            Retry::Backoff,
+            "DNSSEC of the zone is broken: check the DS records at the registrar.",
+        ),
+        "caa" => (
+            FailureClass::Validation,
+            Retry::Park,
+            "A CAA record forbids this CA: allow it there, then `starlock reload`.",
+        ),
+        "rejectedIdentifier" | "unsupportedIdentifier" => {
+            (FailureClass::Config, Retry::Park, "The CA will not sign these names: change them or the CA.")
+        }
+        "externalAccountRequired" => {
+            (FailureClass::Config, Retry::Park, "This CA wants an external account binding.")
+        }
+        "userActionRequired" => {
+            (FailureClass::Config, Retry::Park, "The CA wants a person to act: follow what it says.")
+        }
+        "invalidContact" | "unsupportedContact" => {
+            (FailureClass::Config, Retry::Park, "Correct acme.email, then `starlock reload`.")
+        }
+        "badCSR" | "badPublicKey" | "badSignatureAlgorithm" | "malformed" | "invalidProfile" => (
+            FailureClass::Config,
+            Retry::Park,
+            "The CA does not accept what it was sent: check acme.key and acme.ca.",
+        ),
+        "serverInternal" | "badNonce" => (
+            FailureClass::CaDown,
+            at(retry_after, now),
+            "This is on the CA's side; the order is tried again by itself.",
+        ),
+        _ => (FailureClass::CaDown, at(retry_after, now), "The order is tried again by itself."),
+    };
+    let said = plain(problem);
+    IssueError::new(class, retry, format!("{names}: {ca} said while {doing}: {said}. {advice}"))
+}
+
+/// The last word of the problem's URN, or nothing for a foreign one.
+pub(super) fn kind(problem: &Problem) -> &str {
+    problem.r#type.as_deref().and_then(|t| t.strip_prefix("urn:ietf:params:acme:error:")).unwrap_or("")
+}
+
+/// Whether the request was not processed for its nonce alone, so that sending it again is right.
+pub(super) fn is_bad_nonce(error: &Error) -> bool {
+    matches!(error, Error::Api(problem) if kind(problem) == "badNonce")
+}
+
+/// The CA's own words: `detail (type)`, then each subproblem. Control characters do not pass.
+fn plain(problem: &Problem) -> String {
+    let mut text = problem.detail.clone().unwrap_or_else(|| "(no detail)".to_owned());
+    if !kind(problem).is_empty() {
+        text = format!("{text} ({})", kind(problem));
+    }
+    for sub in problem.subproblems.iter().take(10) {
+        let name = sub.identifier.as_ref().map(|i| i.authorized(false).to_string()).unwrap_or_default();
+        text = format!("{text}; {name}: {}", sub.detail.as_deref().unwrap_or("(no detail)"));
+    }
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(1000).collect()
+}
+
+fn at(retry_after: Option<SystemTime>, now: SystemTime) -> Retry {
+    match retry_after {
+        Some(moment) if moment > now => Retry::At(moment.min(now + LONGEST_RETRY_AFTER)),
+        _ => Retry::Backoff,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http_client::HttpError;
+
+    const CONTEXT: Context<'_> =
+        Context { ca: "ca.test", names: "example.test", doing: "creating the order" };
+
+    fn problem(kind: &str) -> Error {
+        let json = format!(
+            r#"{{"type":"urn:ietf:params:acme:error:{kind}","detail":"words of\u001b the CA","status":400}}"#
+        );
+        Error::Api(serde_json::from_str(&json).unwrap())
+    }
+
+    fn answer(status: u16, retry_after: Option<SystemTime>, text: Option<&str>) -> LastAnswer {
+        LastAnswer::Answer {
+            status: StatusCode::from_u16(status).unwrap(),
+            retry_after,
+            text: text.map(ToOwned::to_owned),
+        }
+    }
+
+    #[test]
+    fn every_kind_has_a_verdict_and_the_cas_words() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let later = now + Duration::from_secs(60);
+        for (kind, class, retry) in [
+            ("rateLimited", FailureClass::RateLimited, Retry::At(later)),
+            ("incorrectResponse", FailureClass::Validation, Retry::Backoff),
+            ("caa", FailureClass::Validation, Retry::Park),
+            ("rejectedIdentifier", FailureClass::Config, Retry::Park),
+            ("malformed", FailureClass::Config, Retry::Park),
+            ("serverInternal", FailureClass::CaDown, Retry::At(later)),
+            ("somethingNew", FailureClass::CaDown, Retry::At(later)),
+        ] {
+            let verdict = judge(&problem(kind), Some(&answer(400, Some(later), None)), &CONTEXT, now);
+            assert_eq!((verdict.class, verdict.retry), (class, retry), "{kind}");
+            assert!(
+                verdict.message.contains("words of  the CA") && verdict.message.contains("example.test"),
+                "{verdict}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_balancers_html_is_told_with_its_status_and_its_retry_after() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let json = Error::Json(serde_json::from_str::<u8>("<").unwrap_err());
+        let far = now + Duration::from_secs(90 * 24 * 3600);
+        let verdict = judge(&json, Some(&answer(503, Some(far), Some("<h1>Busy</h1>"))), &CONTEXT, now);
+        assert_eq!(
+            (verdict.class, verdict.retry),
+            (FailureClass::CaDown, Retry::At(now + LONGEST_RETRY_AFTER))
+        );
+        assert!(verdict.message.contains("503") && verdict.message.contains("<h1>Busy</h1>"), "{verdict}");
+        let verdict = judge(&json, Some(&answer(200, None, Some("<h1>Hello</h1>"))), &CONTEXT, now);
+        assert_eq!(verdict.class, FailureClass::Config);
+        let down = HttpError::Connect { host: "ca.test".into(), reason: "connection refused".into() };
+        let verdict =
+            judge(&Error::Other(Box::new(down.clone())), Some(&LastAnswer::Failed(down)), &CONTEXT, now);
+        assert_eq!((verdict.class, verdict.retry), (FailureClass::CaDown, Retry::Backoff));
+        assert!(verdict.message.contains("connection refused"), "{verdict}");
+    }
+}

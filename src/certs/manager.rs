@@ -1,0 +1,291 @@
+//! The one owner of what is served: starts and stops workers, and publishes what they hold.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::record::{CertId, CertRecords};
+use super::view::{CertObserver, CertView, Views};
+use super::worker::{Milestones, Shared, Worker};
+use crate::backoff::Backoff;
+use crate::clock::SharedClock;
+use crate::issuer::Issuer;
+use crate::name::{HostName, HostPattern};
+use crate::storage::Storage;
+use crate::task::{OnExit, Shutdown, Supervisor};
+use crate::tls::{Bundle, CertPublisher, CertTable};
+
+/// Orders that run at once: enough to catch up, few enough not to look like an attack to a CA or a DNS provider.
+const CONCURRENT_ORDERS: usize = 8;
+/// Changes within this time make one table.
+const COALESCE: Duration = Duration::from_millis(50);
+/// A start waits this long for certificates that need nobody else.
+const INSTANT_LIMIT: Duration = Duration::from_secs(5);
+const RESTART: Backoff =
+    Backoff::new(&[Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(60)]);
+
+/// A certificate to hold.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Sorted, without duplicates, not empty.
+    pub names: Arc<[HostPattern]>,
+    /// Who signs it.
+    pub issuer: Arc<dyn Issuer>,
+    /// Changes with the configuration that an attempt depends on: failed attempts of another one are forgotten.
+    pub fingerprint: String,
+}
+
+/// What workers tell the manager.
+pub(super) enum Update {
+    /// This is the certificate now.
+    Held { id: CertId, bundle: Arc<Bundle> },
+    /// Until there is one, this covers some of the names.
+    StandIn { id: CertId, bundle: Arc<Bundle> },
+}
+
+/// Holds certificates. Cloning shares it.
+#[derive(Clone)]
+pub struct CertManager {
+    commands: mpsc::Sender<SetWanted>,
+    views: Views,
+}
+
+struct SetWanted {
+    wanted: Vec<Wanted>,
+    default_sni: Option<HostName>,
+    published: oneshot::Sender<()>,
+}
+
+impl CertManager {
+    /// Starts the manager with nothing wanted. It ends with the supervisor's shutdown.
+    pub fn start(
+        publisher: CertPublisher,
+        storage: Arc<dyn Storage>,
+        clock: SharedClock,
+        observer: Arc<dyn CertObserver>,
+        supervisor: &Supervisor,
+    ) -> Self {
+        let (commands, inbox) = mpsc::channel(4);
+        let (updates, received) = mpsc::channel(1024);
+        let views = Views::default();
+        let shared = Shared {
+            records: CertRecords { storage },
+            clock,
+            observer,
+            views: views.clone(),
+            updates,
+            orders: Arc::new(Semaphore::new(CONCURRENT_ORDERS)),
+        };
+        let actor = Actor {
+            publisher,
+            shared,
+            supervisor: supervisor.clone(),
+            workers: HashMap::new(),
+            leftovers: Vec::new(),
+            default_sni: None,
+        };
+        // Moved into the first and only start: what it owns cannot be made twice.
+        let once = Mutex::new(Some((actor, inbox, received)));
+        supervisor.spawn("certificates".into(), OnExit::Fatal, move |shutdown| {
+            let taken = once.lock().unwrap_or_else(PoisonError::into_inner).take();
+            async move {
+                if let Some((actor, inbox, received)) = taken {
+                    actor.run(inbox, received, shutdown).await;
+                }
+            }
+        });
+        Self { commands, views }
+    }
+
+    /// Replaces the wanted set. Returns when everything that storage holds for it, and everything that needs nobody else, is
+    /// published. Certificates in both sets are not touched; those that are gone are no longer served.
+    pub async fn set_wanted(&self, wanted: Vec<Wanted>, default_sni: Option<HostName>) {
+        let (published, done) = oneshot::channel();
+        if self.commands.send(SetWanted { wanted, default_sni, published }).await.is_ok()
+            && done.await.is_err()
+        {
+            tracing::debug!("the certificate manager ended while its wanted set was changed");
+        }
+    }
+
+    /// Every wanted certificate as it stands, sorted by id.
+    pub fn views(&self) -> Vec<CertView> {
+        self.views.all()
+    }
+}
+
+impl fmt::Debug for CertManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CertManager")
+    }
+}
+
+struct Actor {
+    publisher: CertPublisher,
+    shared: Shared,
+    supervisor: Supervisor,
+    workers: HashMap<CertId, Entry>,
+    /// What was served for sets that are not wanted any more: served on until the new sets have their own.
+    leftovers: Vec<Arc<Bundle>>,
+    default_sni: Option<HostName>,
+}
+
+struct Entry {
+    wanted: Wanted,
+    stop: Shutdown,
+    bundle: Option<Arc<Bundle>>,
+    stand_ins: Vec<Arc<Bundle>>,
+}
+
+impl Actor {
+    async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<SetWanted>,
+        mut updates: mpsc::Receiver<Update>,
+        shutdown: Shutdown,
+    ) {
+        let mut publish_at: Option<Instant> = None;
+        loop {
+            let due = async {
+                match publish_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = shutdown.wait() => return,
+                () = due => {
+                    publish_at = None;
+                    self.publish();
+                }
+                Some(update) = updates.recv() => {
+                    self.take(update);
+                    publish_at.get_or_insert_with(|| Instant::now() + COALESCE);
+                }
+                Some(command) = commands.recv() => {
+                    let (loaded, settled) = self.set_wanted(command.wanted);
+                    self.default_sni = command.default_sni;
+                    self.drain_while(&mut updates, all(loaded)).await;
+                    let instant = tokio::time::timeout(INSTANT_LIMIT, all(settled));
+                    self.drain_while(&mut updates, async { drop(instant.await) }).await;
+                    publish_at = None;
+                    self.publish();
+                    if command.published.send(()).is_err() {
+                        tracing::debug!("nobody waits for the wanted set");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes updates in while something that depends on them goes on: the channel is bounded and must not fill up.
+    async fn drain_while(&mut self, updates: &mut mpsc::Receiver<Update>, done: impl Future<Output = ()>) {
+        tokio::pin!(done);
+        loop {
+            tokio::select! {
+                biased;
+                Some(update) = updates.recv() => self.take(update),
+                () = &mut done => return,
+            }
+        }
+    }
+
+    fn take(&mut self, update: Update) {
+        match update {
+            Update::Held { id, bundle } => {
+                if let Some(entry) = self.workers.get_mut(&id) {
+                    entry.bundle = Some(bundle);
+                    entry.stand_ins.clear();
+                }
+            }
+            Update::StandIn { id, bundle } => {
+                if let Some(entry) = self.workers.get_mut(&id)
+                    && entry.bundle.is_none()
+                {
+                    entry.stand_ins.push(bundle);
+                }
+            }
+        }
+    }
+
+    /// Starts and stops workers. The receivers resolve when each new worker has loaded, and when instant ones have settled.
+    fn set_wanted(
+        &mut self,
+        wanted: Vec<Wanted>,
+    ) -> (Vec<oneshot::Receiver<()>>, Vec<oneshot::Receiver<()>>) {
+        let mut before = std::mem::take(&mut self.workers);
+        let (mut loaded, mut settled) = (Vec::new(), Vec::new());
+        for wanted in wanted {
+            let id = CertId::of(&wanted.names);
+            match before.remove(&id) {
+                Some(entry) if entry.wanted.fingerprint == wanted.fingerprint => {
+                    self.workers.insert(id, entry);
+                    continue;
+                }
+                Some(entry) => self.retire(entry),
+                None => {}
+            }
+            let mut milestones = Milestones::default();
+            let (sender, receiver) = oneshot::channel();
+            milestones.loaded = Some(sender);
+            loaded.push(receiver);
+            if wanted.issuer.is_instant() {
+                let (sender, receiver) = oneshot::channel();
+                milestones.settled = Some(sender);
+                settled.push(receiver);
+            }
+            let entry = self.start(&id, wanted, milestones);
+            self.workers.insert(id, entry);
+        }
+        for (id, entry) in before {
+            self.retire(entry);
+            self.shared.views.remove(&id);
+            self.shared.observer.forgotten(&id);
+        }
+        (loaded, settled)
+    }
+
+    fn start(&self, id: &CertId, wanted: Wanted, milestones: Milestones) -> Entry {
+        let stop = self.supervisor.shutdown().child();
+        let (shared, template, first) = (self.shared.clone(), wanted.clone(), Mutex::new(milestones));
+        let name = format!("certificate {id}").into();
+        self.supervisor.spawn_until(name, OnExit::Restart(RESTART), stop.clone(), move |shutdown| {
+            let milestones = std::mem::take(&mut *first.lock().unwrap_or_else(PoisonError::into_inner));
+            Worker::new(shared.clone(), template.clone()).run(milestones, shutdown)
+        });
+        Entry { wanted, stop, bundle: None, stand_ins: Vec::new() }
+    }
+
+    fn retire(&mut self, entry: Entry) {
+        entry.stop.trigger();
+        self.leftovers.extend(entry.bundle);
+    }
+
+    fn publish(&mut self) {
+        let waiting: Vec<&Entry> = self.workers.values().filter(|e| e.bundle.is_none()).collect();
+        let needed = |bundle: &Arc<Bundle>| {
+            let mut names = waiting.iter().flat_map(|entry| entry.wanted.names.iter());
+            names.any(|name| bundle.covers(std::slice::from_ref(name)))
+        };
+        self.leftovers.retain(needed);
+        let held = self.workers.values().filter_map(|entry| entry.bundle.clone());
+        let mut table = CertTable::new(held, self.default_sni.as_ref().map(HostName::as_str));
+        table.fill(self.leftovers.iter().cloned());
+        table.fill(self.workers.values().flat_map(|entry| entry.stand_ins.iter().cloned()));
+        tracing::debug!(names = table.len(), "certificates published");
+        self.publisher.publish(table);
+    }
+}
+
+/// Resolves when every sender has sent or is gone.
+async fn all(receivers: Vec<oneshot::Receiver<()>>) {
+    for receiver in receivers {
+        if receiver.await.is_err() {
+            tracing::trace!("a worker ended before its milestone");
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The manager with a model CA, in memory, over simulated weeks.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use rcgen::{CertificateParams, KeyPair};
+
+use super::*;
+use crate::clock::{SharedClock, TokioClock};
+use crate::issuer::{
+    FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, Retry, Step,
+};
+use crate::name::HostPattern;
+use crate::secret::Secret;
+use crate::storage::{Expect, Key, MemoryStorage, Storage};
+use crate::task::{Shutdown, Supervisor};
+use crate::tls::{CertResolver, cert_store};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Debug)]
+struct ModelCa {
+    id: IssuerId,
+    clock: SharedClock,
+    lifetime: Duration,
+    takes: Duration,
+    down: AtomicBool,
+    asked: AtomicU32,
+    signed: AtomicU32,
+}
+
+impl ModelCa {
+    fn new(clock: &SharedClock, lifetime: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            id: IssuerId::new("model"),
+            clock: clock.clone(),
+            lifetime,
+            takes: Duration::from_secs(5),
+            down: AtomicBool::new(false),
+            asked: AtomicU32::new(0),
+            signed: AtomicU32::new(0),
+        })
+    }
+
+    fn signed(&self) -> u32 {
+        self.signed.load(Ordering::SeqCst)
+    }
+}
+
+#[async_trait]
+impl Issuer for ModelCa {
+    fn id(&self) -> &IssuerId {
+        &self.id
+    }
+
+    async fn issue(&self, request: &IssueRequest, progress: &dyn Progress) -> Result<IssuedCert, IssueError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        progress.step(Step::Validate);
+        tokio::time::sleep(self.takes).await;
+        if self.down.load(Ordering::SeqCst) {
+            return Err(IssueError::new(FailureClass::CaDown, Retry::Backoff, "the model CA is down"));
+        }
+        self.signed.fetch_add(1, Ordering::SeqCst);
+        let key = KeyPair::generate().unwrap();
+        let names: Vec<String> = request.names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.not_before = self.clock.now().into();
+        params.not_after = (self.clock.now() + self.lifetime).into();
+        let chain_pem = params.self_signed(&key).unwrap().pem();
+        Ok(IssuedCert { chain_pem, key_pem: Secret::new(key.serialize_pem()) })
+    }
+
+    async fn stored(&self, _request: &IssueRequest) {}
+}
+
+#[derive(Default)]
+struct Count {
+    ok: AtomicU32,
+    failed: AtomicU32,
+    last: Mutex<Option<CertView>>,
+}
+
+impl CertObserver for Count {
+    fn ordered(&self, _id: &CertId, ok: bool) {
+        if ok { &self.ok } else { &self.failed }.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn changed(&self, view: &CertView) {
+        *self.last.lock().unwrap() = Some(view.clone());
+    }
+
+    fn forgotten(&self, _id: &CertId) {}
+}
+
+/// One process.
+struct Process {
+    manager: CertManager,
+    certs: CertResolver,
+    supervisor: Supervisor,
+    count: Arc<Count>,
+}
+
+impl Process {
+    fn start(storage: &MemoryStorage, clock: &SharedClock) -> Self {
+        let (publisher, certs) = cert_store();
+        let supervisor = Supervisor::new(Shutdown::new());
+        let count = Arc::new(Count::default());
+        let storage = Arc::new(storage.clone());
+        let manager = CertManager::start(publisher, storage, clock.clone(), count.clone(), &supervisor);
+        Self { manager, certs, supervisor, count }
+    }
+
+    async fn want(&self, ca: &Arc<ModelCa>, sets: &[&[&str]]) {
+        let wanted = sets.iter().map(|names| wanted(ca, names)).collect();
+        self.manager.set_wanted(wanted, None).await;
+    }
+
+    fn served(&self, host: &str) -> Option<String> {
+        self.certs.table().lookup(host).map(|b| b.serial().to_owned())
+    }
+
+    fn view(&self) -> CertView {
+        self.manager.views().pop().unwrap()
+    }
+
+    async fn stop(self) {
+        self.supervisor.shutdown().trigger();
+        assert!(self.supervisor.join(Duration::from_secs(5)).await);
+    }
+}
+
+fn wanted(ca: &Arc<ModelCa>, names: &[&str]) -> Wanted {
+    let mut names: Vec<HostPattern> = names.iter().map(|n| HostPattern::parse(n).unwrap()).collect();
+    names.sort();
+    Wanted { names: names.into(), issuer: ca.clone(), fingerprint: "one".into() }
+}
+
+fn clock() -> SharedClock {
+    Arc::new(TokioClock::starting_at(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)))
+}
+
+const EXAMPLE: &[&str] = &["example.com", "*.example.com"];
+
+#[tokio::test(start_paused = true)]
+async fn a_year_of_renewals_is_never_without_a_valid_certificate() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let ca = ModelCa::new(&clock, 45 * DAY);
+    let process = Process::start(&storage, &clock);
+    process.want(&ca, &[EXAMPLE]).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    for _ in 0..365 * 4 {
+        tokio::time::sleep(DAY / 4).await;
+        let table = process.certs.table();
+        assert!(table.lookup("a.example.com").unwrap().not_after() > clock.now());
+    }
+    assert!((12..=14).contains(&ca.signed()), "{}", ca.signed());
+    assert_eq!(process.count.failed.load(Ordering::SeqCst), 0);
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_ridden_out_on_the_old_certificate() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let ca = ModelCa::new(&clock, 9 * DAY);
+    let process = Process::start(&storage, &clock);
+    process.want(&ca, &[EXAMPLE]).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let first = process.served("example.com").unwrap();
+    ca.down.store(true, Ordering::SeqCst);
+    tokio::time::sleep(6 * DAY).await;
+    assert_eq!(process.served("a.example.com").unwrap(), first);
+    let view = process.view();
+    assert!(view.phase == Phase::Waiting && view.failures >= 3, "{view:?}");
+    assert!(view.last_error.unwrap().contains("model CA is down"));
+
+    // A restart in the middle goes on with the schedule instead of hammering the CA.
+    let asked = ca.asked.load(Ordering::SeqCst);
+    process.stop().await;
+    let process = Process::start(&storage, &clock);
+    process.want(&ca, &[EXAMPLE]).await;
+    assert_eq!(process.served("a.example.com").unwrap(), first, "served from storage at once");
+    assert_eq!(process.view().failures, view.failures);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(ca.asked.load(Ordering::SeqCst), asked);
+
+    ca.down.store(false, Ordering::SeqCst);
+    tokio::time::sleep(2 * DAY).await;
+    assert_ne!(process.served("a.example.com").unwrap(), first);
+    assert_eq!(process.view().failures, 0);
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_processes_on_one_storage_order_once() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let ca = ModelCa::new(&clock, 45 * DAY);
+    let (a, b) = (Process::start(&storage, &clock), Process::start(&storage, &clock));
+    tokio::join!(a.want(&ca, &[EXAMPLE]), b.want(&ca, &[EXAMPLE]));
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(ca.signed(), 1);
+    assert!(a.served("example.com").is_some());
+    assert_eq!(a.served("example.com"), b.served("example.com"));
+    tokio::time::sleep(40 * DAY).await;
+    assert_eq!(ca.signed(), 2);
+    assert_eq!(a.served("example.com"), b.served("example.com"));
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn storage_that_lost_what_it_had_parks_and_never_orders() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let ca = ModelCa::new(&clock, 9 * DAY);
+    let process = Process::start(&storage, &clock);
+    process.want(&ca, &[EXAMPLE]).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let key = storage.list("certs").await.unwrap().pop().unwrap();
+    let kept = storage.load(&key).await.unwrap().unwrap().value;
+
+    // A running process serves on and does not order when its renewal is due.
+    storage.remove(&key).await.unwrap();
+    tokio::time::sleep(6 * DAY).await;
+    assert_eq!((ca.signed(), process.view().phase), (1, Phase::Parked));
+    assert!(process.served("example.com").is_some());
+    process.stop().await;
+
+    // So does a start; and when the volume is back, it goes on by itself.
+    let process = Process::start(&storage, &clock);
+    process.want(&ca, &[EXAMPLE]).await;
+    tokio::time::sleep(DAY).await;
+    assert_eq!((ca.signed(), process.view().phase), (1, Phase::Parked));
+    assert!(process.view().last_error.unwrap().contains("inventory.json"));
+    storage.store(&key, &kept, Expect::Absent).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(process.served("example.com").is_some());
+    process.stop().await;
+
+    // All of it gone under a running process.
+    let process = Process::start(&storage, &clock);
+    process.want(&ca, &[EXAMPLE]).await;
+    let signed = ca.signed();
+    for key in [key, Key::new(&["inventory"])] {
+        storage.remove(&key).await.unwrap();
+    }
+    tokio::time::sleep(8 * DAY).await;
+    assert_eq!((ca.signed(), process.view().phase), (signed, Phase::Parked));
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_value_is_set_aside_and_its_predecessor_served() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let ca = ModelCa::new(&clock, 45 * DAY);
+    let process = Process::start(&storage, &clock);
+    process.want(&ca, &[EXAMPLE]).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let first = process.served("example.com");
+    process.stop().await;
+    let key = storage.list("certs").await.unwrap().pop().unwrap();
+    storage.store(&key, b"{\"names\":[\"exa", Expect::Anything).await.unwrap();
+    let process = Process::start(&storage, &clock);
+    process.want(&ca, &[EXAMPLE]).await;
+    assert_eq!(process.served("example.com"), first);
+    assert_eq!(ca.signed(), 1);
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_set_of_names_is_served_by_the_old_certificate_meanwhile() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let ca = ModelCa::new(&clock, 45 * DAY);
+    let process = Process::start(&storage, &clock);
+    process.want(&ca, &[EXAMPLE]).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let first = process.served("a.example.com").unwrap();
+    ca.down.store(true, Ordering::SeqCst);
+    let more: &[&str] = &["example.com", "*.example.com", "example.org"];
+    process.want(&ca, &[more]).await;
+    assert_eq!(process.served("a.example.com").as_deref(), Some(&*first));
+    process.stop().await;
+
+    let process = Process::start(&storage, &clock);
+    process.want(&ca, &[more]).await;
+    assert_eq!(process.served("a.example.com").as_deref(), Some(&*first), "after a restart too");
+    assert!(process.served("example.org").is_none());
+    ca.down.store(false, Ordering::SeqCst);
+    tokio::time::sleep(2 * DAY).await;
+    assert_ne!(process.served("a.example.com").unwrap(), first);
+    assert_eq!(process.served("a.example.com"), process.served("example.org"));
+
+    process.want(&ca, &[]).await;
+    assert!(process.served("example.com").is_none());
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_far_ahead_says_so_and_makes_no_loop() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    // The CA lives two days in the past: what it signs looks expired here.
+    let past: SharedClock = Arc::new(TokioClock::starting_at(clock.now() - 2 * DAY));
+    let ca = ModelCa::new(&past, DAY);
+    let process = Process::start(&storage, &clock);
+    process.want(&ca, &[EXAMPLE]).await;
+    tokio::time::sleep(DAY).await;
+    assert!(ca.signed() <= 5, "{} orders in a day", ca.signed());
+    process.stop().await;
+}

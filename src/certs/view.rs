@@ -1,0 +1,121 @@
+//! What the outside may see of a certificate.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use super::record::CertId;
+use crate::clock;
+use crate::issuer::IssuerId;
+use crate::name::HostPattern;
+
+/// One certificate as it stands.
+#[derive(Clone, Debug)]
+pub struct CertView {
+    /// Its id, stable over restarts.
+    pub id: CertId,
+    /// The names it is for.
+    pub names: Arc<[HostPattern]>,
+    /// Who signs it.
+    pub issuer: IssuerId,
+    /// Where it stands.
+    pub phase: Phase,
+    /// The served leaf's serial number.
+    pub serial: Option<String>,
+    /// The served leaf's dates.
+    pub validity: Option<(SystemTime, SystemTime)>,
+    /// When something happens next by itself.
+    pub next_at: Option<SystemTime>,
+    /// Failures in a row.
+    pub failures: u32,
+    /// What the last attempt failed with; kept until one succeeds.
+    pub last_error: Option<String>,
+    /// What a running order is doing.
+    pub step: Option<String>,
+}
+
+/// Where a certificate stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing is held yet.
+    Wanted,
+    /// An order is running.
+    Ordering,
+    /// Held and not due.
+    Valid,
+    /// The last attempt failed; tried again at `next_at`.
+    Waiting,
+    /// A person has to act; looked at again at `next_at`.
+    Parked,
+    /// Another process is ordering it.
+    Following,
+}
+
+impl Phase {
+    /// One word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Wanted => "wanted",
+            Self::Ordering => "ordering",
+            Self::Valid => "valid",
+            Self::Waiting => "waiting",
+            Self::Parked => "parked",
+            Self::Following => "following",
+        }
+    }
+}
+
+impl CertView {
+    /// What happens next by itself, as a sentence.
+    pub fn next_action(&self) -> String {
+        let at = self.next_at.map(clock::rfc3339).unwrap_or_else(|| "now".to_owned());
+        match self.phase {
+            Phase::Wanted => "is ordered as soon as it is its turn".to_owned(),
+            Phase::Ordering => self.step.clone().unwrap_or_else(|| "is being ordered".to_owned()),
+            Phase::Valid => format!("renewed at {at}"),
+            Phase::Waiting => format!("tried again at {at}"),
+            Phase::Parked => format!("waits for a person; looked at again at {at}"),
+            Phase::Following => {
+                "another process is ordering it; its certificate is taken from storage".to_owned()
+            }
+        }
+    }
+}
+
+/// Told what happens to certificates; counts it.
+pub trait CertObserver: Send + Sync {
+    /// An order ended.
+    fn ordered(&self, id: &CertId, ok: bool);
+    /// What is served, or what happens next, has changed.
+    fn changed(&self, view: &CertView);
+    /// It is not wanted any more.
+    fn forgotten(&self, id: &CertId);
+}
+
+/// The views of all certificates. Read by operators and by nothing on the request path.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Views(Arc<Mutex<BTreeMap<CertId, CertView>>>);
+
+impl Views {
+    pub(super) fn put(&self, view: CertView) {
+        self.lock().insert(view.id.clone(), view);
+    }
+
+    pub(super) fn remove(&self, id: &CertId) {
+        self.lock().remove(id);
+    }
+
+    pub(super) fn step(&self, id: &CertId, step: String) {
+        if let Some(view) = self.lock().get_mut(id) {
+            view.step = Some(step);
+        }
+    }
+
+    pub(super) fn all(&self) -> Vec<CertView> {
+        self.lock().values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<CertId, CertView>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,280 @@
+//! One certificate: a thin loop around the state machine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::manager::{Update, Wanted};
+use super::record::{CertId, CertRecords, Found, HeldCert, lease_key};
+use super::state::{Action, Event, Machine, State};
+use super::view::{CertObserver, CertView, Phase, Views};
+use crate::backoff;
+use crate::clock::{self, SharedClock};
+use crate::issuer::{FailureClass, IssueError, IssueRequest, Progress, Retry, Step};
+use crate::task::Shutdown;
+
+/// The wall clock is read again at least this often: a suspended machine wakes up late otherwise.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// What a worker shares with all others.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) records: CertRecords,
+    pub(super) clock: SharedClock,
+    pub(super) observer: Arc<dyn CertObserver>,
+    pub(super) views: Views,
+    pub(super) updates: mpsc::Sender<Update>,
+    /// Bounds the orders that run at once.
+    pub(super) orders: Arc<Semaphore>,
+}
+
+/// Told once each, by whichever start of the worker gets there first.
+#[derive(Default)]
+pub(super) struct Milestones {
+    /// What storage holds was sent to the manager.
+    pub(super) loaded: Option<oneshot::Sender<()>>,
+    /// The first attempt ended, or none is due.
+    pub(super) settled: Option<oneshot::Sender<()>>,
+}
+
+pub(super) struct Worker {
+    shared: Shared,
+    wanted: Wanted,
+    id: CertId,
+    current: Option<HeldCert>,
+}
+
+impl Worker {
+    pub(super) fn new(shared: Shared, wanted: Wanted) -> Self {
+        let id = CertId::of(&wanted.names);
+        Self { shared, wanted, id, current: None }
+    }
+
+    /// Runs until the shutdown. An order under way is dropped then; its records go to the janitor and it is resumed later.
+    pub(super) async fn run(mut self, mut milestones: Milestones, shutdown: Shutdown) {
+        let mut machine = self.load().await;
+        self.show(&machine, None);
+        done(&mut milestones.loaded);
+        loop {
+            let now = self.shared.clock.now();
+            match machine.next(now) {
+                Action::SleepUntil(until) => {
+                    done(&mut milestones.settled);
+                    let wait = until.duration_since(now).unwrap_or_default().min(LONGEST_SLEEP);
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        () = shutdown.wait() => return,
+                    }
+                }
+                Action::Order => {
+                    let event = tokio::select! {
+                        event = self.attempt(&machine) => event,
+                        () = shutdown.wait() => return,
+                    };
+                    let waited = matches!(event, Event::Busy);
+                    machine.step(event, self.shared.clock.now(), backoff::dice());
+                    if !waited {
+                        self.remember(&machine).await;
+                    }
+                    self.show(&machine, None);
+                }
+            }
+        }
+    }
+
+    async fn load(&mut self) -> Machine {
+        let issuer = self.wanted.issuer.id();
+        let (records, now) = (&self.shared.records, self.shared.clock.now());
+        let attempts = records.load_attempts(issuer, &self.id, &self.wanted.fingerprint).await;
+        let found = records.load(issuer, &self.id, &self.wanted.names).await;
+        let lost = match found {
+            Ok(Found::Cert(cert)) => {
+                if cert.bundle.not_before() > now {
+                    tracing::warn!(
+                        certificate = %self.id, not_before = clock::rfc3339(cert.bundle.not_before()),
+                        "the clock of this machine is before the certificate's first day; it is served as it is, nothing is renewed"
+                    );
+                }
+                let held = cert.held;
+                self.publish(cert).await;
+                return Machine::new(Some(held), attempts, now);
+            }
+            Ok(Found::Nothing | Found::Damaged) => None,
+            Ok(Found::Lost(message)) => Some(message),
+            Err(error) => {
+                Some(format!("{error}. Nothing is ordered while the state directory cannot be read"))
+            }
+        };
+        match records.stand_ins(issuer, &self.wanted.names).await {
+            Ok(bundles) => {
+                for bundle in bundles {
+                    self.send(Update::StandIn { id: self.id.clone(), bundle }).await;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(certificate = %self.id, %error, "cannot look for another certificate to serve meanwhile")
+            }
+        }
+        let mut machine = Machine::new(None, attempts, now);
+        if let Some(message) = lost {
+            tracing::error!(certificate = %self.id, "{message}");
+            machine.step(Event::StorageLost(message), now, backoff::dice());
+        }
+        machine
+    }
+
+    /// Takes the lease, looks again, orders, proves, stores, publishes: in this order.
+    async fn attempt(&mut self, machine: &Machine) -> Event {
+        let Ok(_permit) = self.shared.orders.clone().acquire_owned().await else {
+            return Event::Busy; // the semaphore is never closed
+        };
+        let issuer = self.wanted.issuer.clone();
+        let (records, now) = (self.shared.records.clone(), self.shared.clock.now());
+        let _lease = match records.storage.try_lease(&lease_key(issuer.id(), &self.id)).await {
+            Ok(Some(lease)) => lease,
+            Ok(None) => return Event::Busy,
+            Err(error) => {
+                return Event::StorageLost(format!("{error}. Nothing is ordered without the lease"));
+            }
+        };
+        match records.load(issuer.id(), &self.id, &self.wanted.names).await {
+            Ok(Found::Cert(cert)) => {
+                let known = self.current.as_ref().map(|c| c.bundle.serial());
+                if known != Some(cert.bundle.serial()) && cert.held.renew_at(now) > now {
+                    tracing::info!(certificate = %self.id, serial = cert.bundle.serial(), "another process has renewed it");
+                    let held = cert.held;
+                    self.publish(cert).await;
+                    return Event::Renewed(held);
+                }
+            }
+            Ok(Found::Nothing) if self.current.is_some() => {
+                return Event::StorageLost(
+                    "the state directory was emptied while running. What is in memory is served on; nothing is ordered. \
+                     Restore the directory"
+                        .to_owned(),
+                );
+            }
+            Ok(Found::Lost(message)) => return Event::StorageLost(message),
+            Ok(Found::Nothing | Found::Damaged) => {}
+            Err(error) => {
+                return Event::StorageLost(format!("{error}. Nothing is ordered while it cannot be read"));
+            }
+        }
+        self.show(machine, Some("starting".to_owned()));
+        let request = IssueRequest { names: self.wanted.names.clone() };
+        let event = self.order(&request).await;
+        let ok = matches!(event, Event::Renewed(_));
+        self.shared.observer.ordered(&self.id, ok);
+        event
+    }
+
+    async fn order(&mut self, request: &IssueRequest) -> Event {
+        let issuer = self.wanted.issuer.clone();
+        let progress = Steps { id: &self.id, views: &self.shared.views };
+        let issued = match issuer.issue(request, &progress).await {
+            Ok(issued) => issued,
+            Err(error) => return Event::Failed(error),
+        };
+        let cert = match HeldCert::prove(&issued, &request.names, self.shared.clock.now()) {
+            Ok(cert) => cert,
+            Err(reason) => {
+                let message = format!(
+                    "{:?}: the CA's certificate cannot be served: {reason}. The old one stays.",
+                    request.names
+                );
+                return Event::Failed(IssueError::new(FailureClass::Config, Retry::Park, message));
+            }
+        };
+        if let Err(error) = self.shared.records.store(issuer.id(), &self.id, &issued, &cert).await {
+            // The order stays in the issuer's journal: the next attempt fetches the same certificate again.
+            let message =
+                format!("{:?}: signed, but {error}. Fetched again when storage works.", request.names);
+            return Event::Failed(IssueError::new(FailureClass::Config, Retry::Backoff, message));
+        }
+        issuer.stored(request).await;
+        tracing::info!(
+            certificate = %self.id, names = ?request.names, serial = cert.bundle.serial(),
+            not_after = clock::rfc3339(cert.bundle.not_after()), "certificate stored"
+        );
+        let held = cert.held;
+        self.publish(cert).await;
+        Event::Renewed(held)
+    }
+
+    async fn publish(&mut self, cert: HeldCert) {
+        self.send(Update::Held { id: self.id.clone(), bundle: cert.bundle.clone() }).await;
+        self.current = Some(cert);
+    }
+
+    async fn send(&self, update: Update) {
+        if self.shared.updates.send(update).await.is_err() {
+            tracing::debug!(certificate = %self.id, "the certificate manager has ended");
+        }
+    }
+
+    async fn remember(&self, machine: &Machine) {
+        let attempts = machine.attempts();
+        if let Some(attempts) = &attempts {
+            let parked = matches!(machine.state(), State::Parked { .. });
+            tracing::warn!(
+                certificate = %self.id, class = attempts.failure.class.as_str(), failures = attempts.failures, parked,
+                next_attempt = clock::rfc3339(attempts.until), "{}", attempts.failure.message
+            );
+        }
+        let (issuer, fingerprint) = (self.wanted.issuer.id(), &self.wanted.fingerprint);
+        if let Err(error) =
+            self.shared.records.store_attempts(issuer, &self.id, fingerprint, attempts.as_ref()).await
+        {
+            tracing::warn!(certificate = %self.id, %error, "the attempt cannot be remembered over a restart");
+        }
+    }
+
+    fn show(&self, machine: &Machine, step: Option<String>) {
+        let (phase, next_at, error) = match machine.state() {
+            _ if step.is_some() => (Phase::Ordering, None, machine.attempts().map(|a| a.failure.message)),
+            State::Wanted => (Phase::Wanted, None, None),
+            State::Valid { renew_at } => (Phase::Valid, Some(*renew_at), None),
+            State::Waiting { until, failure } => {
+                (Phase::Waiting, Some(*until), Some(failure.message.clone()))
+            }
+            State::Parked { until, failure } => (Phase::Parked, Some(*until), Some(failure.message.clone())),
+            State::Following { until } => (Phase::Following, Some(*until), None),
+        };
+        let view = CertView {
+            id: self.id.clone(),
+            names: self.wanted.names.clone(),
+            issuer: self.wanted.issuer.id().clone(),
+            phase,
+            serial: self.current.as_ref().map(|c| c.bundle.serial().to_owned()),
+            validity: machine.held().map(|h| (h.not_before, h.not_after)),
+            next_at,
+            failures: machine.failures(),
+            last_error: error,
+            step,
+        };
+        self.shared.observer.changed(&view);
+        self.shared.views.put(view);
+    }
+}
+
+/// Passes an order's steps on to the log and to whoever watches.
+struct Steps<'a> {
+    id: &'a CertId,
+    views: &'a Views,
+}
+
+impl Progress for Steps<'_> {
+    fn step(&self, step: Step) {
+        tracing::info!(certificate = %self.id, "{step}");
+        self.views.step(self.id, step.to_string());
+    }
+}
+
+fn done(milestone: &mut Option<oneshot::Sender<()>>) {
+    if let Some(sender) = milestone.take()
+        && sender.send(()).is_err()
+    {
+        tracing::trace!("nobody waits for this milestone any more");
+    }
+}

@@ -1,0 +1,418 @@
+//! From a read file to a plan. Every rule that looks at more than one key is here or below.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::certificates::{self, Defaults, Wanted};
+use super::decode::{Decoder, refusal, toml_key};
+use super::environment::Environment;
+use super::error::{Problem, Span};
+use super::expect::{self, Expect, unknown_upstream};
+use super::plan::Plan;
+use super::routes::{self, Action, Destination, Route};
+use super::value::{At, Entry, Fields, Slot, Value};
+use super::{responder, scalar};
+use crate::dns::ProviderKind;
+use crate::listen::{Limits, ListenSpec, ListenTimeouts};
+use crate::name::{HostName, HostPattern};
+use crate::proxy::{ActionSpec, ProxySpec, Router, path};
+use crate::storage::StorageSpec;
+use crate::telemetry::{AccessLogSpec, TelemetrySpec};
+use crate::upstream::{ServerSpec, UpstreamSpec, UpstreamTimeouts};
+
+/// Makes the plan. It is only good if the decoder holds no error afterwards.
+pub(super) fn resolve(decoder: &mut Decoder<'_>, file: &Fields, env: &Environment) -> (Plan, Vec<Expect>) {
+    let section = |name: &str| file.value::<Fields>(name).unwrap_or_else(Fields::empty);
+    let listen_section = section("listen");
+    let (listen, metrics) = listen(decoder, &listen_section, &section("timeouts"), &section("limits"));
+    let upstream_defaults = upstream_timeouts(&section("timeouts"), UpstreamTimeouts::default());
+
+    let read_routes = routes::read(decoder, file.value("routes").unwrap_or_default());
+    let declared = declared_upstreams(decoder, file, upstream_defaults);
+    let names: Vec<&str> = declared.iter().map(|d| d.name.value.as_str()).collect();
+    let (route_specs, upstreams) = destinations(decoder, &read_routes, &declared, upstream_defaults);
+    endless_redirects(decoder, &read_routes, &listen);
+
+    let defaults = Defaults::read(decoder, file);
+    let wanted = certificates::wanted(decoder, file, &defaults, &read_routes, !listen.https.is_empty());
+    let mut plans: Vec<_> = wanted.iter().filter_map(|wanted| wanted.plan.clone()).collect();
+    plans.sort_by(|a, b| a.names.cmp(&b.names));
+    let responder = match responder::read(decoder, file) {
+        Slot::Given(section) => {
+            let builtin = names_proven_by_builtin(&plans, &defaults);
+            if !builtin {
+                let problem = Problem::warning(section.span.clone(), "[responder] has nothing to answer");
+                decoder.push(problem.help("no certificate uses provider \"builtin\""));
+            }
+            let hosts: Vec<&HostPattern> = wanted
+                .iter()
+                .flat_map(|w| &w.names)
+                .chain(read_routes.iter().filter_map(Route::pattern))
+                .collect();
+            let spec = section.value.spec(decoder, certificates::challenge_names(&plans), &hosts);
+            builtin.then_some(spec)
+        }
+        Slot::Broken => None,
+        Slot::Absent => {
+            needs_responder(decoder, file);
+            None
+        }
+    };
+    default_sni(decoder, &listen_section, &wanted);
+    something_to_do(decoder, file, &read_routes, &wanted, &listen);
+
+    let expects = expect::read(decoder, file, &names);
+    let proxy = ProxySpec {
+        routes: route_specs,
+        trusted_proxies: trusted(decoder, &listen_section),
+        body_timeout: section("timeouts").value("body").unwrap_or(Duration::from_secs(60)),
+        max_body: section("limits").value("body"),
+    };
+    let plan = Plan {
+        listen,
+        admin: listen_section.value("admin").unwrap_or_else(|| env.admin_socket()),
+        proxy,
+        upstreams,
+        certificates: plans,
+        responder,
+        storage: StorageSpec {
+            path: section("storage").value("path").unwrap_or_else(|| env.state_dir.clone()),
+        },
+        telemetry: TelemetrySpec { access: access_log(&section("log")), metrics },
+    };
+    (plan, expects)
+}
+
+fn listen(
+    decoder: &mut Decoder<'_>,
+    section: &Fields,
+    timeouts: &Fields,
+    limits: &Fields,
+) -> (ListenSpec, Option<SocketAddr>) {
+    let addresses = |key: &str, port: u16| match section.list::<SocketAddr>(key) {
+        Some(list) => list,
+        None if section.has(key) => Vec::new(),
+        None => {
+            let address = SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), port);
+            vec![At { value: address, span: section.span.clone() }]
+        }
+    };
+    let https = addresses("https", 443);
+    let http = addresses("http", 80);
+    let metrics = section.slot::<SocketAddr>("metrics").given();
+    let written =
+        ["https", "http"].iter().all(|key| decoder.text.get(section.span_of(key)).is_some_and(is_empty_list));
+    if section.has("https") && section.has("http") && https.is_empty() && http.is_empty() && written {
+        decoder.push(
+            Problem::error(section.span_of("http"), "nobody can come in: `https` and `http` are both []")
+                .also(section.span_of("https"), "and this"),
+        );
+    }
+    let mut seen: Vec<&At<SocketAddr>> = Vec::new();
+    for at in https.iter().chain(&http).chain(&metrics).filter(|at| at.value.port() != 0) {
+        match seen.iter().find(|other| other.value == at.value) {
+            Some(first) if first.span == at.span => {} // both are defaults
+            Some(first) => decoder.push(
+                Problem::error(at.span.clone(), format!("{} is used twice", at.value))
+                    .label("again here")
+                    .also(first.span.clone(), "first here"),
+            ),
+            None => seen.push(at),
+        }
+    }
+    let duration = |key: &str, default: Duration| timeouts.value(key).unwrap_or(default);
+    let usual = ListenTimeouts::default();
+    let usual_limits = Limits::default();
+    let number = |key: &str| limits.value::<u64>(key).and_then(|n| usize::try_from(n).ok());
+    let spec = ListenSpec {
+        https: https.into_iter().map(|at| at.value).collect(),
+        http: http.into_iter().map(|at| at.value).collect(),
+        default_sni: section.value("default_sni"),
+        timeouts: ListenTimeouts {
+            handshake: duration("handshake", usual.handshake),
+            header: duration("header", usual.header),
+            idle: duration("idle", usual.idle),
+            write: duration("write", usual.write),
+            drain: duration("drain", usual.drain),
+        },
+        limits: Limits {
+            header: number("header").unwrap_or(usual_limits.header),
+            header_fields: number("header_fields").unwrap_or(usual_limits.header_fields),
+            uri: number("uri").unwrap_or(usual_limits.uri),
+            h2_streams: limits
+                .value::<u64>("h2_streams")
+                .and_then(|n| u32::try_from(n).ok())
+                .unwrap_or(usual_limits.h2_streams),
+            connections: number("connections"),
+            connections_per_ip: number("connections_per_ip"),
+        },
+    };
+    if spec.limits.uri > spec.limits.header {
+        decoder.push(
+            Problem::error(
+                limits.span_of(if limits.has("uri") { "uri" } else { "header" }),
+                "`uri` is larger than `header`",
+            )
+            .label("the target of a request is a part of its head"),
+        );
+    }
+    if let (Some(all), Some(one)) = (spec.limits.connections, spec.limits.connections_per_ip)
+        && one > all
+    {
+        decoder.push(
+            Problem::error(
+                limits.span_of("connections_per_ip"),
+                "`connections_per_ip` is larger than `connections`",
+            )
+            .also(limits.span_of("connections"), "which is this"),
+        );
+    }
+    (spec, metrics.map(|at| at.value))
+}
+
+fn is_empty_list(source: &str) -> bool {
+    source.strip_prefix('[').and_then(|s| s.strip_suffix(']')).is_some_and(|inner| inner.trim().is_empty())
+}
+
+fn trusted(decoder: &mut Decoder<'_>, listen: &Fields) -> Vec<IpNet> {
+    let nets: Vec<At<IpNet>> = listen.list("trusted_proxies").unwrap_or_default();
+    for all in nets.iter().filter(|at| at.value.prefix_len() == 0) {
+        decoder.push(
+            Problem::warning(all.span.clone(), format!("{} lets every client say who it is", all.value))
+                .help("list the addresses of the proxies in front, nothing else"),
+        );
+    }
+    nets.into_iter().map(|at| at.value).collect()
+}
+
+fn upstream_timeouts(section: &Fields, usual: UpstreamTimeouts) -> UpstreamTimeouts {
+    UpstreamTimeouts {
+        connect: section.value("connect").unwrap_or(usual.connect),
+        response: section.value("response").unwrap_or(usual.response),
+        stall: section.value("stall").unwrap_or(usual.stall),
+        upstream_idle: section.value("upstream_idle").unwrap_or(usual.upstream_idle),
+    }
+}
+
+struct Declared {
+    name: At<String>,
+    /// `None` if it is wrong; that was said.
+    spec: Option<UpstreamSpec>,
+}
+
+fn declared_upstreams(decoder: &mut Decoder<'_>, file: &Fields, usual: UpstreamTimeouts) -> Vec<Declared> {
+    let entries: Vec<Entry> = file.value("upstreams").unwrap_or_default();
+    let mut all = Vec::new();
+    for Entry { key, value } in entries {
+        if !routes::is_upstream_name(&key.value) {
+            let message = format!("`{}` cannot name an upstream", key.value);
+            decoder.push(Problem::error(key.span.clone(), message).label("names have a-z, 0-9, `_` and `-`"));
+        }
+        let spec = match value {
+            Some(Value::Table(fields)) => upstream(decoder, &key, &fields, usual),
+            _ => None,
+        };
+        all.push(Declared { name: key, spec });
+    }
+    all
+}
+
+fn upstream(
+    decoder: &mut Decoder<'_>,
+    key: &At<String>,
+    fields: &Fields,
+    usual: UpstreamTimeouts,
+) -> Option<UpstreamSpec> {
+    let tables: Vec<At<Fields>> = fields.list("servers")?;
+    if decoder.text.get(fields.span_of("servers")).is_some_and(is_empty_list) {
+        let message = format!("`servers` of [upstreams.{}] is empty", toml_key(&key.value));
+        decoder
+            .push(Problem::error(fields.span_of("servers"), message).label("an upstream needs at least one"));
+    }
+    let mut servers: Vec<At<ServerSpec>> = Vec::new();
+    for table in tables {
+        let Some(url) = table.value.slot::<String>("url").given() else { continue };
+        match scalar::server(&url.value) {
+            Ok(server) => match servers.iter().find(|other| other.value == server) {
+                Some(first) => decoder.push(
+                    Problem::error(url.span, format!("{server} is there twice"))
+                        .label("again here")
+                        .also(first.span.clone(), "first here"),
+                ),
+                None => servers.push(At { value: server, span: url.span }),
+            },
+            Err(wrong) => {
+                decoder.push(refusal(
+                    &wrong,
+                    url.span,
+                    "a server must be a URL such as \"http://10.0.0.11:3000\"",
+                    "url",
+                ));
+            }
+        }
+    }
+    let timeouts = fields.value::<Fields>("timeouts").unwrap_or_else(Fields::empty);
+    Some(UpstreamSpec {
+        name: key.value.as_str().into(),
+        servers: servers.into_iter().map(|at| at.value).collect(),
+        timeouts: upstream_timeouts(&timeouts, usual),
+    })
+}
+
+/// Looks up where routes go. Gives the routes of the plan, and the upstreams that are used, sorted by name.
+fn destinations(
+    decoder: &mut Decoder<'_>,
+    routes: &[Route],
+    declared: &[Declared],
+    usual: UpstreamTimeouts,
+) -> (Vec<crate::proxy::RouteSpec>, Vec<UpstreamSpec>) {
+    let names: Vec<&str> = declared.iter().map(|d| d.name.value.as_str()).collect();
+    let mut used: BTreeMap<Arc<str>, UpstreamSpec> = BTreeMap::new();
+    let mut specs = Vec::new();
+    for route in routes {
+        let action = match &route.action {
+            None => continue,
+            Some(Action::Respond(action)) => action.clone(),
+            Some(Action::Redirect { spec, .. }) => ActionSpec::Redirect(spec.clone()),
+            Some(Action::Forward { to, strip_prefix }) => {
+                let upstream: Arc<str> = match &to.value {
+                    Destination::Server(server) => {
+                        let name: Arc<str> = server.to_string().into();
+                        let spec = || UpstreamSpec {
+                            name: name.clone(),
+                            servers: vec![server.clone()],
+                            timeouts: usual,
+                        };
+                        used.entry(name.clone()).or_insert_with(spec);
+                        name
+                    }
+                    Destination::Upstream(wanted) => {
+                        match declared.iter().find(|d| d.name.value == *wanted) {
+                            Some(declared) => {
+                                let name: Arc<str> = wanted.as_str().into();
+                                if let Some(spec) = &declared.spec {
+                                    used.insert(name.clone(), spec.clone());
+                                }
+                                name
+                            }
+                            None => {
+                                decoder.push(unknown_upstream(to.span.clone(), wanted, &names));
+                                continue;
+                            }
+                        }
+                    }
+                };
+                ActionSpec::Forward { upstream, strip_prefix: *strip_prefix }
+            }
+        };
+        specs.push(route.spec(action));
+    }
+    for idle in declared.iter().filter(|d| !used.contains_key(d.name.value.as_str())) {
+        decoder.push(
+            Problem::warning(
+                idle.name.span.clone(),
+                format!("no route leads to upstream `{}`", idle.name.value),
+            )
+            .help("it is not used"),
+        );
+    }
+    (specs, used.into_values().collect())
+}
+
+/// Finds redirects that lead to their own route again.
+fn endless_redirects(decoder: &mut Decoder<'_>, routes: &[Route], listen: &ListenSpec) {
+    let nothing = || ActionSpec::Respond { status: 404, body: None };
+    let specs: Vec<_> = routes.iter().map(|route| route.spec(nothing())).collect();
+    let router = Router::new(&specs);
+    for (index, route) in routes.iter().enumerate() {
+        let Some(Action::Redirect { url, .. }) = &route.action else { continue };
+        let (ours, usual) = match (url.value.tls, listen.https.is_empty()) {
+            (true, false) => (&listen.https, 443),
+            (false, true) => (&listen.http, 80),
+            _ => continue,
+        };
+        let port = url.value.port.unwrap_or(usual);
+        if !ours.iter().any(|address| address.port() == port) {
+            continue;
+        }
+        let target = url.value.path.split('?').next().unwrap_or_default();
+        let target = if target.is_empty() { &*route.path } else { target };
+        let Ok(target) = path::normalise(target) else { continue };
+        if router.route(&url.value.host.to_string(), &target).is_some_and(|matched| matched.index == index) {
+            let problem =
+                Problem::error(url.span.clone(), format!("route `{}` redirects to itself", route.key.value))
+                    .label("clients would go round in circles");
+            decoder.push(match url.value.tls {
+                true => problem.help("http is redirected to https without any route"),
+                false => problem,
+            });
+        }
+    }
+}
+
+fn names_proven_by_builtin(plans: &[super::CertificatePlan], defaults: &Defaults) -> bool {
+    let by_default = matches!(&defaults.dns, Slot::Given(dns) if dns.value.kind == ProviderKind::Builtin);
+    by_default || !certificates::challenge_names(plans).is_empty()
+}
+
+/// Says where `builtin` is used without a responder.
+fn needs_responder(decoder: &mut Decoder<'_>, file: &Fields) {
+    let sections: Vec<At<Fields>> = file.list("certificates").unwrap_or_default();
+    for fields in std::iter::once(file).chain(sections.iter().map(|at| &at.value)) {
+        let Some(dns) = fields.value::<Fields>("dns") else { continue };
+        if dns.value::<String>("provider").as_deref() == Some("builtin") {
+            decoder.push(
+                Problem::error(dns.span_of("provider"), "provider `builtin` needs a [responder] section").help(
+                    "for example [responder] listen = [\"203.0.113.7:53\"], nameservers = [{ name = \"ns.example.net\", addresses = [\"203.0.113.7\"] }]",
+                ),
+            );
+        }
+    }
+}
+
+fn default_sni(decoder: &mut Decoder<'_>, listen: &Fields, wanted: &[Wanted]) {
+    let Some(name) = listen.slot::<HostName>("default_sni").given() else { return };
+    let host = HostPattern::Exact(name.value);
+    if !wanted.iter().flat_map(|w| &w.names).any(|pattern| pattern.covers(&host)) {
+        decoder.push(
+            Problem::error(name.span, format!("no certificate is for `{host}`"))
+                .help("`default_sni` is a name of one of the certificates"),
+        );
+    }
+}
+
+fn something_to_do(
+    decoder: &mut Decoder<'_>,
+    file: &Fields,
+    routes: &[Route],
+    wanted: &[Wanted],
+    listen: &ListenSpec,
+) {
+    let place: Span = file.span_of("routes");
+    if !file.has("routes") && !file.has("certificates") {
+        decoder.push(Problem::error(0..0, "there is nothing to serve").help(
+            "the smallest useful file is one route: [routes] \"app.example.com\" = \"http://127.0.0.1:3000\"",
+        ));
+    } else if routes.is_empty() && decoder.problems.is_empty() {
+        decoder.push(Problem::warning(place, "there are no routes: every request is answered with 404"));
+    } else if wanted.is_empty() && !listen.https.is_empty() && decoder.problems.is_empty() {
+        let problem = Problem::warning(place, "there is no certificate, so no client can come in by https");
+        decoder
+            .push(problem.help("routes for `*` need a [[certificates]] section that says for which names"));
+    }
+}
+
+fn access_log(log: &Fields) -> AccessLogSpec {
+    match log.any("access") {
+        Some(Value::Word("off")) => AccessLogSpec::Off,
+        Some(Value::Table(table)) => {
+            table.value::<PathBuf>("file").map_or(AccessLogSpec::Stdout, AccessLogSpec::File)
+        }
+        _ => AccessLogSpec::Stdout,
+    }
+}

@@ -1,0 +1,456 @@
+//! Every section of the file as a table of keys. What is not here is unknown; what is `later` is refused by name.
+
+use super::table::{Key, Kind, More, Section, Words};
+
+const SECONDS: Kind = Kind::Duration { zero: false };
+
+const fn section(name: &'static str, doc: &'static str, keys: &'static [Key]) -> Section {
+    Section { name, doc, keys, more: More::Nothing, grows_from: "" }
+}
+
+/// A table that a scalar may stand for: then it is the value of `grows_from`.
+const fn growing(
+    grows_from: &'static str,
+    name: &'static str,
+    doc: &'static str,
+    keys: &'static [Key],
+) -> Section {
+    Section { name, doc, keys, more: More::Nothing, grows_from }
+}
+
+/// The whole file.
+pub(super) static FILE: Section = section(
+    "the file",
+    "Configuration of Starlock. The smallest useful file is one route.",
+    &[
+        Key::new("listen", Kind::Table(&LISTEN), "", "Where clients come in"),
+        Key::new(
+            "acme",
+            Kind::Or(&Kind::Text, &ACME),
+            "",
+            "Who signs certificates, unless one has its own `acme`",
+        ),
+        Key::new(
+            "dns",
+            Kind::Or(&Kind::Text, &DNS),
+            "",
+            "Who answers DNS-01, unless a certificate has its own `dns`",
+        ),
+        Key::new(
+            "certificates",
+            Kind::List(&Kind::Table(&CERTIFICATE)),
+            "",
+            "Certificates by name; without one that covers it, a route's host gets its own",
+        ),
+        Key::new(
+            "responder",
+            Kind::Table(&RESPONDER),
+            "",
+            "The built-in DNS server, for `dns.provider = \"builtin\"`",
+        ),
+        Key::new(
+            "routes",
+            Kind::Hosts(&Kind::Or(&Kind::Text, &ROUTE)),
+            "",
+            "Host and path prefix to what happens there",
+        ),
+        Key::new("upstreams", Kind::Map(&Kind::Table(&UPSTREAM)), "", "Servers that requests go to, by name"),
+        Key::new("timeouts", Kind::Table(&TIMEOUTS), "", "How long anything may take"),
+        Key::new("limits", Kind::Table(&LIMITS), "", "How much a client may send or hold"),
+        Key::new("storage", Kind::Table(&STORAGE), "", "Where state lies"),
+        Key::new("log", Kind::Table(&LOG), "", "What is written about requests"),
+        Key::new(
+            "expect",
+            Kind::List(&Kind::Table(&EXPECT)),
+            "",
+            "Tests of the routes, run by `starlock check`",
+        ),
+    ],
+);
+
+pub(super) static LISTEN: Section = section(
+    "[listen]",
+    "Where clients come in",
+    &[
+        Key::new(
+            "https",
+            Kind::List(&Kind::Listen(443)),
+            "[\"[::]:443\"]",
+            "With TLS; HTTP/2 and HTTP/1.1. [] turns it off: `http` then serves the routes",
+        ),
+        Key::new(
+            "http",
+            Kind::List(&Kind::Listen(80)),
+            "[\"[::]:80\"]",
+            "In clear; redirects to https (308). [] turns it off",
+        ),
+        Key::new(
+            "admin",
+            Kind::Path,
+            "$RUNTIME_DIRECTORY/admin.sock",
+            "Unix socket that `starlock status` and its like talk to",
+        ),
+        Key::new("metrics", Kind::Listen(9464), "", "Where Prometheus may ask; off without it"),
+        Key::new(
+            "trusted_proxies",
+            Kind::List(&Kind::Net),
+            "[]",
+            "Peers whose X-Forwarded-* and Forwarded are believed",
+        ),
+        Key::later("proxy_protocol", "Peers that must speak the PROXY protocol"),
+        Key::new("default_sni", Kind::Host, "", "The name whose certificate clients without SNI get"),
+    ],
+);
+
+/// `acme.ca`, beside directory URLs.
+pub(super) static CAS: Words =
+    Words { now: &["letsencrypt", "letsencrypt-staging", "local"], later: &["zerossl", "google", "sslcom"] };
+static KEYS: Words = Words { now: &["p256", "p384"], later: &["rsa2048", "rsa4096"] };
+static CHALLENGES: Words = Words {
+    now: &["auto", "dns-01"],
+    later: &["http-01", "tls-alpn-01", "dns-account-01", "dns-persist-01"],
+};
+
+pub(super) static ACME: Section = growing(
+    "ca",
+    "[acme]",
+    "Who signs certificates",
+    &[
+        Key::new("email", Kind::Text, "", "Contact for the CA"),
+        Key::new(
+            "ca",
+            Kind::Text,
+            "\"letsencrypt\"",
+            "letsencrypt, letsencrypt-staging, local, or the URL of an ACME directory",
+        ),
+        Key::new("ca_root", Kind::Path, "", "PEM file with a root to trust for a private ACME directory"),
+        Key::new("key", Kind::Word(&KEYS), "\"p256\"", "The kind of private key to make"),
+        Key::new("challenge", Kind::Word(&CHALLENGES), "\"auto\"", "How control of a name is proven"),
+        Key::later("fallback", "CAs that are tried when the first is down or refuses"),
+        Key::later("eab", "External account binding"),
+        Key::later("profile", "A profile that the CA offers"),
+        Key::later("preferred_chain", "Which of the CA's chains to serve"),
+        Key::later("rehearse", "Orders new sets of names at the CA's staging first"),
+    ],
+);
+
+static CHECKS: Words = Words { now: &["authoritative", "off"], later: &["doh", "wait"] };
+
+pub(super) static PROPAGATION: Section = growing(
+    "check",
+    "propagation",
+    "How to know that a record is visible",
+    &[
+        Key::new(
+            "check",
+            Kind::Word(&CHECKS),
+            "\"authoritative\"",
+            "Whom to ask: every authoritative server, or nobody",
+        ),
+        Key::new(
+            "timeout",
+            SECONDS,
+            "\"120s\"",
+            "How long to wait before giving up; the CA is told nothing then",
+        ),
+    ],
+);
+
+pub(super) static DNS: Section = Section {
+    name: "[dns]",
+    doc: "Who answers DNS-01",
+    keys: &[
+        Key::required("provider", Kind::Text, "Who: builtin, rfc2136, exec, httpreq, or a DNS vendor"),
+        Key::new("zone", Kind::Dns, "", "The zone to write into, instead of finding it"),
+        Key::new("ttl", SECONDS, "\"60s\"", "TTL of the records"),
+        Key::new("timeout", SECONDS, "\"30s\"", "Time for one call to the provider"),
+        Key::new(
+            "propagation",
+            Kind::Or(&Kind::Word(&CHECKS), &PROPAGATION),
+            "\"authoritative\"",
+            "How to know that the records are visible",
+        ),
+        Key::new(
+            "resolvers",
+            Kind::List(&Kind::Server(53)),
+            "",
+            "DNS servers used to find authoritative servers; default: the system's",
+        ),
+    ],
+    more: More::Provider,
+    grows_from: "provider",
+};
+
+static ALGORITHMS: Words = Words { now: &["hmac-sha256", "hmac-sha384", "hmac-sha512"], later: &[] };
+
+/// Providers that are no vendor, and their own keys.
+pub(super) static OWN_PROVIDERS: &[(&str, &[Key])] = &[
+    ("builtin", &[]),
+    (
+        "rfc2136",
+        &[
+            Key::required("server", Kind::Server(53), "Where updates go"),
+            Key::required("key_name", Kind::Text, "Name of the TSIG key"),
+            Key::required("secret", Kind::Secret, "The TSIG key in base64"),
+            Key::new("algorithm", Kind::Word(&ALGORITHMS), "\"hmac-sha256\"", "Algorithm of the TSIG key"),
+        ],
+    ),
+    ("exec", &[Key::required("program", Kind::Path, "Called as PROGRAM present|cleanup FQDN. VALUE")]),
+    (
+        "httpreq",
+        &[
+            Key::required("endpoint", Kind::Text, "POST goes to ENDPOINT/present and ENDPOINT/cleanup"),
+            Key::new("username", Kind::Text, "", "User name for basic authentication"),
+            Key::new("password", Kind::Secret, "", "Password for basic authentication"),
+        ],
+    ),
+];
+
+/// Providers that are refused until their feature exists.
+pub(super) static LATER_PROVIDERS: &[&str] = &["acme-dns"];
+
+pub(super) static CERTIFICATE: Section = section(
+    "[[certificates]]",
+    "One certificate",
+    &[
+        Key::required("names", Kind::List(&Kind::Pattern), "Its names; `*.` stands for exactly one label"),
+        Key::new("dns", Kind::Or(&Kind::Text, &DNS), "", "Who answers DNS-01; replaces [dns] as a whole"),
+        Key::new("acme", Kind::Or(&Kind::Text, &ACME), "", "Who signs it; replaces [acme] as a whole"),
+        Key::later("cert", "A certificate file that someone else renews"),
+        Key::later("key", "The private key beside `cert`"),
+        Key::later("deploy", "Files to write and a hook to run after each renewal"),
+    ],
+);
+
+static NAME_SERVER: Section = section(
+    "nameservers",
+    "One name of the responder",
+    &[
+        Key::required("name", Kind::Dns, "The name in the NS record"),
+        Key::new("addresses", Kind::List(&Kind::Ip), "[]", "Its addresses as the world sees them"),
+    ],
+);
+
+pub(super) static RESPONDER: Section = section(
+    "[responder]",
+    "The built-in authoritative DNS server",
+    &[
+        Key::required("listen", Kind::List(&Kind::Listen(53)), "Where it listens, UDP and TCP"),
+        Key::new("zone", Kind::Dns, "", "Its own zone, only for CNAME delegation"),
+        Key::required(
+            "nameservers",
+            Kind::List(&Kind::Table(&NAME_SERVER)),
+            "Its names as the world knows them",
+        ),
+    ],
+);
+
+pub(super) static ROUTE: Section = growing(
+    "to",
+    "[routes]",
+    "What happens at a host and path",
+    &[
+        Key::new("to", Kind::Text, "", "Name of an upstream, or a URL such as \"http://127.0.0.1:3000\""),
+        Key::new("strip_prefix", Kind::Flag, "false", "Takes the route's path off before forwarding"),
+        Key::new(
+            "redirect",
+            Kind::Text,
+            "",
+            "Where clients are sent; keeps path and query unless it has a path",
+        ),
+        Key::new("respond", Kind::Count { min: 200, max: 599 }, "", "Answers with this status"),
+        Key::new("body", Kind::Text, "", "The text that `respond` answers with"),
+        Key::new(
+            "status",
+            Kind::Count { min: 100, max: 999 },
+            "308",
+            "Status of `redirect`: 301, 302, 303, 307 or 308",
+        ),
+        Key::later("allow", "Networks that may use the route"),
+        Key::later("deny", "Networks that may not use the route"),
+        Key::later("auth", "Basic or forward authentication"),
+        Key::later("basic_auth", "Basic authentication"),
+        Key::later("forward_auth", "Asks another server whether a request may pass"),
+        Key::later("client_ca", "Requires a client certificate"),
+        Key::later("rate_limit", "Requests in a time"),
+        Key::later("concurrency", "Requests at a time"),
+        Key::later("max_body", "Largest request body"),
+        Key::later("headers", "Header rules"),
+        Key::later("compress", "Compresses answers"),
+        Key::later("hsts", "Sends Strict-Transport-Security"),
+        Key::later("rewrite", "Changes the path"),
+        Key::later("error_pages", "Pages for errors"),
+        Key::later("methods", "Condition on the method"),
+        Key::later("when", "Condition on the request"),
+        Key::later("mirror", "Copies a share of requests to another upstream"),
+        Key::later("split", "Shares requests among upstreams by weight"),
+        Key::later("timeouts", "Time-outs of this route alone"),
+    ],
+);
+
+pub(super) static SERVER: Section = growing(
+    "url",
+    "servers",
+    "One server",
+    &[
+        Key::required("url", Kind::Text, "http://host[:port]"),
+        Key::later("weight", "Its share of requests"),
+        Key::later("backup", "Used when no other server is up"),
+    ],
+);
+
+static BALANCES: Words = Words { now: &["p2c"], later: &["round_robin", "random", "hash"] };
+
+static UPSTREAM_TIMEOUTS: Section = section(
+    "timeouts",
+    "How long to wait for the servers of one upstream",
+    &[
+        Key::new("connect", SECONDS, "\"3s\"", "TCP connect"),
+        Key::new(
+            "response",
+            SECONDS,
+            "\"60s\"",
+            "From the end of the request to the first byte of the answer",
+        ),
+        Key::new("stall", SECONDS, "\"5m\"", "Without a byte of the answer's body"),
+        Key::new("upstream_idle", SECONDS, "\"60s\"", "How long an idle connection to a server is kept"),
+        Key::later("attempt", "To the first byte, before an idempotent request is tried elsewhere"),
+    ],
+);
+
+pub(super) static UPSTREAM: Section = section(
+    "[upstreams]",
+    "Servers that requests go to",
+    &[
+        Key::required(
+            "servers",
+            Kind::List(&Kind::Or(&Kind::Text, &SERVER)),
+            "URLs: \"http://10.0.0.11:3000\"",
+        ),
+        Key::new(
+            "balance",
+            Kind::Word(&BALANCES),
+            "\"p2c\"",
+            "How a server is chosen; p2c: the less busy of two",
+        ),
+        Key::later("health", "Asks servers whether they are well"),
+        Key::new(
+            "timeouts",
+            Kind::Table(&UPSTREAM_TIMEOUTS),
+            "",
+            "Replaces those of [timeouts], each on its own",
+        ),
+        Key::later("tls", "TLS to the servers"),
+        Key::later("retries", "Tries again elsewhere"),
+        Key::later("sticky", "Keeps a client at its server"),
+        Key::later("proxy_protocol", "Sends the PROXY protocol"),
+    ],
+);
+
+pub(super) static TIMEOUTS: Section = section(
+    "[timeouts]",
+    "How long anything may take",
+    &[
+        Key::new("handshake", SECONDS, "\"10s\"", "TLS handshake"),
+        Key::new("header", SECONDS, "\"10s\"", "From the first byte of a request to the end of its head"),
+        Key::new("idle", SECONDS, "\"180s\"", "Between the requests of a client"),
+        Key::new("body", SECONDS, "\"60s\"", "Without progress on a request's body"),
+        Key::new("write", SECONDS, "\"60s\"", "Without the client taking a byte of an answer"),
+        Key::new("connect", SECONDS, "\"3s\"", "TCP connect to a server"),
+        Key::new(
+            "response",
+            SECONDS,
+            "\"60s\"",
+            "From the end of the request to the first byte of the answer",
+        ),
+        Key::later("attempt", "To the first byte, before an idempotent request is tried elsewhere"),
+        Key::new("stall", SECONDS, "\"5m\"", "Without a byte of the answer's body"),
+        Key::new("upstream_idle", SECONDS, "\"60s\"", "How long an idle connection to a server is kept"),
+        Key::new(
+            "drain",
+            Kind::Duration { zero: true },
+            "\"30s\"",
+            "For requests in flight when shutting down",
+        ),
+    ],
+);
+
+pub(super) static LIMITS: Section = section(
+    "[limits]",
+    "How much a client may send or hold",
+    &[
+        Key::new("header", Kind::Size, "\"32KiB\"", "Head of a request (431)"),
+        Key::new(
+            "header_fields",
+            Kind::Count { min: 1, max: 10_000 },
+            "100",
+            "Fields of a request's head (431)",
+        ),
+        Key::new("uri", Kind::Size, "\"8KiB\"", "Target of a request (414)"),
+        Key::new("body", Kind::Size, "", "Body of a request (413); unlimited without it"),
+        Key::new(
+            "h2_streams",
+            Kind::Count { min: 1, max: 100_000 },
+            "100",
+            "Requests at a time on one HTTP/2 connection",
+        ),
+        Key::new(
+            "connections",
+            Kind::Count { min: 1, max: 100_000_000 },
+            "",
+            "Open connections; default: 90 % of half the file limit",
+        ),
+        Key::new(
+            "connections_per_ip",
+            Kind::Count { min: 1, max: 100_000_000 },
+            "",
+            "Open connections of one address (IPv6: of one /64); unlimited without it",
+        ),
+    ],
+);
+
+pub(super) static STORAGE: Section = section(
+    "[storage]",
+    "Where state lies",
+    &[
+        Key::new(
+            "path",
+            Kind::Path,
+            "$STATE_DIRECTORY",
+            "A directory of Starlock's own; made if it does not exist",
+        ),
+        Key::later("etcd", "State in etcd, for many machines"),
+    ],
+);
+
+static ACCESS: Words = Words { now: &["stdout", "off"], later: &[] };
+
+static ACCESS_FILE: Section =
+    section("access", "A file", &[Key::required("file", Kind::Path, "Opened again on SIGUSR1")]);
+
+pub(super) static LOG: Section = section(
+    "[log]",
+    "What is written about requests",
+    &[Key::new(
+        "access",
+        Kind::Or(&Kind::Word(&ACCESS), &ACCESS_FILE),
+        "\"stdout\"",
+        "Where a line for each request goes: stdout, off, or { file = \"...\" }",
+    )],
+);
+
+pub(super) static EXPECT: Section = section(
+    "[[expect]]",
+    "A request and what must become of it",
+    &[
+        Key::required("request", Kind::Text, "Method and URL: \"GET https://app.example.com/api\""),
+        Key::new("to", Kind::Text, "", "The upstream that it must reach"),
+        Key::new(
+            "status",
+            Kind::Count { min: 200, max: 599 },
+            "",
+            "The status that Starlock itself must answer with",
+        ),
+        Key::new("redirect", Kind::Text, "", "The URL that it must be sent to"),
+    ],
+);

@@ -1,0 +1,335 @@
+//! Storage in a directory: a file for each value and one for its previous generation.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rustix::fs::{FlockOperation, flock};
+use sha2::{Digest, Sha256};
+
+use super::{Expect, Key, Lease, Revision, Storage, StorageError, StorageSpec, Stored};
+use crate::task;
+
+/// A larger file is none of ours.
+const MAX_VALUE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Values as files of mode 0600 below a directory of mode 0700.
+///
+/// `~` never occurs in a key, so `NAME~previous` and `NAME~damaged-N` cannot be taken for values. Cloning shares the directory.
+#[derive(Clone, Debug)]
+pub struct FsStorage(Arc<Path>);
+
+impl FsStorage {
+    /// Opens the directory, making it if it is missing. Blocking.
+    ///
+    /// Warnings are for a person: rights that are too wide (they are narrowed when the directory is ours), a place that does
+    /// not outlive the machine or the container.
+    pub fn open(spec: &StorageSpec) -> Result<(Self, Vec<String>), StorageError> {
+        let path = spec.path.as_path();
+        let failed = |what: &str, error: io::Error| io_error(what, path, &error);
+        make_dir(path).map_err(|e| failed("cannot make the state directory", e))?;
+        let path = fs::canonicalize(path).map_err(|e| failed("cannot open the state directory", e))?;
+        let this = Self(path.into());
+        let mut warnings = this.narrow_rights()?;
+        warnings.extend(this.volatile());
+        // Fails now, with the path, rather than at the first certificate.
+        drop(this.lock().map_err(|e| failed("cannot write to the state directory", e))?);
+        this.sweep_temporaries()?;
+        Ok((this, warnings))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn narrow_rights(&self) -> Result<Vec<String>, StorageError> {
+        let meta = fs::metadata(&self.0).map_err(|e| io_error("cannot read the rights of", &self.0, &e))?;
+        let (mode, ours) = (meta.mode() & 0o777, rustix::process::geteuid().as_raw());
+        if meta.uid() != ours {
+            let owner = meta.uid();
+            let text = format!(
+                "the state directory {} belongs to uid {owner}, this process runs as {ours}",
+                self.0.display()
+            );
+            return Ok(vec![text]);
+        }
+        if mode & 0o077 == 0 {
+            return Ok(Vec::new());
+        }
+        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700))
+            .map_err(|e| io_error("cannot narrow the rights of", &self.0, &e))?;
+        let path = self.0.display();
+        Ok(vec![format!(
+            "the state directory {path} had mode {mode:04o} and holds private keys: set to 0700"
+        )])
+    }
+
+    fn volatile(&self) -> Option<String> {
+        const TMPFS: i64 = 0x0102_1994;
+        const RAMFS: i64 = 0x8584_58f6;
+        const OVERLAY: i64 = 0x794c_7630;
+        #[allow(clippy::unnecessary_cast, reason = "the type differs between targets")]
+        let kind = rustix::fs::statfs(&*self.0).ok()?.f_type as i64;
+        let name = match kind {
+            TMPFS | RAMFS => "memory",
+            OVERLAY => "a container's own layer",
+            _ => return None,
+        };
+        let path = self.0.display();
+        Some(format!(
+            "the state directory {path} lies in {name}: certificates are lost with it and ordered again, which a CA limits; \
+             mount a durable volume there"
+        ))
+    }
+
+    /// Temporary files of a process that died while writing: they were never values.
+    fn sweep_temporaries(&self) -> Result<(), StorageError> {
+        let _lock = self.lock().map_err(|e| io_error("cannot lock", &self.0, &e))?;
+        let mut stack = vec![self.0.to_path_buf()];
+        while let Some(dir) = stack.pop() {
+            for entry in fs::read_dir(&dir).map_err(|e| io_error("cannot list", &dir, &e))? {
+                let path = entry.map_err(|e| io_error("cannot list", &dir, &e))?.path();
+                let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                if path.is_dir() {
+                    stack.push(path);
+                } else if name.starts_with(".tmp-") {
+                    fs::remove_file(&path).map_err(|e| io_error("cannot remove", &path, &e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Held for the time of one store, so that `Expect` holds between processes too.
+    fn lock(&self) -> io::Result<File> {
+        let file = private().create(true).truncate(false).write(true).open(self.0.join(".lock"))?;
+        flock(&file, FlockOperation::LockExclusive)?;
+        Ok(file)
+    }
+
+    fn file(&self, key: &Key) -> PathBuf {
+        self.0.join(format!("{key}.json"))
+    }
+
+    fn previous(&self, key: &Key) -> PathBuf {
+        self.0.join(format!("{key}~previous.json"))
+    }
+
+    fn read(&self, key: &Key, path: &Path) -> Result<Option<Stored>, StorageError> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // A directory that vanished is not a value that was never there.
+                fs::metadata(&self.0).map_err(|e| io_error("cannot read", &self.0, &e))?;
+                return Ok(None);
+            }
+            Err(error) => return Err(io_error("cannot read", path, &error)),
+        };
+        let mut value = Vec::new();
+        file.take(MAX_VALUE_BYTES + 1)
+            .read_to_end(&mut value)
+            .map_err(|e| io_error("cannot read", path, &e))?;
+        if value.len() as u64 > MAX_VALUE_BYTES {
+            let reason = format!("it is over {MAX_VALUE_BYTES} bytes");
+            return Err(StorageError::Damaged { key: key.clone(), reason });
+        }
+        let revision = revision(&value);
+        Ok(Some(Stored { value, revision }))
+    }
+
+    fn write(&self, key: &Key, value: &[u8], expect: &Expect) -> Result<Revision, StorageError> {
+        let (path, previous) = (self.file(key), self.previous(key));
+        let dir = path.parent().unwrap_or(&self.0).to_owned();
+        let failed = |error: io::Error| io_error("cannot store", &path, &error);
+        make_dir(&dir).map_err(failed)?;
+        let _lock = self.lock().map_err(failed)?;
+        let current = self.read(key, &path)?;
+        let holds = match expect {
+            Expect::Anything => true,
+            Expect::Absent => current.is_none(),
+            Expect::Revision(wanted) => current.as_ref().is_some_and(|c| c.revision == *wanted),
+        };
+        if !holds {
+            return Err(StorageError::Conflict(key.clone()));
+        }
+        if current.as_ref().is_some_and(|c| c.value == value) {
+            return Ok(revision(value)); // the same again: the previous generation stays what it is
+        }
+        let temporary = dir.join(format!(".tmp-{:016x}", rand::random::<u64>()));
+        let result = (|| {
+            let mut file = private().create_new(true).write(true).open(&temporary)?;
+            file.write_all(value)?;
+            file.sync_all()?;
+            if current.is_some() {
+                // A second name for the current file, moved into place: at no moment is there no current value.
+                let second = dir.join(format!(".tmp-{:016x}", rand::random::<u64>()));
+                fs::hard_link(&path, &second)?;
+                fs::rename(&second, &previous)?;
+            }
+            fs::rename(&temporary, &path)?;
+            File::open(&dir)?.sync_all()
+        })();
+        if let Err(error) = result {
+            if let Err(second) = fs::remove_file(&temporary)
+                && second.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %temporary.display(), error = %second, "a temporary file stays behind until the next start");
+            }
+            return Err(failed(error));
+        }
+        Ok(revision(value))
+    }
+
+    fn delete(&self, key: &Key) -> Result<(), StorageError> {
+        let _lock = self.lock().map_err(|e| io_error("cannot lock", &self.0, &e))?;
+        for path in [self.previous(key), self.file(key)] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(io_error("cannot remove", &path, &error));
+                }
+                _ => {}
+            }
+        }
+        sync_parent(&self.file(key))
+    }
+
+    fn move_away(&self, key: &Key) -> Result<String, StorageError> {
+        let _lock = self.lock().map_err(|e| io_error("cannot lock", &self.0, &e))?;
+        let path = self.file(key);
+        let aside = (1..1000)
+            .map(|n| self.0.join(format!("{key}~damaged-{n}.json")))
+            .find(|candidate| !candidate.exists())
+            .unwrap_or_else(|| self.0.join(format!("{key}~damaged-1000.json")));
+        fs::rename(&path, &aside).map_err(|e| io_error("cannot set aside", &path, &e))?;
+        sync_parent(&path)?;
+        Ok(aside.display().to_string())
+    }
+
+    fn keys(&self, prefix: &str) -> Result<Vec<Key>, StorageError> {
+        let mut keys = Vec::new();
+        let mut stack = vec![(self.0.join(prefix), prefix.to_owned())];
+        while let Some((dir, prefix)) = stack.pop() {
+            let entries = match fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(io_error("cannot list", &dir, &error)),
+            };
+            for entry in entries {
+                let entry = entry.map_err(|e| io_error("cannot list", &dir, &e))?;
+                let Some(name) = entry.file_name().to_str().map(ToOwned::to_owned) else { continue };
+                if name.starts_with('.') || name.contains('~') {
+                    continue;
+                }
+                let joined = format!("{prefix}/{name}");
+                if entry.path().is_dir() {
+                    stack.push((entry.path(), joined));
+                } else if let Some(key) = joined.strip_suffix(".json") {
+                    keys.push(Key(key.to_owned()));
+                }
+            }
+        }
+        keys.sort();
+        Ok(keys)
+    }
+
+    fn lease(&self, name: &Key) -> Result<Option<FsLease>, StorageError> {
+        let path = self.0.join("leases").join(name.as_str().replace('/', "~"));
+        let failed = |error: io::Error| io_error("cannot take the lease", &path, &error);
+        make_dir(&self.0.join("leases")).map_err(failed)?;
+        let mut file =
+            private().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(failed(error.into())),
+        }
+        let mut text = String::new();
+        (&mut file).take(64).read_to_string(&mut text).map_err(failed)?;
+        let fencing = text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) + 1;
+        file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
+        writeln!(file, "{fencing} pid {}", std::process::id()).map_err(failed)?;
+        Ok(Some(FsLease { _file: file, fencing }))
+    }
+}
+
+#[async_trait]
+impl Storage for FsStorage {
+    async fn load(&self, key: &Key) -> Result<Option<Stored>, StorageError> {
+        let (this, key) = (self.clone(), key.clone());
+        task::blocking(move || this.read(&key, &this.file(&key))).await
+    }
+
+    async fn load_previous(&self, key: &Key) -> Result<Option<Stored>, StorageError> {
+        let (this, key) = (self.clone(), key.clone());
+        task::blocking(move || this.read(&key, &this.previous(&key))).await
+    }
+
+    async fn store(&self, key: &Key, value: &[u8], expect: Expect) -> Result<Revision, StorageError> {
+        let (this, key, value) = (self.clone(), key.clone(), value.to_vec());
+        task::blocking(move || this.write(&key, &value, &expect)).await
+    }
+
+    async fn remove(&self, key: &Key) -> Result<(), StorageError> {
+        let (this, key) = (self.clone(), key.clone());
+        task::blocking(move || this.delete(&key)).await
+    }
+
+    async fn set_aside(&self, key: &Key) -> Result<String, StorageError> {
+        let (this, key) = (self.clone(), key.clone());
+        task::blocking(move || this.move_away(&key)).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<Key>, StorageError> {
+        let (this, prefix) = (self.clone(), prefix.to_owned());
+        task::blocking(move || this.keys(&prefix)).await
+    }
+
+    async fn try_lease(&self, name: &Key) -> Result<Option<Box<dyn Lease>>, StorageError> {
+        let (this, name) = (self.clone(), name.clone());
+        let lease = task::blocking(move || this.lease(&name)).await?;
+        Ok(lease.map(|lease| Box::new(lease) as Box<dyn Lease>))
+    }
+}
+
+/// Closing the file ends the lock, and the kernel closes it when the process dies.
+#[derive(Debug)]
+struct FsLease {
+    _file: File,
+    fencing: u64,
+}
+
+impl Lease for FsLease {
+    fn fencing(&self) -> u64 {
+        self.fencing
+    }
+}
+
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600);
+    options
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn sync_parent(path: &Path) -> Result<(), StorageError> {
+    let dir = path.parent().unwrap_or(path);
+    match File::open(dir).and_then(|d| d.sync_all()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("cannot sync", dir, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn revision(value: &[u8]) -> Revision {
+    Revision(Sha256::digest(value).iter().take(16).map(|b| format!("{b:02x}")).collect())
+}
+
+fn io_error(what: &str, path: &Path, error: &io::Error) -> StorageError {
+    StorageError::Io { what: format!("{what} {}", path.display()), reason: error.to_string() }
+}

@@ -1,0 +1,147 @@
+//! The shipped binary as a process, with a configuration and a state directory of its own.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::eventually;
+use super::process::Process;
+
+pub struct Starlock {
+    process: Process,
+    /// Last: the process writes its log there to its end.
+    dir: TempDir,
+}
+
+impl Starlock {
+    /// Writes the configuration and starts; returns when it serves. `{dir}` in the text is this instance's directory; the admin
+    /// socket and the state directory are set unless the text does it.
+    pub fn start(config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        write_config(dir.path(), config);
+        let process = spawn(dir.path(), |_| {});
+        let this = Self { dir, process };
+        this.wait();
+        this
+    }
+
+    /// After `kill` or a drain: the same directory again.
+    pub fn start_again(&mut self) {
+        self.start_again_with(|_| {});
+    }
+
+    /// As `start_again`, in other surroundings.
+    pub fn start_again_with(&mut self, change: impl FnOnce(&mut Command)) {
+        assert!(!self.process.is_running(), "the former process is still there");
+        self.process = spawn(self.dir.path(), change);
+        self.wait();
+    }
+
+    fn wait(&self) {
+        eventually("starlock answers on its admin socket", || self.try_status());
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Replaces the configuration and asks for a reload.
+    pub fn reload(&self, config: &str) -> Output {
+        write_config(self.dir.path(), config);
+        self.command(&["reload"])
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Output {
+        command(self.dir.path(), arguments)
+    }
+
+    pub fn try_status(&self) -> Option<Value> {
+        let output = self.command(&["status", "--json"]);
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("status prints JSON"))
+    }
+
+    pub fn status(&self) -> Value {
+        self.try_status().expect("starlock answers")
+    }
+
+    /// The first address of a listener of `kind`: `https`, `http`, `responder`, `metrics`.
+    pub fn address(&self, kind: &str) -> SocketAddr {
+        let status = self.status();
+        let listeners = status["listeners"].as_array().expect("listeners");
+        let found =
+            listeners.iter().find(|l| l["kind"] == kind).unwrap_or_else(|| panic!("no {kind} in {status}"));
+        found["address"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// Every certificate as `certs --json` shows it.
+    pub fn certificates(&self) -> Vec<Value> {
+        let output = self.command(&["certs", "list", "--json"]);
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).expect("certs prints a JSON array")
+    }
+
+    /// Waits until the certificate that holds `name` is valid and its serial is not `old`.
+    pub fn serial_other_than(&self, name: &str, old: Option<&str>) -> String {
+        eventually(&format!("a new certificate for {name}"), || {
+            let certificates = self.certificates();
+            let holds =
+                |c: &&Value| c["names"].as_array().is_some_and(|names| names.iter().any(|n| n == name));
+            let serial = certificates.iter().find(holds)?["serial"].as_str()?.to_owned();
+            (Some(serial.as_str()) != old).then_some(serial)
+        })
+    }
+}
+
+/// The root of this instance's local CA, as PEM.
+pub fn local_root(starlock: &Starlock) -> String {
+    let stored = std::fs::read_to_string(starlock.path("state/local-ca/root.json")).unwrap();
+    serde_json::from_str::<Value>(&stored).unwrap()["certificate"].as_str().unwrap().to_owned()
+}
+
+/// Runs the binary in `dir`, with a clean environment apart from what it needs.
+pub fn command(dir: &Path, arguments: &[&str]) -> Output {
+    binary(dir).args(arguments).output().unwrap()
+}
+
+/// The binary that cargo built for this test; for an example, the one beside it.
+fn program() -> PathBuf {
+    match option_env!("CARGO_BIN_EXE_starlock") {
+        Some(path) => path.into(),
+        None => std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("starlock"),
+    }
+}
+
+pub fn binary(dir: &Path) -> Command {
+    let mut command = Command::new(program());
+    command
+        .current_dir(dir)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", dir)
+        .env("STARLOCK_CONFIG", dir.join("starlock.toml"))
+        .env("STATE_DIRECTORY", dir.join("state"))
+        .env("RUNTIME_DIRECTORY", dir);
+    command
+}
+
+fn write_config(dir: &Path, config: &str) {
+    std::fs::write(dir.join("starlock.toml"), config.replace("{dir}", dir.to_str().unwrap())).unwrap();
+}
+
+fn spawn(dir: &Path, change: impl FnOnce(&mut Command)) -> Process {
+    let mut command = binary(dir);
+    command.args(["run", "--log-format", "text", "--log-level", "debug"]);
+    change(&mut command);
+    Process::start(&mut command, &dir.join("starlock.log"))
+}
