@@ -9,7 +9,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
+use http::header::CONNECTION;
+use http::{HeaderValue, Request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -107,7 +108,13 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let service = service_fn(|request| {
         let request_in_flight = watch.request();
         let answer = worker.service.clone().call(request, info.clone());
-        async move { Ok::<_, Infallible>(answer.await.map(|body| Answer::new(body, request_in_flight, None))) }
+        async move {
+            let mut response = answer.await.map(|body| Answer::new(body, request_in_flight, None));
+            if watch.is_draining() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut builder = http1::Builder::new();
     builder

@@ -69,9 +69,17 @@ pub(super) struct Bound {
     pub(super) address: SocketAddr,
 }
 
-/// Sockets that a service manager opened for us.
+/// Sockets that a service manager opened for us. They are kept open, as the manager keeps them: an address that a reload gives up
+/// and a later one wants again can be had again.
 #[derive(Debug, Default)]
-pub struct Inherited(Vec<(SocketAddr, TcpListener)>);
+pub struct Inherited(Vec<Given>);
+
+#[derive(Debug)]
+struct Given {
+    address: SocketAddr,
+    listener: TcpListener,
+    used: bool,
+}
 
 impl Inherited {
     /// Takes the sockets of systemd's protocol (`LISTEN_FDS`). To be called once, before other files are opened.
@@ -81,9 +89,9 @@ impl Inherited {
         for index in 0..fds.len() {
             match fds.take_tcp_listener(index) {
                 Ok(Some(listener)) => match listener.local_addr() {
-                    Ok(address) => sockets.push((address, listener)),
+                    Ok(address) => sockets.push(Given { address, listener, used: false }),
                     Err(error) => {
-                        tracing::warn!(index, %error, "an inherited socket has no address; it is not used")
+                        tracing::warn!(index, %error, "an inherited socket has no address; it is not used");
                     }
                 },
                 Ok(None) => {}
@@ -97,16 +105,16 @@ impl Inherited {
 
     /// Addresses that nobody has asked for.
     pub fn unused(&self) -> impl Iterator<Item = SocketAddr> {
-        self.0.iter().map(|(address, _)| *address)
+        self.0.iter().filter(|given| !given.used).map(|given| given.address)
     }
 
     /// The socket of `address`, once for each worker.
     fn take(&mut self, address: SocketAddr, workers: usize) -> io::Result<Option<Bound>> {
-        let Some(index) = self.0.iter().position(|(held, _)| *held == address) else { return Ok(None) };
-        let (address, listener) = self.0.swap_remove(index);
-        listener.set_nonblocking(true)?;
-        let sockets = (1..workers).map(|_| listener.try_clone()).collect::<io::Result<Vec<_>>>()?;
-        Ok(Some(Bound { sockets: sockets.into_iter().chain([listener]).collect(), address }))
+        let Some(given) = self.0.iter_mut().find(|given| given.address == address) else { return Ok(None) };
+        given.listener.set_nonblocking(true)?;
+        let sockets = (0..workers).map(|_| given.listener.try_clone()).collect::<io::Result<_>>()?;
+        given.used = true;
+        Ok(Some(Bound { sockets, address }))
     }
 }
 
@@ -228,12 +236,18 @@ mod tests {
     fn inherited_sockets_are_matched_by_address() {
         let listener = TcpListener::bind(local(0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let mut inherited = Inherited(vec![(address, listener)]);
+        let mut inherited = Inherited(vec![Given { address, listener, used: false }]);
         let other = bind(local(0), false, 1, &mut inherited).unwrap();
         assert_ne!(other.address, address);
         assert_eq!(inherited.unused().collect::<Vec<_>>(), [address]);
         let bound = bind(address, false, 2, &mut inherited).unwrap();
         assert_eq!((bound.address, bound.sockets.len(), inherited.unused().count()), (address, 2, 0));
+        drop(bound);
+        assert_eq!(
+            bind(address, false, 2, &mut inherited).unwrap().sockets.len(),
+            2,
+            "given up and wanted again"
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::spec::ListenTimeouts;
 
 /// How long we listen to a client that goes on talking after the last answer, so that it gets to read it.
 const LINGER: Duration = Duration::from_secs(2);
-/// How long a new connection may take to send its first request when the process is shutting down.
+/// How long a connection may take to send its first request once the process is shutting down.
 const LAST_CHANCE: Duration = Duration::from_secs(1);
 
 /// One connection as its reader, its writer, its requests and its timer see it. A request costs it a few stores; only the
@@ -27,7 +27,6 @@ pub(super) struct Watch {
 
 #[derive(Clone, Copy, Debug)]
 struct State {
-    accepted: Instant,
     /// Whether bytes that arrive between requests are the head of one: not so in HTTP/2, which also says other things.
     heads: bool,
     /// The first byte of a head has arrived, the head has not.
@@ -43,7 +42,8 @@ struct State {
     lingering_since: Option<Instant>,
     /// It was told to end when it has nothing more to do.
     shut_since: Option<Instant>,
-    draining: bool,
+    /// The process is shutting down.
+    draining_since: Option<Instant>,
 }
 
 /// What is to be done with a connection.
@@ -109,10 +109,10 @@ fn judge(state: &State, timeouts: &ListenTimeouts, now: Instant) -> Verdict {
             }
         }
     }
-    if state.draining && state.shut_since.is_none() {
+    if state.draining_since.is_some() && state.shut_since.is_none() {
         // A connection that has not said anything yet may be about to: its client cannot know that we are going.
         let fresh = state.requests == 0 && state.in_flight == 0;
-        if !fresh || due(Some(state.accepted), LAST_CHANCE) {
+        if !fresh || due(state.draining_since, LAST_CHANCE) {
             return Verdict::Shut;
         }
     }
@@ -123,7 +123,6 @@ impl Watch {
     pub(super) fn new(timeouts: ListenTimeouts) -> Rc<Self> {
         let now = Instant::now();
         let state = State {
-            accepted: now,
             heads: true,
             head_since: None,
             in_flight: 0,
@@ -132,7 +131,7 @@ impl Watch {
             blocked_since: None,
             lingering_since: None,
             shut_since: None,
-            draining: false,
+            draining_since: None,
         };
         Rc::new(Self {
             timeouts,
@@ -202,12 +201,13 @@ impl Watch {
 
     /// The process is shutting down.
     pub(super) fn drain(&self) {
-        self.update(|s| s.draining = true);
+        let now = Instant::now();
+        self.update(|s| s.draining_since = Some(now));
         self.wake();
     }
 
     pub(super) fn is_draining(&self) -> bool {
-        self.state.get().draining
+        self.state.get().draining_since.is_some()
     }
 
     /// It was told to end.

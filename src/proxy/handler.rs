@@ -49,11 +49,14 @@ pub(super) struct Shared {
     pub(super) clock: SharedClock,
 }
 
+/// Route, whether a server was asked, method, status.
+type Series = (Option<usize>, bool, &'static str, u16);
+
 /// The snapshot in force as one worker holds it, with the metric handles it has come to need.
 #[derive(Debug)]
 pub(super) struct Local {
     pub(super) snapshot: Arc<Snapshot>,
-    counters: RefCell<HashMap<(Option<usize>, bool, &'static str, u16), Counter>>,
+    counters: RefCell<HashMap<Series, Counter>>,
     durations: RefCell<HashMap<Option<usize>, Histogram>>,
 }
 

@@ -138,17 +138,16 @@ fn join_cookies(headers: &mut HeaderMap) {
 /// Whether servers may take `name` for a field that says who the client is: `_` and `.` are `-` to CGI and its heirs.
 fn is_forwarding(name: &str) -> bool {
     let same = |plain: &str, name: &[u8]| {
-        plain.bytes().zip(name).all(|(a, b)| a == *b || (a == b'-' && matches!(b, b'_' | b'.')))
+        plain
+            .bytes()
+            .zip(name)
+            .all(|(a, b)| if a == b'-' { matches!(b, b'-' | b'_' | b'.') } else { a == *b })
     };
     let bytes = name.as_bytes();
-    match bytes.first() {
-        Some(b'x') => {
-            (bytes.len() >= 11
-                && same("x-forwarded", bytes)
-                && matches!(bytes.get(11), None | Some(b'-' | b'_' | b'.')))
-                || (bytes.len() == 9 && same("x-real-ip", bytes))
-        }
-        Some(b'f') => name == "forwarded",
+    let ends_there = || matches!(bytes.get(11), None | Some(b'-' | b'_' | b'.'));
+    match bytes.len() {
+        9 => same("x-real-ip", bytes) || name == "forwarded",
+        11.. => same("x-forwarded", bytes) && ends_there(),
         _ => false,
     }
 }
@@ -157,7 +156,7 @@ fn set_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
     let Client { address, peer, trusted } = incoming.client;
     let removed: Names = headers
         .keys()
-        .filter(|name| is_forwarding(name.as_str()) && !(trusted && !name.as_str().contains(['_', '.'])))
+        .filter(|name| is_forwarding(name.as_str()) && (!trusted || name.as_str().contains(['_', '.'])))
         .cloned()
         .collect();
     for name in &removed {

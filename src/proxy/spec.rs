@@ -33,12 +33,12 @@ pub struct RouteSpec {
     pub action: ActionSpec,
 }
 
-/// The hosts a route is for. Exact wins over wildcard, wildcard over any.
+/// The hosts a route is for. Of the routes that match a request, exact wins over wildcard, wildcard over any.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RouteHost {
     /// A name, `*.name`, or an address.
     Pattern(HostPattern),
-    /// `*`: every host that no other route names.
+    /// `*`: every host; a route that names the host and matches the path comes first.
     Any,
 }
 

@@ -18,6 +18,9 @@ pub type Counter = PlainCounter;
 /// A number that goes up and down. Cloning shares it.
 pub type Gauge = PlainGauge;
 
+/// The reason of a retry that cost nothing: the request had not been sent.
+pub const UNSENT: &str = "unsent";
+
 type Labels<const N: usize> = [(&'static str, Arc<str>); N];
 type Seconds = PlainGauge<f64, AtomicU64>;
 
@@ -201,7 +204,12 @@ impl Metrics {
         self.upstream_in_flight.remove(&labels);
     }
 
-    /// `starlock_retries_total`.
+    /// Forgets the series of an upstream that no plan names any more.
+    pub fn forget_upstream(&self, upstream: &Arc<str>) {
+        self.retries.remove(&[("upstream", upstream.clone()), ("reason", UNSENT.into())]);
+    }
+
+    /// `starlock_retries_total`; `reason` is [`UNSENT`] for now.
     pub fn retries(&self, upstream: &Arc<str>, reason: &'static str) -> Counter {
         self.retries.get_or_create_owned(&[("upstream", upstream.clone()), ("reason", reason.into())])
     }
@@ -369,7 +377,9 @@ mod tests {
         }
         metrics.upstream_up(&a, &b).set(1);
         metrics.retain_routes(&HashSet::from(["a.test"]));
+        metrics.retries(&b, UNSENT).inc();
         metrics.forget_server(&a, &b);
+        metrics.forget_upstream(&b);
         let text = metrics.render();
         assert!(text.contains("route=\"a.test\"") && text.contains("route=\"-\""));
         assert!(!text.contains("b.test"), "{text}");

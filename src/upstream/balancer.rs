@@ -103,6 +103,9 @@ impl Upstreams {
         for endpoint in self.endpoints().filter(|e| !kept.contains(&e.id())) {
             metrics.forget_server(endpoint.upstream(), endpoint.label());
         }
+        for name in self.by_name.keys().filter(|name| !next.by_name.contains_key(*name)) {
+            metrics.forget_upstream(name);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::spec::ServerSpec;
-use crate::telemetry::{Gauge, Metrics};
+use crate::telemetry::{Counter, Gauge, Metrics, UNSENT};
 
 /// A server of an upstream. It outlives reloads that keep it, and with it what is known of it.
 pub struct Endpoint {
@@ -14,6 +14,7 @@ pub struct Endpoint {
     label: Arc<str>,
     /// The metric is the count that the balancer reads: one fact, one atomic.
     in_flight: Gauge,
+    resent: Counter,
 }
 
 impl Endpoint {
@@ -21,7 +22,8 @@ impl Endpoint {
         let label: Arc<str> = spec.to_string().into();
         metrics.upstream_up(&upstream, &label).set(1);
         let in_flight = metrics.upstream_in_flight(&upstream, &label);
-        Self { id, upstream, spec, label, in_flight }
+        let resent = metrics.retries(&upstream, UNSENT);
+        Self { id, upstream, spec, label, in_flight, resent }
     }
 
     /// Unique in this process; stays the same over reloads.
@@ -42,6 +44,11 @@ impl Endpoint {
     /// Its URL, for logs and metrics.
     pub fn label(&self) -> &Arc<str> {
         &self.label
+    }
+
+    /// Counts a request that is sent again because an idle connection never sent it.
+    pub(super) fn resent(&self) {
+        self.resent.inc();
     }
 
     /// Requests it is working on, over all workers.

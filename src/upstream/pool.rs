@@ -113,7 +113,10 @@ impl Pool {
                     return Ok(response);
                 }
                 Err(mut error) => match error.take_message() {
-                    Some(unsent) if reused => request = unsent,
+                    Some(unsent) if reused => {
+                        self.endpoint.resent();
+                        request = unsent;
+                    }
                     _ => {
                         let error = error.into_error();
                         tracing::debug!(server = %self.endpoint.label(), %error, "no answer");

@@ -13,11 +13,16 @@ mod architecture;
 mod bodies;
 mod config_errors;
 mod example;
+mod http2;
 mod issuance;
+mod limits;
+mod listeners;
 #[path = "../../benches/load/mod.rs"]
 mod load;
+mod proxying;
 mod reload;
 mod renewal;
 mod restart;
 mod startup;
 mod support;
+mod trust;

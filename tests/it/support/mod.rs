@@ -1,7 +1,11 @@
 //! What behaviour tests stand on: real processes that die with the test, and clients.
 
+pub mod client;
+pub mod h2;
 pub mod pebble;
 pub mod process;
+pub mod rig;
+pub mod server;
 pub mod starlock;
 pub mod stopper;
 pub mod web;

@@ -1,0 +1,251 @@
+//! Starlock's data plane in this process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rcgen::{CertificateParams, KeyPair};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use starlock::clock::SystemClock;
+use starlock::listen::{Inherited, Limits, ListenSpec, ListenTimeouts, Traffic};
+use starlock::proxy::{
+    ActionSpec, Proxy, ProxySpec, RedirectSpec, RouteHost, RouteSpec, Snapshot, SnapshotPublisher,
+    snapshot_cell,
+};
+use starlock::resolver::Hosts;
+use starlock::telemetry::{AccessFormat, AccessLog, AccessLogSpec, AccessTarget, Metrics};
+use starlock::tls::{Bundle, CertPublisher, CertTable, TlsServer, cert_store};
+use starlock::upstream::{Pools, ServerHost, ServerSpec, UpstreamSpec, UpstreamTimeouts};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::client::{PATIENCE, Raw};
+
+/// What a rig is to do.
+pub(crate) struct Plan {
+    pub(crate) listen: ListenSpec,
+    pub(crate) proxy: ProxySpec,
+    pub(crate) upstreams: Vec<UpstreamSpec>,
+    pub(crate) workers: usize,
+}
+
+impl Plan {
+    /// Listens on a port in clear.
+    pub(crate) fn clear() -> Self {
+        Self {
+            listen: ListenSpec {
+                https: vec![],
+                http: vec![local()],
+                default_sni: None,
+                timeouts: ListenTimeouts::default(),
+                limits: Limits::default(),
+            },
+            proxy: ProxySpec {
+                routes: vec![],
+                trusted_proxies: vec![],
+                body_timeout: Duration::from_secs(60),
+                max_body: None,
+            },
+            upstreams: vec![],
+            workers: 2,
+        }
+    }
+
+    /// Listens with TLS as well; its certificate is for `a.test`, `b.test`, `*.wild.test` and `127.0.0.1`.
+    pub(crate) fn tls() -> Self {
+        let mut plan = Self::clear();
+        plan.listen.https = vec![local()];
+        plan
+    }
+
+    pub(crate) fn route(mut self, key: &str, action: ActionSpec) -> Self {
+        let (host, path) = key.split_once('/').map_or((key, "/".to_owned()), |(h, p)| (h, format!("/{p}")));
+        let host = match host {
+            "*" => RouteHost::Any,
+            host => RouteHost::Pattern(host.parse().unwrap()),
+        };
+        self.proxy.routes.push(RouteSpec { key: key.into(), host, path: path.into(), action });
+        self
+    }
+
+    /// A route to the server at `address`.
+    pub(crate) fn forward(self, key: &str, address: SocketAddr) -> Self {
+        self.forward_to_host(key, ServerHost::Ip(address.ip()), address.port(), false)
+    }
+
+    pub(crate) fn forward_stripped(self, key: &str, address: SocketAddr) -> Self {
+        self.forward_to_host(key, ServerHost::Ip(address.ip()), address.port(), true)
+    }
+
+    pub(crate) fn forward_to_host(
+        mut self,
+        key: &str,
+        host: ServerHost,
+        port: u16,
+        strip_prefix: bool,
+    ) -> Self {
+        let upstream: Arc<str> = format!("to-{key}").into();
+        self.upstreams.push(UpstreamSpec {
+            name: upstream.clone(),
+            servers: vec![ServerSpec { host, port }],
+            timeouts: UpstreamTimeouts::default(),
+        });
+        self.route(key, ActionSpec::Forward { upstream, strip_prefix })
+    }
+
+    pub(crate) fn respond(self, key: &str, status: u16, body: Option<&str>) -> Self {
+        self.route(key, ActionSpec::Respond { status, body: body.map(Into::into) })
+    }
+
+    pub(crate) fn redirect(self, key: &str, origin: &str, path: Option<&str>, status: u16) -> Self {
+        self.route(
+            key,
+            ActionSpec::Redirect(RedirectSpec { origin: origin.into(), path: path.map(Into::into), status }),
+        )
+    }
+
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
+    pub(crate) async fn start(self) -> Rig {
+        Rig::start(self).await
+    }
+}
+
+fn local() -> SocketAddr {
+    ([127, 0, 0, 1], 0).into()
+}
+
+/// A running data plane.
+pub(crate) struct Rig {
+    pub(crate) traffic: Traffic,
+    pub(crate) publisher: SnapshotPublisher,
+    pub(crate) metrics: Arc<Metrics>,
+    certs: CertPublisher,
+    trusted: RootCertStore,
+    log: AccessLog,
+    log_path: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Rig {
+    async fn start(plan: Plan) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let log_path = dir.path().join("access.log");
+        let metrics = Metrics::new("test");
+        let target = AccessTarget::open(&AccessLogSpec::File(log_path.clone())).unwrap();
+        let log = AccessLog::start(target, AccessFormat::Json, metrics.access_dropped().clone()).unwrap();
+
+        let (mut certs, reader) = cert_store();
+        let (bundle, trusted) = certificate(&["a.test", "b.test", "*.wild.test", "127.0.0.1"]);
+        certs.publish(CertTable::new([bundle], None));
+        let tls = TlsServer::new(reader).unwrap();
+
+        let first = Snapshot::build(&plan.proxy, &plan.upstreams, None, None, &metrics).unwrap();
+        let (publisher, snapshots) = snapshot_cell(first, metrics.clone());
+        let (hosts, counts, access, workers) = (Hosts::system(), metrics.clone(), log.clone(), plan.workers);
+        let traffic = Traffic::start(workers, tls, metrics.clone(), move |_| {
+            let pools = Pools::new(256 / workers, hosts.clone());
+            Proxy::new(snapshots.clone(), pools, counts.clone(), access.writer(), Arc::new(SystemClock))
+        })
+        .unwrap();
+        let mut rig = Self { traffic, publisher, metrics, certs, trusted, log, log_path, _dir: dir };
+        rig.load(&plan).await;
+        rig
+    }
+
+    /// What a reload does.
+    pub(crate) async fn load(&mut self, plan: &Plan) {
+        let listeners = self.traffic.prepare(&plan.listen, &mut Inherited::default()).await.unwrap();
+        let port = listeners.addresses().https_port();
+        let current = self.publisher.current();
+        let next =
+            Snapshot::build(&plan.proxy, &plan.upstreams, port, Some(&current), &self.metrics).unwrap();
+        self.publisher.publish(next);
+        listeners.commit();
+    }
+
+    /// Serves another certificate from now on.
+    pub(crate) fn renew(&mut self, names: &[&str]) {
+        let (bundle, trusted) = certificate(names);
+        self.certs.publish(CertTable::new([bundle], None));
+        self.trusted = trusted;
+    }
+
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.traffic.addresses().http[0]
+    }
+
+    pub(crate) fn https(&self) -> SocketAddr {
+        self.traffic.addresses().https[0]
+    }
+
+    pub(crate) async fn connect(&self) -> Raw {
+        Raw::connect(self.http()).await
+    }
+
+    /// A handshake for `name`, offering `alpn`.
+    pub(crate) async fn tls(&self, name: &str, alpn: &str) -> TlsStream<TcpStream> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let mut config = builder.with_root_certificates(self.trusted.clone()).with_no_client_auth();
+        config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+        let stream = TcpStream::connect(self.https()).await.unwrap();
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+    }
+
+    /// The first line of the access log for which `wanted` holds, as soon as there is one.
+    pub(crate) async fn logged(&self, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        let start = Instant::now();
+        loop {
+            let text = std::fs::read_to_string(&self.log_path).unwrap();
+            let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+            if let Some(line) = lines.into_iter().find(|line| wanted(line)) {
+                return line;
+            }
+            assert!(start.elapsed() < PATIENCE, "no such line in {text}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until `condition` holds.
+    pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let start = Instant::now();
+        while !condition(self) {
+            assert!(start.elapsed() < PATIENCE, "{what} did not come about\n{}", self.metrics.render());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// The value of the metric whose line begins with `series`; 0 if there is none.
+    pub(crate) fn metric(&self, series: &str) -> i64 {
+        let text = self.metrics.render();
+        text.lines()
+            .filter_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+            .next()
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.traffic.abort();
+        self.log.close(PATIENCE);
+    }
+}
+
+fn certificate(names: &[&str]) -> (Arc<Bundle>, RootCertStore) {
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).unwrap();
+    let cert = params.self_signed(&key).unwrap();
+    let mut trusted = RootCertStore::empty();
+    trusted.add(cert.der().clone()).unwrap();
+    (Arc::new(Bundle::from_pem(&cert.pem(), &key.serialize_pem()).unwrap()), trusted)
+}

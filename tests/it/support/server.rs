@@ -1,0 +1,136 @@
+//! Servers behind Starlock that do as they are told.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use starlock::task::{self, Shutdown};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+
+pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// A server with a thread of its own; stops when it is dropped.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    stop: Shutdown,
+}
+
+impl Server {
+    /// Gives each connection to `serve`.
+    pub(crate) fn raw<F, Fut>(serve: F) -> Self
+    where
+        F: Fn(TcpStream) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + 'static,
+    {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (connections, stop) = (Arc::new(AtomicUsize::new(0)), Shutdown::new());
+        let (count, stopped) = (connections.clone(), stop.clone());
+        task::spawn_thread("server", move || async move {
+            let listener = TcpListener::from_std(listener).unwrap();
+            loop {
+                let (stream, _) = tokio::select! {
+                    accepted = listener.accept() => accepted.unwrap(),
+                    () = stopped.wait() => return,
+                };
+                count.fetch_add(1, Ordering::SeqCst);
+                task::spawn_local(serve(stream));
+            }
+        })
+        .unwrap();
+        Self { address, connections, stop }
+    }
+
+    /// Reads a head, sends `answer`, then reads on; closes if `close`.
+    pub(crate) fn canned(answer: &'static str, close: bool) -> Self {
+        Self::raw(move |mut stream| async move {
+            let mut seen = Vec::new();
+            while let Ok(1..) = stream.read_buf(&mut seen).await {
+                if seen.windows(4).any(|w| w == b"\r\n\r\n") {
+                    seen.clear();
+                    if tokio::io::AsyncWriteExt::write_all(&mut stream, answer.as_bytes()).await.is_err()
+                        || close
+                    {
+                        return;
+                    }
+                }
+            }
+        })
+    }
+
+    /// Speaks HTTP/1.1 and asks `answer`.
+    pub(crate) fn http<F, Fut>(answer: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output = Response<Body>> + 'static,
+    {
+        Self::raw(move |stream| {
+            let answer = answer.clone();
+            async move {
+                let service = service_fn(|request| {
+                    let answer = answer(request);
+                    async move { Ok::<_, Infallible>(answer.await) }
+                });
+                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            }
+        })
+    }
+
+    /// Answers with what it was asked: the request line, the fields sorted, an empty line, the body and its trailers.
+    pub(crate) fn echo() -> Self {
+        Self::http(|request| async {
+            let (parts, body) = request.into_parts();
+            let mut lines: Vec<String> = parts
+                .headers
+                .iter()
+                .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())))
+                .collect();
+            lines.sort();
+            let mut text =
+                format!("{} {} {:?}\n{}\n\n", parts.method, parts.uri, parts.version, lines.join("\n"));
+            match body.collect().await {
+                Ok(body) => {
+                    let trailers = body.trailers().cloned();
+                    text.push_str(&String::from_utf8_lossy(&body.to_bytes()));
+                    for (name, value) in &trailers.unwrap_or_default() {
+                        text.push_str(&format!("\n{}: {}", name, value.to_str().unwrap()));
+                    }
+                }
+                Err(error) => text.push_str(&format!("broken: {error}")),
+            }
+            Response::new(full(text))
+        })
+    }
+
+    /// How many connections it has accepted.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.trigger();
+    }
+}
+
+pub(crate) fn full(text: impl Into<Bytes>) -> Body {
+    Full::new(text.into()).boxed_unsync()
+}
