@@ -14,4 +14,5 @@ mod issuance;
 #[path = "../../benches/load/mod.rs"]
 mod load;
 mod renewal;
+mod responder;
 mod support;

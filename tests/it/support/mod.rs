@@ -1,5 +1,6 @@
 //! What behaviour tests stand on: real processes that die with the test, and clients.
 
+pub mod dns;
 pub mod pebble;
 pub mod process;
 pub mod starlock;
