@@ -601,7 +601,8 @@ mod tests {
         first.remove().await;
         assert_eq!((rig.fake.standing(), rig.journal().await), (vec!["a".to_owned()], 1));
         // A removal that a former run left over must not hit it either.
-        let swept = rig.janitor.sweep(&[rig.fake.clone()]).await.unwrap();
+        let providers: [Arc<dyn TxtProvider>; 1] = [rig.fake.clone()];
+        let swept = rig.janitor.sweep(&providers).await.unwrap();
         assert_eq!(swept, Swept { records: 1, orphans: 0 });
         sleep(Duration::from_secs(5)).await;
         assert_eq!(rig.fake.standing(), ["a"]);
@@ -632,7 +633,8 @@ mod tests {
         let supervisor = Supervisor::new(Shutdown::new());
         let next = janitor(storage.clone(), Arc::new(SystemClock), &supervisor);
         assert_eq!(next.sweep(&[]).await.unwrap(), Swept { records: 0, orphans: 1 });
-        assert_eq!(next.sweep(&[fake.clone()]).await.unwrap(), Swept { records: 1, orphans: 0 });
+        let providers: [Arc<dyn TxtProvider>; 1] = [fake.clone()];
+        assert_eq!(next.sweep(&providers).await.unwrap(), Swept { records: 1, orphans: 0 });
         sleep(Duration::from_secs(1)).await;
         assert_eq!((fake.standing().len(), storage.list("journal").await.unwrap().len()), (0, 0));
     }

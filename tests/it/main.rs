@@ -9,6 +9,7 @@
 )]
 
 mod architecture;
+mod challenge;
 mod config_errors;
 mod issuance;
 #[path = "../../benches/load/mod.rs"]
