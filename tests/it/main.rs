@@ -5,6 +5,7 @@
     missing_docs,
     clippy::disallowed_methods,
     clippy::print_stderr,
+    clippy::unwrap_used,
     reason = "tests, not the product"
 )]
 

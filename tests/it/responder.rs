@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use starlock::dns::{TxtProvider, TxtRecord};
 use starlock::name::DnsName;
+use starlock::resolver::{AskError, Resolver, TxtReply};
 use starlock::responder::{Bound, NameServer, ResponderSpec, Running, TxtTable, ZoneWriter, zones};
 use starlock::task::Shutdown;
 
@@ -160,6 +161,17 @@ async fn edns_case_truncation_and_tcp_are_as_the_rfcs_say() {
     has(&large, "flags: qr aa tc rd");
     // Without +ignore dig comes back over TCP, as a resolver does.
     assert_eq!(txt(responder.address, CHALLENGE).len(), 31);
+    let resolver = Resolver::new(vec![responder.address]);
+    match resolver.txt(responder.address, &name(CHALLENGE)).await.unwrap() {
+        TxtReply::Values(values) => assert_eq!(values.len(), 31),
+        other => panic!("{other:?}"),
+    }
+    let absent = resolver.txt(responder.address, &name("no.acme.test")).await.unwrap();
+    assert_eq!(absent, TxtReply::Absent);
+    let outside = resolver.txt(responder.address, &name("example.test")).await.unwrap();
+    assert_eq!(outside, TxtReply::Unhelpful("REFUSED".into()));
+    let nobody = resolver.txt((loopback(), 53).into(), &name(CHALLENGE)).await.unwrap_err();
+    assert!(matches!(nobody, AskError::Failed(_)), "{nobody}");
     let plain = datagram(responder.address, &query(CHALLENGE, 16), Duration::from_secs(5)).unwrap();
     assert!(plain.len() <= 512);
 }
