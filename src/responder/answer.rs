@@ -29,8 +29,9 @@ const HEADER: usize = 12;
 /// A query has OPT and perhaps TSIG beside its question.
 const MAX_EXTRAS: u16 = 8;
 
-/// A resolver that asks during an order must ask again soon.
-const TXT_TTL: u32 = 1;
+/// What a resolver keeps of one order is wrong for the next one, and that may follow at once.
+const TXT_TTL: u32 = 0;
+const ANY_TTL: u32 = 1;
 const SOA_TTL: u32 = 1;
 const NEGATIVE_TTL: u32 = 1;
 const NS_TTL: u32 = 60;
@@ -223,7 +224,7 @@ fn answers(zones: &Zones, apex: &LowerName, node: &Node<'_>, query: &Query) -> V
         // RFC 8482: an answer that satisfies who asked and helps nobody who reflects.
         RecordType::ANY => {
             let hint = HINFO::new("RFC8482".into(), String::new());
-            vec![Record::from_rdata(owner.clone(), TXT_TTL, RData::HINFO(hint))]
+            vec![Record::from_rdata(owner.clone(), ANY_TTL, RData::HINFO(hint))]
         }
         _ => Vec::new(),
     }
