@@ -121,7 +121,7 @@ names = ["example.test", "*.example.test"]
     println!("  issuer   {}", held["issuer"].as_str().unwrap_or("?"));
     println!("  serial   {first}");
     println!("  until    {}", held["not_after"].as_str().unwrap_or("?"));
-    println!("  next     {}", held["next_action"].as_str().unwrap_or("?"));
+    println!("  next     {}", next(Some(&held)));
 
     say("Try it (each line works as it is, in another terminal)");
     let port = https.port();
@@ -165,10 +165,7 @@ names = ["example.test", "*.example.test"]
             println!("  renewed: serial {serial} ({} renewals)", seen.len());
             seen.push(serial);
         }
-        let next = certificate
-            .as_ref()
-            .and_then(|c| c["next_action"].as_str().map(ToOwned::to_owned))
-            .unwrap_or_default();
+        let next = next(certificate.as_ref());
         if terminal || last_line.elapsed() > Duration::from_secs(5) {
             last_line = Instant::now();
             live_line(terminal, &load.report, seen.last().unwrap(), &next);
@@ -239,14 +236,34 @@ fn serial(starlock: &Starlock) -> Option<String> {
 /// Prints what the log says of orders since byte `from`; gives where it ends now.
 fn show_steps(log: &str, from: usize) -> usize {
     let end = log.rfind('\n').map_or(0, |i| i + 1);
-    for line in log.get(from..end).unwrap_or_default().lines().filter(|l| l.contains("certificate=")) {
+    for line in log.get(from..end).unwrap_or_default().lines() {
         let clock = line.get(11..19).unwrap_or_default();
-        let plain = line.split_once("INFO").or_else(|| line.split_once("WARN")).map(|(_, rest)| rest.trim());
-        if let Some(text) = plain {
-            println!("  {clock}  {}", text.trim_start_matches("task: "));
-        }
+        let said = ["INFO", "WARN", "ERROR"].iter().find_map(|level| line.split_once(level));
+        let Some((message, fields)) = said.and_then(|(_, rest)| rest.split_once(" certificate=")) else {
+            continue;
+        };
+        let serial = fields.split_whitespace().find_map(|f| f.strip_prefix("serial=")).unwrap_or_default();
+        let message = message.trim().trim_start_matches("task:").trim();
+        println!(
+            "  {clock}  {message}{}{}",
+            if serial.is_empty() { "" } else { ": serial " },
+            serial.trim_matches('"')
+        );
     }
     end
+}
+
+/// `renewed in 12 s`, from the moment that `certs --json` gives.
+fn next(certificate: Option<&Value>) -> String {
+    let at = certificate
+        .and_then(|c| c["next_action_at"].as_str())
+        .and_then(|t| t.parse::<jiff::Timestamp>().ok());
+    match at {
+        Some(at) => {
+            format!("next renewal in {:>2} s", at.duration_since(jiff::Timestamp::now()).as_secs().max(0))
+        }
+        None => certificate.and_then(|c| c["next_action"].as_str()).unwrap_or("?").to_owned(),
+    }
 }
 
 /// `wanted` if it is free, so that the lines to paste look familiar; any free port otherwise.

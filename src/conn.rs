@@ -1,9 +1,29 @@
 //! What is known of a client's connection: `listen` fills it in, `proxy` reads it.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+
 use crate::name::{HostName, HostPattern};
+
+/// What answers the requests of one worker's connections: the seam between `listen` and `proxy`.
+pub trait Service: 'static {
+    /// The body of an answer. Dropping it before its end means that the client left.
+    type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Unpin + 'static;
+
+    /// Answers one request. Never fails: an error is an answer too. Dropping the future means that the client left.
+    fn call(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+        conn: Rc<ConnInfo>,
+    ) -> impl Future<Output = Response<Self::Body>> + 'static;
+}
 
 /// One accepted connection.
 #[derive(Clone, Debug)]
@@ -14,6 +34,17 @@ pub struct ConnInfo {
     pub local: SocketAddr,
     /// `None` in clear.
     pub tls: Option<TlsInfo>,
+    /// What its requests must keep to.
+    pub limits: RequestLimits,
+}
+
+/// Limits of a request that HTTP itself does not have; the service answers 414 and 431.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// Bytes of a request target.
+    pub uri: usize,
+    /// Fields of a head; the crumbs of a cookie count once.
+    pub fields: usize,
 }
 
 impl ConnInfo {

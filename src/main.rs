@@ -1,3 +1,12 @@
 //! `starlock`: see the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    // Fails only if there is a provider already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    starlock::cli::main()
+}

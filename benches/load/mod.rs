@@ -14,6 +14,7 @@ use http::Request;
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, HandshakeKind, RootCertStore};
@@ -89,20 +90,26 @@ struct Client {
     stop: Arc<AtomicBool>,
     h1: Arc<ClientConfig>,
     h2: Arc<ClientConfig>,
+    /// Without tickets: every handshake is a full one and shows the certificate.
+    h1_full: Arc<ClientConfig>,
 }
 
 impl Load {
-    /// Starts: two fifths on kept-alive HTTP/1.1, two fifths on kept-alive HTTP/2, one fifth on new connections.
+    /// Starts: two fifths on kept-alive HTTP/1.1, two fifths on kept-alive HTTP/2, one fifth on new connections: full
+    /// handshakes for HTTP/1.1, resumed ones for HTTP/2.
     pub fn start(spec: Spec) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (report, stop) = (Arc::new(Report::default()), Arc::new(AtomicBool::new(false)));
-        let config = |alpn| Arc::new(tls_config(&spec.root_pem, alpn));
+        let config = |alpn| tls_config(&spec.root_pem, alpn);
+        let mut full = config("http/1.1");
+        full.resumption = Resumption::disabled();
         let client = Client {
             report: report.clone(),
             stop: stop.clone(),
-            h1: config("http/1.1"),
-            h2: config("h2"),
+            h1: config("http/1.1").into(),
+            h2: config("h2").into(),
+            h1_full: full.into(),
             spec,
         };
         let rate = client.spec.rate;
@@ -156,7 +163,7 @@ impl Client {
                 if sender.is_some() {
                     self.report.connections_closed.fetch_add(1, Ordering::Relaxed);
                 }
-                sender = self.connect(http).await;
+                sender = self.connect(http, false).await;
             }
             if let Some(open) = &mut sender
                 && !self.ask(open).await
@@ -170,7 +177,7 @@ impl Client {
         let mut pace = Pace::new(rate);
         while self.running() {
             pace.next().await;
-            if let Some(mut sender) = self.connect(http).await {
+            if let Some(mut sender) = self.connect(http, http == Http::One).await {
                 self.ask(&mut sender).await;
             }
         }
@@ -181,8 +188,8 @@ impl Client {
         &self.spec.hosts[turn % self.spec.hosts.len()]
     }
 
-    async fn connect(&self, http: Http) -> Option<Sender> {
-        match tokio::time::timeout(DEADLINE, self.try_connect(http)).await {
+    async fn connect(&self, http: Http, full: bool) -> Option<Sender> {
+        match tokio::time::timeout(DEADLINE, self.try_connect(http, full)).await {
             Ok(Ok(sender)) => Some(sender),
             Ok(Err(error)) => {
                 self.report.fail(&self.report.failed_handshakes, format!("handshake: {error}"));
@@ -195,12 +202,16 @@ impl Client {
         }
     }
 
-    async fn try_connect(&self, http: Http) -> Result<Sender, String> {
+    async fn try_connect(&self, http: Http, full: bool) -> Result<Sender, String> {
         self.report.handshakes.fetch_add(1, Ordering::Relaxed);
         let tcp = TcpStream::connect(self.spec.address).await.map_err(|e| e.to_string())?;
         tcp.set_nodelay(true).map_err(|e| e.to_string())?;
         let name = ServerName::try_from(self.host().to_owned()).map_err(|e| e.to_string())?;
-        let config = if http == Http::One { &self.h1 } else { &self.h2 };
+        let config = match (http, full) {
+            (Http::One, true) => &self.h1_full,
+            (Http::One, false) => &self.h1,
+            (Http::Two, _) => &self.h2,
+        };
         let stream =
             TlsConnector::from(config.clone()).connect(name, tcp).await.map_err(|e| e.to_string())?;
         let (_, connection) = stream.get_ref();

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::client::RecordingClient;
 use super::problem;
 use crate::issuer::{FailureClass, IssueError, IssuerId, Retry};
-use crate::storage::{Expect, Key, Storage, StorageError};
+use crate::storage::{Expect, Key, Revision, Storage, StorageError};
 
 /// What is kept. The key is written before the CA hears of it: a crash in between finds the same account again.
 #[derive(Serialize, Deserialize)]
@@ -40,20 +40,7 @@ pub(super) async fn account(
     client: &RecordingClient,
 ) -> Result<Account, AccountError> {
     let key = storage_key(issuer);
-    let (stored, revision) = match storage.load(&key).await.map_err(unreadable)? {
-        Some(found) => {
-            let account: StoredAccount = serde_json::from_slice(&found.value)
-                .map_err(|e| unreadable(StorageError::Damaged { key: key.clone(), reason: e.to_string() }))?;
-            (account, found.revision)
-        }
-        None => {
-            let (_, der) = AccountKey::generate_pkcs8()?;
-            let made =
-                StoredAccount { directory: directory.into(), key: encode(der.secret_pkcs8_der()), url: None };
-            let revision = store(storage, &key, &made, Expect::Absent).await?;
-            (made, revision)
-        }
-    };
+    let (stored, revision) = load_or_make(storage, &key, directory).await?;
     let der = decode(&stored.key).ok_or_else(|| {
         unreadable(StorageError::Damaged { key: key.clone(), reason: "the account key is not base64".into() })
     })?;
@@ -77,9 +64,37 @@ pub(super) async fn account(
     }
     let known =
         StoredAccount { directory: directory.into(), key: stored.key, url: Some(account.id().to_owned()) };
-    store(storage, &key, &known, Expect::Revision(revision)).await?;
+    match store(storage, &key, &known, Expect::Revision(revision)).await {
+        // Another process registered the same key at the same time: the CA gave both the same account.
+        Ok(_) | Err(StorageError::Conflict(_)) => {}
+        Err(error) => return Err(unreadable(error)),
+    }
     tracing::info!(issuer = %issuer, account = account.id(), "account registered at the CA");
     Ok(account)
+}
+
+/// The kept account, or a new key that is kept before anybody hears of it. Of two processes that make one, the first wins.
+async fn load_or_make(
+    storage: &dyn Storage,
+    key: &Key,
+    directory: &str,
+) -> Result<(StoredAccount, Revision), AccountError> {
+    for _ in 0..2 {
+        if let Some(found) = storage.load(key).await.map_err(unreadable)? {
+            let account: StoredAccount = serde_json::from_slice(&found.value)
+                .map_err(|e| unreadable(StorageError::Damaged { key: key.clone(), reason: e.to_string() }))?;
+            return Ok((account, found.revision));
+        }
+        let (_, der) = AccountKey::generate_pkcs8()?;
+        let made =
+            StoredAccount { directory: directory.into(), key: encode(der.secret_pkcs8_der()), url: None };
+        match store(storage, key, &made, Expect::Absent).await {
+            Ok(revision) => return Ok((made, revision)),
+            Err(StorageError::Conflict(_)) => {}
+            Err(error) => return Err(unreadable(error)),
+        }
+    }
+    Err(unreadable(StorageError::Conflict(key.clone())))
 }
 
 /// Forgets the account's URL after `accountDoesNotExist`; the next call registers the same key again.
@@ -110,9 +125,10 @@ async fn store(
     key: &Key,
     account: &StoredAccount,
     expect: Expect,
-) -> Result<crate::storage::Revision, AccountError> {
-    let value = serde_json::to_vec(account).map_err(Error::from)?;
-    storage.store(key, &value, expect).await.map_err(unreadable)
+) -> Result<Revision, StorageError> {
+    let value = serde_json::to_vec(account)
+        .map_err(|e| StorageError::Io { what: "cannot write the account".into(), reason: e.to_string() })?;
+    storage.store(key, &value, expect).await
 }
 
 fn unreadable(error: StorageError) -> AccountError {

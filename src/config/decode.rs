@@ -12,7 +12,7 @@ use super::scalar::{self, Wrong};
 use super::sections;
 use super::table::{Key, Kind, More, Section, Words, nearest, vendor_keys};
 use super::value::{At, Entry, Fields, Value};
-use crate::dns::vendors;
+use crate::dns::{VendorKind, vendors};
 use crate::name::{HostName, HostPattern};
 
 pub(super) type Node<'t> = Spanned<DeValue<'t>>;
@@ -53,7 +53,7 @@ impl<'t> Decoder<'t> {
             let known = section.keys.iter().chain(&extra.keys).find(|known| known.name == name);
             match known {
                 None if section.more == More::Provider => {
-                    self.secrets.push(node.span()); // who knows what it was meant to be
+                    self.hide(node); // who knows what it was meant to be
                     if !extra.anything {
                         self.unknown_key(key, node, section, &extra, place);
                     }
@@ -74,7 +74,30 @@ impl<'t> Decoder<'t> {
                 self.missing(key, &span, &extra, place);
             }
         }
+        if let (Some(provider), [first, ..]) = (&extra.provider, extra.any_of)
+            && !extra.any_of.iter().any(|key| entries.contains_key(key))
+        {
+            let keys = extra.any_of.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(" or ");
+            let message = format!("provider `{}` needs {keys}", provider.value);
+            let doc = extra.keys.iter().find(|key| key.name == *first).map(|key| key.doc);
+            let help = doc.map(|doc| format!("`{first}`: {doc}"));
+            self.push(Problem::error(provider.span.clone(), message).label("for this one").maybe_help(help));
+        }
         Fields { span, entries }
+    }
+
+    /// Keeps a value out of every report; a table that only says where a secret lies may be seen.
+    fn hide(&mut self, node: &Node<'_>) {
+        match node.get_ref() {
+            DeValue::Table(table) => {
+                for (key, inner) in table {
+                    if !["env", "file", "credential"].contains(&key.get_ref().as_ref()) {
+                        self.secrets.push(inner.span());
+                    }
+                }
+            }
+            _ => self.secrets.push(node.span()),
+        }
     }
 
     fn missing(&mut self, key: &Key, span: &Span, extra: &Extra, place: &str) {
@@ -101,7 +124,14 @@ impl<'t> Decoder<'t> {
             sections::OWN_PROVIDERS.iter().find(|(name, _)| *name == text).map(|(_, keys)| keys.to_vec());
         let vendor = || vendors().iter().find(|vendor| vendor.name == text).map(vendor_keys);
         if let Some(keys) = own.or_else(vendor) {
-            return Extra { keys, anything: false, provider: Some(At { value: text.to_owned(), span }) };
+            let any_of =
+                vendors().iter().find(|vendor| vendor.name == text).map_or(&[][..], |vendor| vendor.any_of);
+            return Extra {
+                keys,
+                anything: false,
+                any_of,
+                provider: Some(At { value: text.to_owned(), span }),
+            };
         }
         if sections::LATER_PROVIDERS.contains(&text) {
             self.push(not_yet(span, text));
@@ -167,8 +197,12 @@ impl<'t> Decoder<'t> {
         let span = node.span();
         match (kind, node.get_ref()) {
             (Kind::Flag, DeValue::Boolean(flag)) => Some(Value::Flag(*flag)),
-            (Kind::Scalar, DeValue::Boolean(flag)) => Some(Value::Text(flag.to_string())),
-            (Kind::Scalar, DeValue::Integer(number)) => Some(Value::Text(number.to_string())),
+            (Kind::Vendor(wanted), DeValue::Boolean(_) | DeValue::Integer(_))
+                if wanted != VendorKind::Text
+                    && self.text.get(span.clone()).is_some_and(|t| wanted.check(t).is_ok()) =>
+            {
+                self.text.get(span).map(|text| Value::Text(text.to_owned()))
+            }
             (Kind::Count { min, max }, DeValue::Integer(number)) => {
                 let parsed = u64::from_str_radix(number.as_str(), number.radix()).ok();
                 let fits = parsed.filter(|n| (min..=max).contains(n));
@@ -316,12 +350,14 @@ struct Extra {
     keys: Vec<Key>,
     /// Nobody knows which keys are right.
     anything: bool,
+    /// Keys of which one must be there.
+    any_of: &'static [&'static str],
     provider: Option<At<String>>,
 }
 
 impl Extra {
     fn none() -> Self {
-        Self { keys: Vec::new(), anything: false, provider: None }
+        Self { keys: Vec::new(), anything: false, any_of: &[], provider: None }
     }
 }
 
@@ -370,11 +406,18 @@ fn text_value(text: &str, kind: Kind) -> Result<Value, Wrong> {
     if text.trim().is_empty() {
         return Err(Wrong::new("this is empty"));
     }
-    if text.trim() != text && !matches!(kind, Kind::Text | Kind::Scalar) {
+    if text.trim() != text && !matches!(kind, Kind::Text | Kind::Vendor(_)) {
         return Err(Wrong::new("there is white space around it"));
     }
     match kind {
-        Kind::Text | Kind::Scalar => Ok(Value::Text(text.to_owned())),
+        Kind::Text => Ok(Value::Text(text.to_owned())),
+        Kind::Vendor(wanted) => match wanted.check(text) {
+            Ok(()) => Ok(Value::Text(text.to_owned())),
+            Err(_) => Err(match wanted {
+                VendorKind::Choice(words) => not_a_word(text, words.iter().copied()),
+                _ => Wrong::new("this is not one"),
+            }),
+        },
         Kind::Path if text.contains('\0') => Err(Wrong::new("a path cannot hold a NUL")),
         Kind::Path => Ok(Value::Path(text.into())),
         Kind::Duration { zero } => match scalar::duration(text)? {
@@ -416,8 +459,12 @@ fn word(text: &str, words: &'static Words) -> Result<Value, Wrong> {
             _ => format!("for now it is one of {now}"),
         }));
     }
-    Err(match nearest(text, words.all()) {
+    Err(not_a_word(text, words.all()))
+}
+
+fn not_a_word(text: &str, words: impl Iterator<Item = &'static str>) -> Wrong {
+    match nearest(text, words) {
         Some(near) => Wrong::new(format!("did you mean \"{near}\"?")),
         None => Wrong::new("this is none of them"),
-    })
+    }
 }

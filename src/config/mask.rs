@@ -29,9 +29,11 @@ pub(super) fn masked(text: &str, spans: &[Span]) -> String {
     }
     let mut bytes = text.as_bytes().to_vec();
     for span in hidden {
-        for byte in bytes.get_mut(span).into_iter().flatten().filter(|byte| !byte.is_ascii_whitespace()) {
-            *byte = b'*';
+        let Some(mut inner) = bytes.get_mut(span) else { continue };
+        if let [b'"' | b'\'', middle @ .., b'"' | b'\''] = inner {
+            inner = middle;
         }
+        inner.iter_mut().filter(|byte| !byte.is_ascii_whitespace()).for_each(|byte| *byte = b'*');
     }
     String::from_utf8(bytes).unwrap_or_default()
 }
@@ -110,10 +112,10 @@ mod tests {
             ("key = \"p256\"", "key = \"p256\""),
             ("to = \"http://ada:pw@host/x@y\"", "to = \"http://******@host/x@y\""),
             ("token = \"äö\"", "token = \"****\""),
-            ("token = [\"a\", \"b\"]", "token = [**** ***]"),
+            ("token = [\"a\", \"b\"]", "token = [\"*** **\"]"),
         ] {
             assert_eq!(masked(text, &[]), shown);
         }
-        assert_eq!(masked("a = \"xyz\"", &[5..8, 50..60]), "a = \"***\"");
+        assert_eq!(masked("a = \"xyz\"", &[4..9, 50..60]), "a = \"***\"");
     }
 }

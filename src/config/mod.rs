@@ -22,7 +22,7 @@ mod syntax;
 mod table;
 mod value;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use environment::Environment;
 pub use error::{LoadError, Problem, Problems, Severity};
@@ -80,6 +80,15 @@ pub fn parse(text: &str, file_name: &str, env: &Environment) -> Result<Loaded, P
         return Err(Problems::new(file_name, &shown, problems));
     }
     Ok(Loaded { plan, warnings: Problems::new(file_name, &shown, problems), expects })
+}
+
+/// The admin socket that a configuration names, or the default one. Asks for no more than that: a file with problems in it must
+/// not keep its author from talking to the process that still runs on the former one.
+pub fn admin_socket(text: &str, env: &Environment) -> PathBuf {
+    let (root, _) = syntax::tree(text);
+    let listen = root.get_ref().get("listen").and_then(|listen| listen.get_ref().as_table());
+    let named = listen.and_then(|listen| listen.get("admin")).and_then(|admin| admin.get_ref().as_str());
+    named.filter(|path| !path.is_empty()).map_or_else(|| env.admin_socket(), PathBuf::from)
 }
 
 #[cfg(test)]
@@ -217,6 +226,57 @@ mod tests {
         let one = load("acme = \"local\"\nlisten.http = []\nroutes.\"a.localhost\" = { respond = 200 }");
         let two = load("routes.\"a.localhost\".respond = 200\n[listen]\nhttp = []\n[acme]\nca = \"local\"");
         assert_eq!(one.plan, two.plan);
+    }
+
+    /// A good value of a vendor's key.
+    fn vendor_value(key: &crate::dns::VendorKey) -> String {
+        use crate::dns::VendorKind;
+        match (key.secret, key.kind) {
+            (true, _) => "{ env = \"X\" }".to_owned(),
+            (_, VendorKind::Text) => "\"x\"".to_owned(),
+            (_, VendorKind::Number) => "4".to_owned(),
+            (_, VendorKind::Bool) => "true".to_owned(),
+            (_, VendorKind::Choice(words)) => format!("{:?}", words[0]),
+        }
+    }
+
+    #[test]
+    fn every_vendor_can_be_configured_and_misses_what_it_needs() {
+        for vendor in crate::dns::vendors() {
+            let text = |skip: &str| {
+                let keys = vendor.keys.iter().filter(|key| key.name != skip);
+                let lines: String =
+                    keys.map(|key| format!("{} = {}\n", key.name, vendor_value(key))).collect();
+                format!(
+                    "[dns]\nprovider = \"{}\"\n{lines}[routes]\n\"a.example.com\" = {{ respond = 200 }}",
+                    vendor.name
+                )
+            };
+            let loaded = load(&text(""));
+            let IssuerPlan::Acme { dns, .. } = &loaded.plan.certificates[0].issuer else {
+                panic!("{}", vendor.name)
+            };
+            let ProviderKind::Vendor { name, keys } = &dns.kind else { panic!("{}", vendor.name) };
+            assert_eq!((*name, keys.len()), (vendor.name, vendor.keys.len()));
+            for key in vendor.keys.iter().filter(|key| key.required) {
+                let problems = parse(&text(key.name), "starlock.toml", &env()).unwrap_err().to_string();
+                assert!(
+                    problems.contains(&format!("provider `{}` needs `{}`", vendor.name, key.name)),
+                    "{problems}"
+                );
+            }
+            for key in vendor.keys {
+                let common = sections::DNS.keys.iter().any(|common| common.name == key.name);
+                assert!(!common, "{}: `{}` is a key of every provider", vendor.name, key.name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_socket_is_found_in_a_broken_file_too() {
+        let of = |text: &str| admin_socket(text, &env()).display().to_string();
+        assert_eq!(of("[listen]\nadmin = \"/x.sock\"\nbogus = 1\n[routes\n"), "/x.sock");
+        assert_eq!(of("listen = 5"), "/runtime/admin.sock");
     }
 
     #[test]

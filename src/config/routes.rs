@@ -335,12 +335,34 @@ fn redirect(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<Action> {
         }
     };
     let status = status.and_then(|s| u16::try_from(s.value).ok()).unwrap_or(308);
-    let spec = RedirectSpec {
-        origin: url.origin().into(),
-        path: (!url.path.is_empty()).then(|| url.path.as_str().into()),
-        status,
+    let location = match location(&url.path) {
+        Ok(location) => location,
+        Err(wrong) => {
+            decoder.push(refusal(
+                &wrong,
+                target.span,
+                "`redirect` must be a URL that clients can go to",
+                "redirect",
+            ));
+            return None;
+        }
     };
+    let spec = RedirectSpec { origin: url.origin().into(), path: location, status };
     Some(Action::Redirect { url: At { value: url, span: target.span }, spec })
+}
+
+/// Path and query as they stand in a Location field: ASCII only. `None` if there are none.
+fn location(target: &str) -> Result<Option<Arc<str>>, Wrong> {
+    if target.is_empty() {
+        return Ok(None);
+    }
+    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    let mut location = path::normalise(path).map_err(|error| Wrong::new(error.to_string()))?.into_owned();
+    if let Some(query) = query {
+        location.push('?');
+        location.extend(percent_encoding::utf8_percent_encode(query, percent_encoding::CONTROLS));
+    }
+    Ok(Some(location.into()))
 }
 
 fn respond(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<Action> {
@@ -392,6 +414,15 @@ mod tests {
         ] {
             assert!(key_parts(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn locations_are_ascii() {
+        let of = |target: &str| location(target).unwrap();
+        assert_eq!(of(""), None);
+        assert_eq!(of("/ü?q=ü&r=%20").as_deref(), Some("/%C3%BC?q=%C3%BC&r=%20"));
+        assert_eq!(of("/a/../b").as_deref(), Some("/b"));
+        assert!(location("/%zz").is_err());
     }
 
     #[test]

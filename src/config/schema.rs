@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::sections;
 use super::table::{Key, Kind, More, Section, vendor_keys};
-use crate::dns::vendors;
+use crate::dns::{VendorKind, vendors};
 
 /// The schema of the whole file.
 pub fn json_schema() -> Value {
@@ -62,7 +62,10 @@ fn object(doc: &str, keys: &[Key], provider: Option<&str>) -> Value {
 fn kind(of: &Kind) -> Value {
     match of {
         Kind::Text | Kind::Path => json!({ "type": "string", "minLength": 1 }),
-        Kind::Scalar => json!({ "type": ["string", "integer", "boolean"] }),
+        Kind::Vendor(VendorKind::Text) => json!({ "type": "string", "minLength": 1 }),
+        Kind::Vendor(VendorKind::Number) => json!({ "type": "integer", "minimum": 0 }),
+        Kind::Vendor(VendorKind::Bool) => json!({ "type": "boolean" }),
+        Kind::Vendor(VendorKind::Choice(words)) => json!({ "enum": words }),
         Kind::Flag => json!({ "type": "boolean" }),
         Kind::Count { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
         Kind::Duration { .. } => {

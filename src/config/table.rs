@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::dns::Vendor;
+use crate::dns::{Vendor, VendorKind};
 
 /// A section, or a table that stands inside one.
 #[derive(Debug)]
@@ -71,8 +71,8 @@ impl Key {
 pub(super) enum Kind {
     /// Text that is not empty.
     Text,
-    /// Text, a number or a boolean, as written.
-    Scalar,
+    /// What a vendor's key takes: text, a number or a boolean, as written.
+    Vendor(VendorKind),
     /// `true` or `false`.
     Flag,
     /// A whole number.
@@ -150,7 +150,10 @@ impl Kind {
     pub(super) fn wants(&self) -> Cow<'static, str> {
         match self {
             Self::Text => "a text in quotes".into(),
-            Self::Scalar => "a text, a number or a boolean".into(),
+            Self::Vendor(VendorKind::Text) => "a text in quotes".into(),
+            Self::Vendor(VendorKind::Number) => "a whole number".into(),
+            Self::Vendor(VendorKind::Bool) => "true or false".into(),
+            Self::Vendor(VendorKind::Choice(words)) => format!("one of {}", words.join(", ")).into(),
             Self::Flag => "true or false".into(),
             Self::Count { .. } => "a whole number without quotes".into(),
             Self::Duration { .. } => "a duration such as \"10s\"".into(),
@@ -177,6 +180,7 @@ impl Kind {
     pub(super) fn choices(&self) -> Option<String> {
         match self {
             Self::Word(words) => Some(format!("one of {words}")),
+            Self::Vendor(VendorKind::Choice(words)) => Some(format!("one of {}", words.join(", "))),
             Self::Or(scalar, _) => scalar.choices(),
             _ => None,
         }
@@ -187,7 +191,7 @@ impl Kind {
 pub(super) fn vendor_keys(vendor: &'static Vendor) -> Vec<Key> {
     let key = |key: &crate::dns::VendorKey| Key {
         name: key.name,
-        kind: if key.secret { Kind::Secret } else { Kind::Scalar },
+        kind: if key.secret { Kind::Secret } else { Kind::Vendor(key.kind) },
         default: "",
         doc: key.doc,
         required: key.required,

@@ -1,5 +1,14 @@
 //! Accepting connections: sockets, handshakes, HTTP. Generic over the service; knows no proxy.
 
+mod connection;
+mod gate;
+mod meter;
+mod socket;
 mod spec;
+mod traffic;
+mod watch;
+mod worker;
 
+pub use socket::{Inherited, ListenError, raise_file_limit};
 pub use spec::{Limits, ListenSpec, ListenTimeouts};
+pub use traffic::{Addresses, Drained, PreparedListeners, Traffic};

@@ -1,8 +1,20 @@
 //! Requests: normalise, route, forward, stream back. What was matched is exactly what is forwarded.
 
+mod body;
+mod client;
+mod error;
+mod forward;
+mod handler;
+mod headers;
+mod host;
 pub mod path;
+mod record;
 mod route;
+mod snapshot;
 mod spec;
 
+pub use body::Answer;
+pub use handler::Proxy;
 pub use route::{Candidate, Matched, NoRoute, Router, Verdict};
+pub use snapshot::{BuildError, Snapshot, SnapshotPublisher, SnapshotReader, snapshot_cell};
 pub use spec::{ActionSpec, ProxySpec, RedirectSpec, RouteHost, RouteSpec};

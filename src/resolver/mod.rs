@@ -5,10 +5,12 @@
 //! record exists keeps the NXDOMAIN for the zone's negative TTL, and a CA behind that resolver then sees nothing.
 
 mod exchange;
+mod hosts;
 mod reply;
 mod zone;
 
 pub(crate) use exchange::roundtrip;
 pub use exchange::{AskError, ask};
+pub use hosts::{Hosts, ResolveError};
 pub use reply::{TxtReply, txt_reply};
 pub use zone::{Here, LookupError, Resolver, Target, Zone, ZoneServer};

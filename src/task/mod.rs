@@ -101,7 +101,7 @@ impl Supervisor {
         Fut: Future<Output = ()> + Send + 'static,
     {
         let this = self.clone();
-        let span = tracing::info_span!("task", %name);
+        let span = tracing::debug_span!(parent: None, "task", %name);
         let run = async move {
             let mut failures = 0;
             loop {

@@ -49,7 +49,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "acme",
         ],
     ),
-    ("admin", &["clock", "task", "telemetry"]),
+    ("admin", &["backoff", "clock", "task", "telemetry"]),
     (
         "app",
         &[

@@ -68,6 +68,33 @@ fn every_wrong_file_gets_the_whole_report() {
 }
 
 #[test]
+fn the_command_reports_and_exits_with_78() {
+    for path in files("toml") {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let command = |verb: &str| {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_starlock"));
+            let directory = "/nonexistent";
+            command.env_clear().env("STATE_DIRECTORY", directory).env("RUNTIME_DIRECTORY", directory);
+            let output = command.args([verb, "--config"]).arg(&path).output().unwrap();
+            (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        };
+        let problems = problems(&text);
+        for verb in ["check", "run"] {
+            let (code, stderr) = command(verb);
+            assert_eq!(code, Some(78), "{verb} {}: {stderr}", path.display());
+            for problem in problems.iter() {
+                let line =
+                    format!("{}:{}:{}", path.display(), problems.line(problem), problems.column(problem));
+                assert!(
+                    stderr.contains(problem.message()) && stderr.contains(&line),
+                    "{verb} {line}: {stderr}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn no_report_is_left_over() {
     for golden in files("expected") {
         assert!(golden.with_extension("toml").exists(), "{} belongs to no fixture", golden.display());

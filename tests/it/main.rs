@@ -10,11 +10,16 @@
 )]
 
 mod architecture;
+mod bodies;
 mod challenge;
 mod config_errors;
+mod example;
 mod issuance;
 #[path = "../../benches/load/mod.rs"]
 mod load;
+mod reload;
 mod renewal;
 mod responder;
+mod restart;
+mod startup;
 mod support;

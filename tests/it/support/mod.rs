@@ -4,6 +4,7 @@ pub mod dns;
 pub mod pebble;
 pub mod process;
 pub mod starlock;
+pub mod stopper;
 pub mod web;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};

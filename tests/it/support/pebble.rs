@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tempfile::TempDir;
 
 use super::process::{Process, output};
@@ -18,8 +18,9 @@ pub struct Pebble {
     acme_port: u16,
     management_port: u16,
     options: Options,
-    dir: TempDir,
     process: Process,
+    /// Last: the process writes its log there to its end.
+    dir: TempDir,
 }
 
 #[derive(Clone)]
@@ -56,8 +57,8 @@ impl Pebble {
             acme_port,
             management_port,
             options,
-            dir,
             process,
+            dir,
         };
         pebble.wait();
         pebble
@@ -72,6 +73,11 @@ impl Pebble {
 
     pub fn stop(&mut self) {
         self.process.kill();
+    }
+
+    /// Where its own certificate and key are.
+    pub fn directory(&self) -> PathBuf {
+        self.dir.path().to_owned()
     }
 
     pub fn log(&self) -> String {
@@ -139,13 +145,16 @@ fn spawn(dir: &TempDir, options: &Options, acme_port: u16, management_port: u16)
 fn directory_certificate(dir: &TempDir) -> PathBuf {
     let root_key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "root of Pebble's directory");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let root = params.self_signed(&root_key).unwrap();
     let issuer = Issuer::new(params, root_key);
     let key = KeyPair::generate().unwrap();
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let leaf = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+    let mut params = CertificateParams::new(names).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "localhost");
+    let leaf = params.signed_by(&key, &issuer).unwrap();
     let path = |name: &str| dir.path().join(name);
     std::fs::write(path("directory.pem"), leaf.pem()).unwrap();
     std::fs::write(path("directory.key"), key.serialize_pem()).unwrap();

@@ -11,8 +11,9 @@ use super::eventually;
 use super::process::Process;
 
 pub struct Starlock {
-    dir: TempDir,
     process: Process,
+    /// Last: the process writes its log there to its end.
+    dir: TempDir,
 }
 
 impl Starlock {
@@ -21,7 +22,7 @@ impl Starlock {
     pub fn start(config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         write_config(dir.path(), config);
-        let process = spawn(dir.path());
+        let process = spawn(dir.path(), |_| {});
         let this = Self { dir, process };
         this.wait();
         this
@@ -29,8 +30,13 @@ impl Starlock {
 
     /// After `kill` or a drain: the same directory again.
     pub fn start_again(&mut self) {
+        self.start_again_with(|_| {});
+    }
+
+    /// As `start_again`, in other surroundings.
+    pub fn start_again_with(&mut self, change: impl FnOnce(&mut Command)) {
         assert!(!self.process.is_running(), "the former process is still there");
-        self.process = spawn(self.dir.path());
+        self.process = spawn(self.dir.path(), change);
         self.wait();
     }
 
@@ -97,6 +103,12 @@ impl Starlock {
     }
 }
 
+/// The root of this instance's local CA, as PEM.
+pub fn local_root(starlock: &Starlock) -> String {
+    let stored = std::fs::read_to_string(starlock.path("state/local-ca/root.json")).unwrap();
+    serde_json::from_str::<Value>(&stored).unwrap()["certificate"].as_str().unwrap().to_owned()
+}
+
 /// Runs the binary in `dir`, with a clean environment apart from what it needs.
 pub fn command(dir: &Path, arguments: &[&str]) -> Output {
     binary(dir).args(arguments).output().unwrap()
@@ -127,8 +139,9 @@ fn write_config(dir: &Path, config: &str) {
     std::fs::write(dir.join("starlock.toml"), config.replace("{dir}", dir.to_str().unwrap())).unwrap();
 }
 
-fn spawn(dir: &Path) -> Process {
+fn spawn(dir: &Path, change: impl FnOnce(&mut Command)) -> Process {
     let mut command = binary(dir);
     command.args(["run", "--log-format", "text", "--log-level", "debug"]);
+    change(&mut command);
     Process::start(&mut command, &dir.join("starlock.log"))
 }

@@ -2,14 +2,16 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Either, Full};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
@@ -21,7 +23,8 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Answers every request with `name`, the method and the path; a body is read to its end and counted.
+    /// Answers every request with `name`, the method and the path; a body is read to its end and counted. `/bytes/N` answers
+    /// with N zero bytes.
     pub fn start(name: &'static str) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -55,8 +58,11 @@ async fn answer(
     name: &'static str,
     count: Arc<AtomicU64>,
     request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<Either<Full<Bytes>, Zeros>>, Infallible> {
     count.fetch_add(1, Ordering::Relaxed);
+    if let Some(n) = request.uri().path().strip_prefix("/bytes/").and_then(|n| n.parse().ok()) {
+        return Ok(Response::new(Either::Right(Zeros(n))));
+    }
     let (parts, mut body) = request.into_parts();
     let mut received = 0;
     while let Some(Ok(frame)) = body.frame().await {
@@ -66,7 +72,29 @@ async fn answer(
     for (field, value) in &parts.headers {
         text.push_str(&format!("{field}: {}\n", String::from_utf8_lossy(value.as_bytes())));
     }
-    Ok(Response::new(Full::new(Bytes::from(text))))
+    Ok(Response::new(Either::Left(Full::new(Bytes::from(text)))))
+}
+
+/// A body of so many zero bytes, made as it is read.
+pub struct Zeros(u64);
+
+impl Body for Zeros {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        let n = self.0.min(ZEROS.len() as u64);
+        self.0 -= n;
+        Poll::Ready((n > 0).then(|| Ok(Frame::data(Bytes::from_static(&ZEROS[..n as usize])))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0)
+    }
 }
 
 /// `curl` that resolves every host of `example.test` and `localhost` to `address`. Gives the whole output.

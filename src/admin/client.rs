@@ -1,0 +1,182 @@
+//! The other end of the admin socket, for the command line: blocking, bounded, and plain about what is wrong.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::{CertificateStatus, Health, Refusal, ReloadReport, Status};
+
+/// Time for an answer to a question.
+const QUICK: Duration = Duration::from_secs(5);
+/// Time for a reload, which the server bounds by a minute.
+const SLOW: Duration = Duration::from_secs(75);
+/// The largest answer: ten thousand certificates with room to spare.
+const MAX_ANSWER: u64 = 64 << 20;
+
+/// Talks to a running Starlock. Every call is a connection of its own, and blocks.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nothing is there.
+    #[error("no starlock is running: {} {reason}", path.display())]
+    NotRunning {
+        /// The socket.
+        path: PathBuf,
+        /// What is the matter with it.
+        reason: &'static str,
+    },
+    /// Not for this user.
+    #[error("this user may not talk to {}: use root, or the user or group that starlock runs as", .0.display())]
+    Forbidden(PathBuf),
+    /// It does not answer in time.
+    #[error("starlock does not answer on {} within {} s", path.display(), limit.as_secs())]
+    Slow {
+        /// The socket.
+        path: PathBuf,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The connection broke, or something else is on the socket.
+    #[error("{} does not answer like starlock: {reason}", path.display())]
+    Garbled {
+        /// The socket.
+        path: PathBuf,
+        /// What happened.
+        reason: String,
+    },
+    /// It answered that it does not do this; the text is for a person.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Client {
+    /// A client of the socket at `path`. Connects to nothing yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The process as it stands.
+    pub fn status(&self) -> Result<Status, ClientError> {
+        self.good("GET", "/status", QUICK)
+    }
+
+    /// Every certificate.
+    pub fn certificates(&self) -> Result<Vec<CertificateStatus>, ClientError> {
+        self.good("GET", "/certificates", QUICK)
+    }
+
+    /// Makes it read its configuration again, and waits for the outcome.
+    pub fn reload(&self) -> Result<ReloadReport, ClientError> {
+        self.good("POST", "/reload", SLOW)
+    }
+
+    /// Whether it does its work. An unhealthy process is an answer, not an error.
+    pub fn health(&self) -> Result<Health, ClientError> {
+        let (_, body) = self.ask("GET", "/health", QUICK)?;
+        self.parse(&body)
+    }
+
+    fn good<T: DeserializeOwned>(&self, method: &str, path: &str, limit: Duration) -> Result<T, ClientError> {
+        let (status, body) = self.ask(method, path, limit)?;
+        if status == 200 {
+            return self.parse(&body);
+        }
+        let refusal: Refusal = self.parse(&body)?;
+        Err(ClientError::Refused(refusal.error))
+    }
+
+    fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ClientError> {
+        serde_json::from_slice(body).map_err(|error| self.garbled(error.to_string()))
+    }
+
+    fn garbled(&self, reason: impl Into<String>) -> ClientError {
+        ClientError::Garbled { path: self.path.clone(), reason: reason.into() }
+    }
+
+    fn ask(&self, method: &str, path: &str, limit: Duration) -> Result<(u16, Vec<u8>), ClientError> {
+        let classed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => self.not_running("does not exist"),
+            io::ErrorKind::ConnectionRefused => self.not_running("was left by a process that is gone"),
+            io::ErrorKind::PermissionDenied => ClientError::Forbidden(self.path.clone()),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                ClientError::Slow { path: self.path.clone(), limit }
+            }
+            _ => self.garbled(error.to_string()),
+        };
+        let mut stream = UnixStream::connect(&self.path).map_err(classed)?;
+        stream.set_read_timeout(Some(limit)).map_err(classed)?;
+        stream.set_write_timeout(Some(limit)).map_err(classed)?;
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: starlock\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).map_err(classed)?;
+        let mut answer = Vec::new();
+        stream.take(MAX_ANSWER).read_to_end(&mut answer).map_err(classed)?;
+        if answer.is_empty() {
+            // The server closes on strangers without a word.
+            return Err(ClientError::Forbidden(self.path.clone()));
+        }
+        split(&answer).ok_or_else(|| self.garbled("no HTTP"))
+    }
+
+    fn not_running(&self, reason: &'static str) -> ClientError {
+        ClientError::NotRunning { path: self.path.clone(), reason }
+    }
+}
+
+/// Status and body of a whole HTTP/1.1 answer of known length, which is all that our server sends.
+fn split(answer: &[u8]) -> Option<(u16, Vec<u8>)> {
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&answer[..end]).ok()?;
+    let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
+    let length: usize = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+    })?;
+    let body = answer.get(end + 4..end + 4 + length)?;
+    Some((status, body.to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_there_is_said_plainly() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let error = Client::new(&path).status().unwrap_err().to_string();
+        assert!(
+            error.starts_with("no starlock is running: ") && error.ends_with("does not exist"),
+            "{error}"
+        );
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let error = Client::new(&path).status().unwrap_err().to_string();
+        assert!(error.contains("left by a process that is gone"), "{error}");
+    }
+
+    #[test]
+    fn answers_are_taken_apart() {
+        let split = |text: &str| split(text.as_bytes());
+        assert_eq!(split("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"), Some((200, b"{}".to_vec())));
+        for bad in [
+            "",
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
+            "HTTP/1.1 x\r\n\r\n",
+        ] {
+            assert_eq!(split(bad), None, "{bad}");
+        }
+    }
+}

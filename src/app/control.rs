@@ -1,0 +1,109 @@
+//! The admin socket's questions, answered from handles; its commands, sent to the task that owns the app.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Reloaded;
+use crate::admin::{CertificateStatus, Control, Health, LastReload, ListenerStatus, ReloadReport, Status};
+use crate::certs::{CertManager, CertView};
+use crate::clock::{self, SharedClock};
+use crate::listen::Traffic;
+use crate::telemetry::Metrics;
+
+/// A reload asked for over the admin socket.
+pub(super) struct ReloadCommand(pub(super) oneshot::Sender<Result<Reloaded, String>>);
+
+/// What the owner of the app lets others see. Small, and changed only by reloads.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shown {
+    pub(super) listeners: Vec<ListenerStatus>,
+    pub(super) last_reload: Option<LastReload>,
+    pub(super) draining: bool,
+}
+
+pub(super) type Board = Arc<Mutex<Shown>>;
+
+pub(super) struct AppControl {
+    pub(super) started: SystemTime,
+    pub(super) config_path: String,
+    pub(super) clock: SharedClock,
+    pub(super) certs: CertManager,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) traffic: Arc<Traffic>,
+    pub(super) board: Board,
+    pub(super) reloads: mpsc::Sender<ReloadCommand>,
+}
+
+#[async_trait]
+impl Control for AppControl {
+    async fn status(&self) -> Status {
+        let shown = self.board.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut certificates = BTreeMap::new();
+        for view in self.certs.views() {
+            *certificates.entry(state(&view)).or_insert(0) += 1;
+        }
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_at: clock::rfc3339(self.started),
+            config_path: self.config_path.clone(),
+            last_reload: shown.last_reload,
+            listeners: shown.listeners,
+            connections_open: self.traffic.open_connections() as u64,
+            requests_total: self.metrics.requests_total(),
+            certificates,
+        }
+    }
+
+    async fn certificates(&self) -> Vec<CertificateStatus> {
+        let mut all: Vec<_> = self.certs.views().iter().map(certificate).collect();
+        all.sort_by(|a, b| a.names.cmp(&b.names));
+        all
+    }
+
+    async fn reload(&self) -> Result<ReloadReport, String> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || "Starlock is shutting down".to_owned();
+        self.reloads.send(ReloadCommand(answer)).await.map_err(|_| gone())?;
+        let Reloaded { changed, changes, warnings } = answered.await.map_err(|_| gone())??;
+        Ok(ReloadReport { changed, changes, warnings })
+    }
+
+    async fn health(&self) -> Health {
+        let draining = self.board.lock().unwrap_or_else(PoisonError::into_inner).draining;
+        let now = self.clock.now();
+        let expired = self.certs.views().into_iter().find(|v| v.validity.is_some_and(|(_, end)| end <= now));
+        let reason = match (draining, expired) {
+            (true, _) => Some("draining".to_owned()),
+            (false, Some(view)) => {
+                Some(format!("the certificate {} has expired; it {}", view.id, view.next_action()))
+            }
+            (false, None) => None,
+        };
+        Health { healthy: reason.is_none(), reason }
+    }
+}
+
+fn state(view: &CertView) -> String {
+    view.phase.as_str().to_owned()
+}
+
+fn certificate(view: &CertView) -> CertificateStatus {
+    CertificateStatus {
+        names: view.names.iter().map(ToString::to_string).collect(),
+        issuer: view.issuer.to_string(),
+        serial: view.serial.clone(),
+        not_before: view.validity.map(|(from, _)| clock::rfc3339(from)),
+        not_after: view.validity.map(|(_, to)| clock::rfc3339(to)),
+        state: state(view),
+        next_action: view.next_action(),
+        next_action_at: view.next_at.map(clock::rfc3339),
+        attempts: view.failures,
+        last_error: view.last_error.clone(),
+        step: view.step.clone(),
+    }
+}

@@ -1,0 +1,133 @@
+//! From a plan's certificates to issuers: providers, solvers, CAs.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::acme::{AcmeIssuer, AcmeSpec};
+use crate::certs::Wanted;
+use crate::challenge::{Dns01Solver, Janitor, OwnResponder};
+use crate::clock::SharedClock;
+use crate::config::{IssuerPlan, Plan};
+use crate::dns::{self, ProviderKind, ProviderSpec, Surroundings, TxtProvider, VendorValue, ZoneTurns};
+use crate::issuer::Issuer;
+use crate::local_ca::LocalCa;
+use crate::resolver::Resolver;
+use crate::secret::SecretSource;
+use crate::storage::Storage;
+
+/// What issuers stand on; lives as long as the process.
+#[derive(Clone)]
+pub(super) struct Ground {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) clock: SharedClock,
+    pub(super) janitor: Janitor,
+    pub(super) turns: ZoneTurns,
+    /// Writes into the responder's zones.
+    pub(super) builtin: Arc<dyn TxtProvider>,
+}
+
+/// What a plan's certificates need.
+pub(super) struct Issuers {
+    pub(super) wanted: Vec<Wanted>,
+    /// One for each distinct way to write TXT records, for the sweep.
+    pub(super) providers: Vec<Arc<dyn TxtProvider>>,
+}
+
+/// Reads secrets and roots, asks nobody. The error is for a person. `responder` is where our own responder answers.
+pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> Result<Issuers, String> {
+    let mut providers: Vec<(&ProviderSpec, Arc<dyn TxtProvider>, Arc<Dns01Solver>)> = Vec::new();
+    let mut acme: Vec<(&AcmeSpec, &ProviderSpec, Arc<dyn Issuer>)> = Vec::new();
+    let local: Arc<dyn Issuer> = Arc::new(LocalCa::new(ground.storage.clone(), ground.clock.clone()));
+    let mut wanted = Vec::with_capacity(plan.certificates.len());
+    for certificate in &plan.certificates {
+        let names: Arc<[_]> = certificate.names.clone().into();
+        let (issuer, fingerprint) = match &certificate.issuer {
+            IssuerPlan::Local => (local.clone(), "local".to_owned()),
+            IssuerPlan::Acme { acme: spec, dns } => {
+                let known = acme.iter().find(|(a, d, _)| *a == spec && *d == dns);
+                let issuer = match known {
+                    Some((_, _, issuer)) => issuer.clone(),
+                    None => {
+                        let solver = match providers.iter().find(|(d, _, _)| *d == dns) {
+                            Some((_, _, solver)) => solver.clone(),
+                            None => {
+                                let (provider, solver) = solver(plan, dns, ground, responder)?;
+                                providers.push((dns, provider, solver.clone()));
+                                solver
+                            }
+                        };
+                        let storage = ground.storage.clone();
+                        let issuer = AcmeIssuer::new(spec.clone(), solver, storage, ground.clock.clone());
+                        let issuer: Arc<dyn Issuer> = Arc::new(issuer.map_err(|e| format!("acme: {e}"))?);
+                        acme.push((spec, dns, issuer.clone()));
+                        issuer
+                    }
+                };
+                (issuer, fingerprint(spec, dns, plan, responder))
+            }
+        };
+        wanted.push(Wanted { names, issuer, fingerprint });
+    }
+    let providers = providers.into_iter().map(|(_, provider, _)| provider).collect();
+    Ok(Issuers { wanted, providers })
+}
+
+type Solver = (Arc<dyn TxtProvider>, Arc<Dns01Solver>);
+
+fn solver(
+    plan: &Plan,
+    spec: &ProviderSpec,
+    ground: &Ground,
+    responder: &[SocketAddr],
+) -> Result<Solver, String> {
+    let resolver = Arc::new(Resolver::new(spec.common.resolvers.clone()));
+    let builtin = matches!(spec.kind, ProviderKind::Builtin);
+    let surroundings = Surroundings {
+        resolver: resolver.clone(),
+        clock: ground.clock.clone(),
+        turns: ground.turns.clone(),
+        builtin: Some(ground.builtin.clone()),
+    };
+    let provider = dns::build(spec, &surroundings).map_err(|e| e.to_string())?;
+    let own = builtin.then(|| OwnResponder {
+        addresses: responder.to_vec(),
+        zone: plan.responder.as_ref().and_then(|r| r.zone.clone()),
+    });
+    let propagation = spec.common.propagation.clone();
+    let solver = Dns01Solver::new(provider.clone(), resolver, ground.janitor.clone(), propagation, own);
+    Ok((provider, Arc::new(solver)))
+}
+
+/// Changes with everything that an attempt depends on, the contents of secrets included: whoever mends a token and reloads
+/// wants to be tried at once.
+fn fingerprint(acme: &AcmeSpec, dns: &ProviderSpec, plan: &Plan, responder: &[SocketAddr]) -> String {
+    let mut digest = Sha256::new();
+    digest.update(format!("{acme:?}\n{dns:?}\n"));
+    if matches!(dns.kind, ProviderKind::Builtin) {
+        digest.update(format!("{:?}\n{responder:?}\n", plan.responder));
+    }
+    for (name, source) in secrets(dns) {
+        // An unreadable secret is the business of `dns::build`, which has refused the plan before.
+        let value = source.resolve().map(|s| s.expose().to_owned()).unwrap_or_default();
+        digest.update(format!("{name}\0{value}\0"));
+    }
+    digest.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect()
+}
+
+fn secrets(dns: &ProviderSpec) -> BTreeMap<&str, &SecretSource> {
+    match &dns.kind {
+        ProviderKind::Builtin | ProviderKind::Exec { .. } => BTreeMap::new(),
+        ProviderKind::Rfc2136 { secret, .. } => BTreeMap::from([("secret", secret)]),
+        ProviderKind::Httpreq { password, .. } => password.iter().map(|p| ("password", p)).collect(),
+        ProviderKind::Vendor { keys, .. } => keys
+            .iter()
+            .filter_map(|(name, value)| match value {
+                VendorValue::Secret(source) => Some((*name, source)),
+                VendorValue::Text(_) => None,
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,290 @@
+//! From the command line to the last log line: start, signals, drain.
+
+use std::net::SocketAddr;
+use std::num::NonZero;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::control::{AppControl, Board, ReloadCommand, Shown};
+use super::issuers::Ground;
+use super::observer::CertMetrics;
+use super::responders::Responders;
+use super::{App, Loader, end, systemd};
+use crate::admin::{AdminServer, LastReload, ListenerStatus, MetricsServer};
+use crate::backoff::Backoff;
+use crate::certs::CertManager;
+use crate::challenge::{Janitor, janitor};
+use crate::clock::{self, SharedClock, SystemClock};
+use crate::config::Plan;
+use crate::dns::{TxtProvider, ZoneTurns};
+use crate::listen::{Inherited, Traffic};
+use crate::proxy::{Proxy, Snapshot, snapshot_cell};
+use crate::resolver::Hosts;
+use crate::storage::{FsStorage, Key, Storage};
+use crate::task::{OnExit, Shutdown, Supervisor};
+use crate::telemetry::{AccessFormat, AccessLog, AccessTarget, Metrics};
+use crate::tls::{TlsServer, cert_store};
+use crate::upstream::Pools;
+
+/// Idle connections kept to one server by one worker.
+const IDLE_PER_SERVER: usize = 256;
+/// Background work, TXT records included, ends within this time at shutdown: the janitor takes ten seconds at most.
+const END_LIMIT: Duration = Duration::from_secs(15);
+/// Blocking work of the control plane: files and secrets.
+const BLOCKING_THREADS: usize = 16;
+/// Who may sweep the journal of TXT records is asked this often, while another process has that right.
+const SWEEP: Backoff = Backoff::new(&[Duration::from_secs(30)]);
+
+/// Why the process ends with an error. The text is for a person.
+#[derive(Debug)]
+pub enum Failure {
+    /// The configuration is wrong: exit 78.
+    Config(String),
+    /// It cannot start, or has lost something it needs: exit 1.
+    Start(String),
+}
+
+/// Serves until told to stop. Runs the control plane on this thread. `config_path` is for the status only.
+pub fn serve(loader: Loader, config_path: String) -> Result<(), Failure> {
+    let loaded = loader().map_err(Failure::Config)?;
+    let warnings = loaded.warnings.to_string();
+    if !warnings.trim().is_empty() {
+        tracing::warn!("{}", warnings.trim_end());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .map_err(|e| Failure::Start(format!("no runtime: {e}")))?;
+    runtime.block_on(run(loader, loaded.plan, config_path)).map_err(Failure::Start)
+}
+
+async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), String> {
+    let inherited = Inherited::from_env(); // before other files are opened
+    let clock: SharedClock = Arc::new(SystemClock);
+    let started = clock.now();
+    let supervisor = Supervisor::new(Shutdown::new());
+    let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
+    let mut stop = Stop { term: on(SignalKind::terminate())?, int: on(SignalKind::interrupt())? };
+    let (mut hangup, mut reopen) = (on(SignalKind::hangup())?, on(SignalKind::user_defined1())?);
+
+    let (storage, warnings) = FsStorage::open(&plan.storage).map_err(|e| e.to_string())?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let storage: Arc<dyn Storage> = Arc::new(storage);
+    let target = AccessTarget::open(&plan.telemetry.access).map_err(|e| format!("log.access: {e}"))?;
+    let access = AccessLog::start(target, AccessFormat::Json, metrics.access_dropped().clone())
+        .map_err(|e| format!("no thread for the access log: {e}"))?;
+
+    let responders = Responders::new(supervisor.shutdown().clone());
+    let janitor = janitor(storage.clone(), clock.clone(), &supervisor);
+    let ground = Ground {
+        storage: storage.clone(),
+        clock: clock.clone(),
+        janitor: janitor.clone(),
+        turns: ZoneTurns::new(),
+        builtin: Arc::new(responders.txt_table()),
+    };
+    let (publisher, resolver) = cert_store();
+    let observer = Arc::new(CertMetrics(metrics.clone()));
+    let certs = CertManager::start(publisher, storage.clone(), clock.clone(), observer, &supervisor);
+
+    let first =
+        Snapshot::build(&plan.proxy, &plan.upstreams, None, None, &metrics).map_err(|e| e.to_string())?;
+    let (snapshots, reader) = snapshot_cell(first, metrics.clone());
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let tls = TlsServer::new(resolver).map_err(|e| format!("TLS cannot be set up: {e}"))?;
+    let hosts = Hosts::system();
+    let service = {
+        let (metrics, access, clock) = (metrics.clone(), access.clone(), clock.clone());
+        move |_worker: usize| {
+            let pools = Pools::new(IDLE_PER_SERVER, hosts.clone());
+            Proxy::new(reader.clone(), pools, metrics.clone(), access.writer(), clock.clone())
+        }
+    };
+    let traffic = Traffic::start(workers, tls, metrics.clone(), service);
+    let traffic = Arc::new(traffic.map_err(|e| format!("the traffic threads cannot be started: {e}"))?);
+
+    let mut app = App {
+        loader,
+        clock: clock.clone(),
+        metrics: metrics.clone(),
+        access,
+        traffic: traffic.clone(),
+        inherited,
+        snapshots,
+        responders,
+        certs: certs.clone(),
+        ground,
+        plan: plan.clone(),
+    };
+    let admin = AdminServer::bind(&app.plan.admin).map_err(|e| e.to_string())?;
+    let prepared = app.prepare(&traffic, plan).await?;
+    sweep(&janitor, &storage, prepared.issuers.providers.clone(), &supervisor);
+    app.commit(prepared).await;
+
+    let (reloads, mut commands) = mpsc::channel(1);
+    let board = Board::default();
+    let control = Arc::new(AppControl {
+        started,
+        config_path,
+        clock: clock.clone(),
+        certs,
+        metrics: metrics.clone(),
+        traffic: traffic.clone(),
+        board: board.clone(),
+        reloads,
+    });
+    let metrics_address = serve_metrics(&app, &metrics, &supervisor)?;
+    show(&app, &board, metrics_address);
+    admin.serve(&supervisor, control);
+    systemd::watch(&supervisor);
+    systemd::ready(&app.summary());
+    for (address, kind) in app.listeners() {
+        tracing::info!(%address, kind, "listening");
+    }
+    tracing::info!("serving {}", app.summary());
+
+    let outcome = loop {
+        tokio::select! {
+            () = stop.asked() => break Ok(()),
+            () = traffic.failed() => break Err("a traffic thread has ended; the log says why".to_owned()),
+            () = supervisor.fatal() => break Err("a task that Starlock needs has ended; the log says which".to_owned()),
+            _ = reopen.recv() => app.access.reopen(),
+            _ = hangup.recv() => drop(reload(&mut app, &board, metrics_address).await),
+            Some(ReloadCommand(answer)) = commands.recv() => {
+                let result = reload(&mut app, &board, metrics_address).await;
+                if answer.send(result).is_err() {
+                    tracing::debug!("whoever asked for the reload has gone");
+                }
+            }
+        }
+    };
+    drain(app, &board, &supervisor, &mut stop).await;
+    outcome
+}
+
+async fn reload(
+    app: &mut App,
+    board: &Board,
+    metrics: Option<SocketAddr>,
+) -> Result<super::Reloaded, String> {
+    let result = app.reload().await;
+    show(app, board, metrics);
+    let last = LastReload {
+        at: clock::rfc3339(app.clock.now()),
+        ok: result.is_ok(),
+        error: result.as_ref().err().cloned(),
+    };
+    board.lock().unwrap_or_else(PoisonError::into_inner).last_reload = Some(last);
+    result
+}
+
+/// Stops accepting, lets requests finish, takes TXT records away, writes the last lines. A second signal skips the waiting.
+async fn drain(app: App, board: &Board, supervisor: &Supervisor, stop: &mut Stop) {
+    let limit = app.plan.listen.timeouts.drain;
+    board.lock().unwrap_or_else(PoisonError::into_inner).draining = true;
+    tracing::info!(
+        limit_seconds = limit.as_secs(),
+        "draining: no new connections, requests in flight finish; a second signal stops at once"
+    );
+    systemd::stopping(limit + END_LIMIT);
+    let App { traffic, access, .. } = app;
+    tokio::select! {
+        drained = traffic.drain(limit) => match drained.cut {
+            0 => tracing::info!("every request in flight was finished"),
+            cut => tracing::warn!(connections = cut, "some were still busy at the end of timeouts.drain and were cut"),
+        },
+        () = stop.asked() => {
+            tracing::warn!("second signal: stopping now");
+            traffic.abort();
+        }
+    }
+    tokio::select! {
+        () = end(supervisor, END_LIMIT) => {}
+        () = stop.asked() => tracing::warn!("another signal: background work was left; records in the journal are removed at the next start"),
+    }
+    if !access.close(Duration::from_secs(2)) {
+        tracing::warn!("the last lines of the access log could not be written in time");
+    }
+    tracing::info!("stopped");
+}
+
+/// Removes TXT records that a former run left. Two processes may share the storage: only one of them sweeps, and the other
+/// takes over when that one is gone.
+fn sweep(
+    janitor: &Janitor,
+    storage: &Arc<dyn Storage>,
+    providers: Vec<Arc<dyn TxtProvider>>,
+    supervisor: &Supervisor,
+) {
+    let (janitor, storage) = (janitor.clone(), storage.clone());
+    supervisor.spawn("sweep".into(), OnExit::Restart(SWEEP), move |shutdown| {
+        let (janitor, storage, providers) = (janitor.clone(), storage.clone(), providers.clone());
+        async move {
+            match storage.try_lease(&Key::new(&["sweep"])).await {
+                Ok(Some(_held_until_the_end)) => {
+                    match janitor.sweep(&providers).await {
+                        Ok(swept) if swept.records > 0 => {
+                            tracing::info!(
+                                records = swept.records,
+                                "removing TXT records that a former run left behind"
+                            );
+                        }
+                        Ok(_) => {}
+                        Err(error) => tracing::warn!(%error, "the journal of TXT records cannot be read"),
+                    }
+                    shutdown.wait().await;
+                }
+                Ok(None) => tracing::debug!("another process sweeps this storage"),
+                Err(error) => tracing::warn!(%error, "the right to sweep cannot be had"),
+            }
+        }
+    });
+}
+
+fn serve_metrics(
+    app: &App,
+    metrics: &Arc<Metrics>,
+    supervisor: &Supervisor,
+) -> Result<Option<SocketAddr>, String> {
+    let Some(address) = app.plan.telemetry.metrics else { return Ok(None) };
+    let metrics = metrics.clone();
+    let server = MetricsServer::bind(address).map_err(|e| format!("listen.metrics: {e}"))?;
+    let bound = server.address();
+    server.serve(supervisor, Arc::new(move || metrics.render()));
+    Ok(Some(bound))
+}
+
+fn show(app: &App, board: &Board, metrics: Option<SocketAddr>) {
+    let entry = |address: String, kind: &str| ListenerStatus { address, kind: kind.to_owned() };
+    let mut listeners: Vec<_> =
+        app.listeners().into_iter().map(|(a, kind)| entry(a.to_string(), kind)).collect();
+    listeners.extend(metrics.map(|address| entry(address.to_string(), "metrics")));
+    listeners.push(entry(app.plan.admin.display().to_string(), "admin"));
+    let mut shown: std::sync::MutexGuard<'_, Shown> = board.lock().unwrap_or_else(PoisonError::into_inner);
+    shown.listeners = listeners;
+}
+
+/// SIGTERM and SIGINT mean the same.
+struct Stop {
+    term: Signal,
+    int: Signal,
+}
+
+impl Stop {
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}
+
+fn on(kind: SignalKind) -> Result<Signal, String> {
+    signal(kind).map_err(|e| format!("signals cannot be received: {e}"))
+}

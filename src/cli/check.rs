@@ -1,0 +1,280 @@
+//! `starlock check`: whether a configuration is good, and what it would serve.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::options::ConfigArgs;
+use super::{CONFIG, colours, count, fail, print, records, verdict};
+use crate::config::{CertificatePlan, Expect, IssuerPlan, Loaded, Plan};
+use crate::dns::ProviderKind;
+use crate::name::HostPattern;
+use crate::proxy::{ActionSpec, RouteHost, RouteSpec, Router};
+
+pub(super) fn run(config: &ConfigArgs) -> ExitCode {
+    let (path, loaded) = match config.load() {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    if !loaded.warnings.is_empty() {
+        eprintln!("{}\n", loaded.warnings.render(colours()));
+    }
+    let (expectations, failed) = expectations(&loaded.plan, &loaded.expects);
+    let code = print(&format!("{}{expectations}", report(&path, &loaded)));
+    if failed > 0 {
+        return fail(CONFIG, &format!("{} of {} failed", failed, count(loaded.expects.len(), "expectation")));
+    }
+    code
+}
+
+fn report(path: &Path, loaded: &Loaded) -> String {
+    let plan = &loaded.plan;
+    let mut out = String::new();
+    let summary = [
+        count(plan.proxy.routes.len(), "route"),
+        count(plan.upstreams.len(), "upstream"),
+        count(plan.certificates.len(), "certificate"),
+    ];
+    let _ = writeln!(out, "{} is good: {}", path.display(), summary.join(", "));
+    listeners(&mut out, plan);
+    let _ = writeln!(out, "\nRoutes");
+    let rows: Vec<[String; 2]> =
+        plan.proxy.routes.iter().map(|route| [route.key.to_string(), action(plan, route)]).collect();
+    table(&mut out, &rows);
+    if !plan.certificates.is_empty() {
+        let _ = writeln!(out, "\nCertificates");
+        for certificate in &plan.certificates {
+            let _ = writeln!(out, "  {}", names(certificate));
+            let _ = writeln!(out, "    signed by {}", issuer(&certificate.issuer));
+            let _ = writeln!(out, "    for {}", reason(plan, certificate));
+        }
+    }
+    dns_records(&mut out, plan);
+    out
+}
+
+fn listeners(out: &mut String, plan: &Plan) {
+    let mut rows = Vec::new();
+    for address in &plan.listen.https {
+        rows.push(["https".to_owned(), address.to_string()]);
+    }
+    for address in &plan.listen.http {
+        let what =
+            if plan.listen.https.is_empty() { "serves the routes in clear" } else { "redirects to https" };
+        rows.push(["http".to_owned(), format!("{address}  {what}")]);
+    }
+    if let Some(responder) = &plan.responder {
+        rows.extend(
+            responder.listen.iter().map(|address| ["dns".to_owned(), format!("{address}  udp and tcp")]),
+        );
+    }
+    rows.extend(plan.telemetry.metrics.map(|address| ["metrics".to_owned(), address.to_string()]));
+    rows.push(["admin".to_owned(), plan.admin.display().to_string()]);
+    rows.push(["state".to_owned(), plan.storage.path.display().to_string()]);
+    let _ = writeln!(out, "\nPlaces");
+    table(out, &rows);
+}
+
+fn table(out: &mut String, rows: &[[String; 2]]) {
+    let width = rows.iter().map(|[first, _]| first.chars().count()).max().unwrap_or(0).min(48);
+    for [first, second] in rows {
+        let _ = writeln!(out, "  {first:<width$}  {second}");
+    }
+}
+
+/// What a route does, in a line.
+pub(super) fn action(plan: &Plan, route: &RouteSpec) -> String {
+    match &route.action {
+        ActionSpec::Forward { upstream, strip_prefix } => {
+            let servers = plan.upstreams.iter().find(|u| u.name == *upstream).map(|u| &u.servers);
+            let urls: Vec<String> = servers.into_iter().flatten().map(ToString::to_string).collect();
+            let strip = if *strip_prefix { format!(", without {}", route.path) } else { String::new() };
+            match urls.as_slice() {
+                [url] if *url == **upstream => format!("-> {url}{strip}"),
+                urls => format!("-> {upstream} ({}){strip}", urls.join(", ")),
+            }
+        }
+        ActionSpec::Redirect(to) => {
+            let rest = to.path.as_deref().unwrap_or(" + path and query");
+            format!("redirect {} to {}{rest}", to.status, to.origin)
+        }
+        ActionSpec::Respond { status, body: None } => format!("answer {status}"),
+        ActionSpec::Respond { status, body: Some(body) } => {
+            format!("answer {status} with {}", count(body.len(), "byte"))
+        }
+    }
+}
+
+pub(super) fn names(certificate: &CertificatePlan) -> String {
+    certificate.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Who signs, and who answers DNS-01.
+pub(super) fn issuer(issuer: &IssuerPlan) -> String {
+    let IssuerPlan::Acme { acme, dns } = issuer else {
+        return "the local CA: only clients that trust its root accept it".to_owned();
+    };
+    let directory = acme.directory.as_str();
+    let ca = match directory {
+        _ if directory.contains("acme-staging-v02.api.letsencrypt.org") => {
+            "Let's Encrypt's staging (nobody trusts it)"
+        }
+        _ if directory.contains("acme-v02.api.letsencrypt.org") => "Let's Encrypt",
+        other => other,
+    };
+    let answerer = match &dns.kind {
+        ProviderKind::Builtin => "the built-in responder answers".to_owned(),
+        ProviderKind::Rfc2136 { server, .. } => format!("DNS UPDATE to {server}"),
+        ProviderKind::Exec { program } => format!("the program {}", program.display()),
+        ProviderKind::Httpreq { endpoint, .. } => format!("httpreq at {endpoint}"),
+        ProviderKind::Vendor { name, .. } => (*name).to_owned(),
+    };
+    format!("{ca}, by DNS-01: {answerer}")
+}
+
+/// Why a certificate is held.
+fn reason(plan: &Plan, certificate: &CertificatePlan) -> String {
+    let covered = |route: &&RouteSpec| match &route.host {
+        RouteHost::Pattern(host) => certificate.names.iter().any(|name| name.covers(host)),
+        RouteHost::Any => false,
+    };
+    let mut hosts: Vec<String> = Vec::new();
+    for route in plan.proxy.routes.iter().filter(covered) {
+        if let RouteHost::Pattern(host) = &route.host {
+            let host: String = HostPattern::to_string(host);
+            if !hosts.contains(&host) {
+                hosts.push(host);
+            }
+        }
+    }
+    match hosts.as_slice() {
+        [] => "no route; it is listed in [[certificates]]".to_owned(),
+        [one] => format!("route {one}"),
+        many if many.len() > 6 => format!("routes {} and {} more", many[..5].join(", "), many.len() - 5),
+        many => format!("routes {}", many.join(", ")),
+    }
+}
+
+fn dns_records(out: &mut String, plan: &Plan) {
+    let records = records::to_add(plan);
+    if records.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\nRecords to add at your DNS, once");
+    for line in records {
+        let _ = writeln!(out, "{}", format!("  {line}").trim_end());
+    }
+    let caa = records::caa(plan);
+    if !caa.is_empty() {
+        let _ = writeln!(
+            out,
+            "\nWhoever holds the responder's address can issue for these names. To keep others out, add as well"
+        );
+        for line in caa {
+            let _ = writeln!(out, "  {line}");
+        }
+        let _ =
+            writeln!(out, "  ; ACCOUNT is the URL of the account, which the log names after the first order");
+    }
+}
+
+/// The outcome of every `[[expect]]`, and how many failed.
+fn expectations(plan: &Plan, expects: &[Expect]) -> (String, usize) {
+    if expects.is_empty() {
+        return (String::new(), 0);
+    }
+    let router = Router::new(&plan.proxy.routes);
+    let mut out = "\nExpectations\n".to_owned();
+    let mut failed = 0;
+    for expect in expects {
+        let judged = verdict::judge(plan, &router, &expect.request);
+        let request = &expect.request;
+        let scheme = if request.tls { "https" } else { "http" };
+        let port = request.port.map(|port| format!(":{port}")).unwrap_or_default();
+        let url = format!(
+            "{} {scheme}://{}{port}{}",
+            request.method,
+            verdict::in_url(&request.host),
+            request.target
+        );
+        match judged.outcome.check(&expect.want) {
+            Ok(()) => {
+                let _ = writeln!(out, "  ok    line {}: {url} {}", expect.line, judged.outcome);
+            }
+            Err(instead) => {
+                failed += 1;
+                let route = judged.route.map(|route| format!(" (route {})", route.key)).unwrap_or_default();
+                let _ = writeln!(out, "  FAIL  line {}: {url} {instead}{route}", expect.line);
+            }
+        }
+    }
+    (out, failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, parse};
+
+    const FILE: &str = r#"
+dns = "builtin"
+
+[responder]
+listen = ["127.0.0.1:5353"]
+nameservers = [{ name = "ns.example.net", addresses = ["203.0.113.7"] }]
+
+[[certificates]]
+names = ["example.com", "*.example.com"]
+
+[routes]
+"app.example.com" = "app"
+"app.example.com/api" = { to = "http://10.0.0.9:1", strip_prefix = true }
+"example.com" = { redirect = "https://app.example.com" }
+"db.internal" = { respond = 200, body = "x" }
+
+[upstreams.app]
+servers = ["http://10.0.0.1:3000", "http://10.0.0.2:3000"]
+
+[[expect]]
+request = "GET https://app.example.com/api/x"
+to = "http://10.0.0.9:1"
+
+[[expect]]
+request = "GET https://app.example.com/x"
+status = 404
+"#;
+
+    #[test]
+    fn the_report_says_what_would_be_served() {
+        let env = Environment { state_dir: "/state".into(), runtime_dir: "/runtime".into() };
+        let loaded = parse(FILE, "starlock.toml", &env).unwrap_or_else(|p| panic!("{p}"));
+        let text = report(Path::new("starlock.toml"), &loaded);
+        for line in [
+            "starlock.toml is good: 4 routes, 2 upstreams, 2 certificates",
+            "  https  [::]:443",
+            "  http   [::]:80  redirects to https",
+            "  app.example.com      -> app (http://10.0.0.1:3000, http://10.0.0.2:3000)",
+            "  app.example.com/api  -> http://10.0.0.9:1, without /api",
+            "  example.com          redirect 308 to https://app.example.com + path and query",
+            "  db.internal          answer 200 with 1 byte",
+            "    signed by Let's Encrypt, by DNS-01: the built-in responder answers",
+            "    for routes app.example.com, example.com",
+            "    signed by the local CA: only clients that trust its root accept it",
+            "  _acme-challenge.example.com.  NS  ns.example.net.",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
+        }
+        let (text, failed) = expectations(&loaded.plan, &loaded.expects);
+        assert_eq!(failed, 1);
+        assert!(
+            text.contains("ok    line 21: GET https://app.example.com/api/x goes to http://10.0.0.9:1 as /x"),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "FAIL  line 25: GET https://app.example.com/x goes to app as /x (route app.example.com)"
+            ),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,187 @@
+//! `starlock explain URL`: which route, why not the others, which certificate, which upstream.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::options::ConfigArgs;
+use super::verdict::{self, Outcome};
+use super::{FAILURE, USAGE, check, fail, print};
+use crate::config::{ExpectRequest, Plan};
+use crate::proxy::{ActionSpec, Router, Verdict};
+
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    /// For example https://app.example.com/api; without a scheme, https is meant.
+    url: String,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    let request = match ExpectRequest::parse_url(&arguments.url) {
+        Ok(request) => request,
+        Err(error) => return fail(USAGE, &format!("`{}`: {error}", arguments.url)),
+    };
+    let (_, loaded) = match arguments.config.load() {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let (text, found) = explain(&loaded.plan, &request);
+    let code = print(&text);
+    if found { code } else { ExitCode::from(FAILURE) }
+}
+
+/// The whole explanation, and whether something is there for the request.
+fn explain(plan: &Plan, request: &ExpectRequest) -> (String, bool) {
+    let router = Router::new(&plan.proxy.routes);
+    let judged = verdict::judge(plan, &router, request);
+    let scheme = if request.tls { "https" } else { "http" };
+    let port = request.port.map(|port| format!(":{port}")).unwrap_or_default();
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{scheme}://{}{port}{} {}",
+        verdict::in_url(&request.host),
+        request.target,
+        judged.outcome
+    );
+    let raw = request.target.split('?').next().unwrap_or_default();
+    if raw != judged.path {
+        let _ = writeln!(out, "\nPath\n  {} after normalisation", judged.path);
+    }
+    if !request.tls && !plan.listen.https.is_empty() {
+        let _ = writeln!(
+            out,
+            "\nIn clear every known host is redirected to https; `starlock explain https://...` goes on from there"
+        );
+    }
+    let _ = writeln!(out, "\nRoutes");
+    let candidates = router.explain(&request.host, &judged.path);
+    let near: Vec<_> = candidates.iter().filter(|c| c.verdict != Verdict::OtherHost).collect();
+    let width = near.iter().map(|c| c.route.key.chars().count()).max().unwrap_or(0).min(48);
+    for candidate in &near {
+        let mark = if candidate.verdict == Verdict::Taken { ">" } else { " " };
+        let _ = writeln!(out, "{mark} {:<width$}  {}", candidate.route.key, candidate.verdict);
+    }
+    match candidates.len() - near.len() {
+        0 => {}
+        others if near.is_empty() => {
+            let _ = writeln!(out, "  none: all {others} are for other hosts");
+        }
+        others => {
+            let _ = writeln!(out, "  {others} more for other hosts");
+        }
+    }
+    if candidates.is_empty() {
+        let _ = writeln!(out, "  none at all");
+    }
+    if let Some(route) = judged.route {
+        let _ = writeln!(out, "\nAction\n  {}", check::action(plan, route));
+        if let ActionSpec::Forward { upstream, .. } = &route.action {
+            time_outs(&mut out, plan, upstream);
+        }
+    }
+    certificate(&mut out, plan, request);
+    let found = judged.route.is_some() || matches!(judged.outcome, Outcome::Redirect { .. });
+    (out, found)
+}
+
+fn time_outs(out: &mut String, plan: &Plan, upstream: &str) {
+    let Some(upstream) = plan.upstreams.iter().find(|u| *u.name == *upstream) else { return };
+    let times = &upstream.timeouts;
+    let _ = writeln!(out, "\nTime-outs");
+    for (name, time, what) in [
+        ("connect", times.connect, "to reach a server"),
+        ("response", times.response, "until it begins to answer, then 504"),
+        ("stall", times.stall, "without a byte of its answer"),
+        ("body", plan.proxy.body_timeout, "without a byte of the client's body"),
+        ("write", plan.listen.timeouts.write, "without the client taking a byte"),
+    ] {
+        let _ = writeln!(out, "  {name:<9} {:<6} {what}", human(time));
+    }
+}
+
+fn certificate(out: &mut String, plan: &Plan, request: &ExpectRequest) {
+    if plan.listen.https.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\nCertificate");
+    match verdict::certificate_for(plan, &request.host) {
+        Some((certificate, name)) => {
+            let _ = writeln!(out, "  {} (by {name})", check::names(certificate));
+            let _ = writeln!(out, "  signed by {}", check::issuer(&certificate.issuer));
+        }
+        None => {
+            let _ = writeln!(
+                out,
+                "  none is for {}: the handshake ends with the alert unrecognized_name",
+                request.host
+            );
+        }
+    }
+}
+
+/// `90s` as `90 s`, whole minutes from ten on as `10 min`.
+fn human(time: Duration) -> String {
+    match time {
+        time if time.subsec_millis() > 0 => format!("{} ms", time.as_millis()),
+        time if time.as_secs() >= 120 && time.as_secs().is_multiple_of(60) => {
+            format!("{} min", time.as_secs() / 60)
+        }
+        time => format!("{} s", time.as_secs()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, parse};
+
+    const FILE: &str = r#"
+acme = "local"
+[routes]
+"app.example.com" = "http://10.0.0.1"
+"app.example.com/api" = { to = "http://10.0.0.2", strip_prefix = true }
+"*.example.com" = { respond = 404 }
+"other.example.net" = { respond = 204 }
+"#;
+
+    fn explained(url: &str) -> (String, bool) {
+        let env = Environment { state_dir: "/s".into(), runtime_dir: "/r".into() };
+        let plan = parse(FILE, "f", &env).unwrap_or_else(|p| panic!("{p}")).plan;
+        explain(&plan, &ExpectRequest::parse_url(url).unwrap())
+    }
+
+    #[test]
+    fn the_route_and_why_not_the_others() {
+        let (text, found) = explained("https://app.example.com/a/../api/x?y");
+        assert!(found);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "https://app.example.com/a/../api/x?y goes to http://10.0.0.2:80 as /x?y");
+        for part in [
+            "  /api/x after normalisation",
+            "> app.example.com/api  taken",
+            "  app.example.com      matches, but a route with a longer path",
+            "  *.example.com        matches, but a route that names the host more exactly",
+            "  1 more for other hosts",
+            "  stall     5 min",
+            "  *.example.com (by *.example.com)",
+        ] {
+            assert!(lines.iter().any(|line| line.starts_with(part)), "{part:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn no_route_is_said_and_counts_as_none() {
+        let (text, found) = explained("https://nobody.test/");
+        assert!(!found);
+        assert!(
+            text.contains("none: all 4 are for other hosts") && text.contains("unrecognized_name"),
+            "{text}"
+        );
+        assert!(explained("http://app.example.com/").1, "a redirect to https is an answer");
+    }
+}

@@ -1,0 +1,167 @@
+//! Streams that tell a [`Watch`] what moves. The reader sits above TLS, where bytes mean requests; the writer below it, where
+//! bytes have really left.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::watch::Watch;
+
+/// What a client may still send after our last word before it is cut off.
+const LINGER_BYTES: usize = 1024 * 1024;
+
+#[derive(Debug)]
+pub(super) struct ReadMeter<S> {
+    inner: S,
+    watch: Rc<Watch>,
+    closed: bool,
+    lingered: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct WriteMeter<S> {
+    inner: S,
+    watch: Rc<Watch>,
+}
+
+impl<S> ReadMeter<S> {
+    pub(super) fn new(inner: S, watch: Rc<Watch>) -> Self {
+        Self { inner, watch, closed: false, lingered: 0 }
+    }
+}
+
+impl<S> WriteMeter<S> {
+    pub(super) fn new(inner: S, watch: Rc<Watch>) -> Self {
+        Self { inner, watch }
+    }
+
+    fn written<T>(&self, result: &Poll<T>) {
+        match result {
+            Poll::Pending => self.watch.blocked(),
+            Poll::Ready(_) => self.watch.wrote(),
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for ReadMeter<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.watch.read();
+        }
+        result
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReadMeter<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    /// Closes our side, then reads on for a while: a socket that is closed with unread bytes resets the connection, and the
+    /// client may lose the answer that told it to stop.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.closed {
+            ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
+            this.closed = true;
+            this.watch.linger();
+        }
+        let mut bytes = [0; 4096];
+        while this.lingered < LINGER_BYTES {
+            let mut buf = ReadBuf::new(&mut bytes);
+            match ready!(Pin::new(&mut this.inner).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => this.lingered += buf.filled().len(),
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for WriteMeter<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteMeter<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.written(&result);
+        result
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.written(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::super::spec::ListenTimeouts;
+    use super::*;
+
+    #[tokio::test]
+    async fn closing_reads_what_the_client_still_sends() {
+        let (mut near, far) = tokio::io::duplex(64);
+        let watch = Watch::new(ListenTimeouts::default());
+        let mut meter = ReadMeter::new(WriteMeter::new(far, watch.clone()), watch.clone());
+        let client = async {
+            assert_eq!(near.read(&mut [0; 8]).await.unwrap(), 0, "our side was closed first");
+            near.write_all(&[0; 10_000]).await.unwrap();
+            drop(near);
+        };
+        let (closed, ()) = tokio::join!(meter.shutdown(), client);
+        closed.unwrap();
+        assert_eq!(meter.lingered, 10_000);
+    }
+}

@@ -1,0 +1,243 @@
+//! Listening sockets: bound once for every worker, or inherited.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+use listenfd::ListenFd;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// The kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
+/// Why Starlock cannot listen. The operator, or the machine, is at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Somebody else is there.
+    #[error(
+        "{address} is in use: another process listens there, perhaps another Starlock (`ss -ltnp 'sport = :{}'` shows which); \
+         stop it or listen elsewhere", .address.port()
+    )]
+    InUse {
+        /// Where.
+        address: SocketAddr,
+    },
+    /// A low port without the right.
+    #[error(
+        "no permission to listen on {address}: ports below 1024 need CAP_NET_BIND_SERVICE (systemd: \
+         AmbientCapabilities=CAP_NET_BIND_SERVICE) or a lower net.ipv4.ip_unprivileged_port_start"
+    )]
+    Denied {
+        /// Where.
+        address: SocketAddr,
+    },
+    /// Not an address of this machine.
+    #[error("{address} is not an address of this machine; use one that `ip address` shows, or [::] for all")]
+    NotHere {
+        /// Where.
+        address: SocketAddr,
+    },
+    /// Something else.
+    #[error("cannot listen on {address}: {error}")]
+    Io {
+        /// Where.
+        address: SocketAddr,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// A worker thread is gone, which ends the process anyway.
+    #[error("a traffic worker has ended; restart Starlock")]
+    WorkerGone,
+}
+
+impl ListenError {
+    pub(super) fn of(address: SocketAddr, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse { address },
+            io::ErrorKind::PermissionDenied => Self::Denied { address },
+            io::ErrorKind::AddrNotAvailable => Self::NotHere { address },
+            _ => Self::Io { address, error },
+        }
+    }
+}
+
+/// One address with a socket for each worker. Connections to it wait in the kernel until somebody accepts.
+#[derive(Debug)]
+pub(super) struct Bound {
+    pub(super) sockets: Vec<TcpListener>,
+    /// With the port that was given for port 0.
+    pub(super) address: SocketAddr,
+}
+
+/// Sockets that a service manager opened for us.
+#[derive(Debug, Default)]
+pub struct Inherited(Vec<(SocketAddr, TcpListener)>);
+
+impl Inherited {
+    /// Takes the sockets of systemd's protocol (`LISTEN_FDS`). To be called once, before other files are opened.
+    pub fn from_env() -> Self {
+        let mut fds = ListenFd::from_env();
+        let mut sockets = Vec::new();
+        for index in 0..fds.len() {
+            match fds.take_tcp_listener(index) {
+                Ok(Some(listener)) => match listener.local_addr() {
+                    Ok(address) => sockets.push((address, listener)),
+                    Err(error) => {
+                        tracing::warn!(index, %error, "an inherited socket has no address; it is not used")
+                    }
+                },
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(index, %error, "an inherited file is not a listening TCP socket; it is not used");
+                }
+            }
+        }
+        Self(sockets)
+    }
+
+    /// Addresses that nobody has asked for.
+    pub fn unused(&self) -> impl Iterator<Item = SocketAddr> {
+        self.0.iter().map(|(address, _)| *address)
+    }
+
+    /// The socket of `address`, once for each worker.
+    fn take(&mut self, address: SocketAddr, workers: usize) -> io::Result<Option<Bound>> {
+        let Some(index) = self.0.iter().position(|(held, _)| *held == address) else { return Ok(None) };
+        let (address, listener) = self.0.swap_remove(index);
+        listener.set_nonblocking(true)?;
+        let sockets = (1..workers).map(|_| listener.try_clone()).collect::<io::Result<Vec<_>>>()?;
+        Ok(Some(Bound { sockets: sockets.into_iter().chain([listener]).collect(), address }))
+    }
+}
+
+/// Listens on `address` with a socket for each worker, taking an inherited one first. `[::]` takes IPv4 too unless `only_v6`, and
+/// falls back to `0.0.0.0` on a machine without IPv6. Fails if anybody else is there already.
+pub(super) fn bind(
+    address: SocketAddr,
+    only_v6: bool,
+    workers: usize,
+    inherited: &mut Inherited,
+) -> Result<Bound, ListenError> {
+    let fail = |error| ListenError::of(address, error);
+    if let Some(bound) = inherited.take(address, workers).map_err(fail)? {
+        return Ok(bound);
+    }
+    match open(address, only_v6, workers) {
+        Err(error) if address.ip().is_unspecified() && address.is_ipv6() && !only_v6 && no_ipv6(&error) => {
+            let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+            tracing::info!(%address, "this machine has no IPv6; listening on {v4} instead");
+            open(v4, false, workers).map_err(|error| ListenError::of(v4, error))
+        }
+        other => other.map_err(fail),
+    }
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+}
+
+fn open(address: SocketAddr, only_v6: bool, workers: usize) -> io::Result<Bound> {
+    // Bound without SO_REUSEPORT, so that a second instance is refused instead of silently taking a share of the traffic; with
+    // it from then on, so that the other workers can join. The port is ours all the time.
+    let first = socket(address, only_v6)?;
+    first.bind(&address.into())?;
+    let bound =
+        first.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the socket has no IP address"))?;
+    first.set_reuse_port(true)?;
+    let mut sockets = vec![first];
+    for _ in 1..workers {
+        let next = socket(address, only_v6)?;
+        next.set_reuse_port(true)?;
+        next.bind(&bound.into())?;
+        sockets.push(next);
+    }
+    for socket in &sockets {
+        socket.listen(BACKLOG)?;
+    }
+    Ok(Bound { sockets: sockets.into_iter().map(Into::into).collect(), address: bound })
+}
+
+fn socket(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6 || !address.ip().is_unspecified())?;
+    }
+    Ok(socket)
+}
+
+/// Raises the limit of open files to what the process may have, and says what it is now.
+pub fn raise_file_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let (Some(current), maximum) = (limit.current, limit.maximum) else { return u64::MAX };
+    if maximum.is_none_or(|maximum| current < maximum) {
+        match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+            Ok(()) => return maximum.unwrap_or(u64::MAX),
+            Err(error) => tracing::warn!(%error, current, "the limit of open files cannot be raised"),
+        }
+    }
+    current
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv6Addr, TcpStream};
+
+    use super::*;
+
+    fn local(port: u16) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, port).into()
+    }
+
+    #[test]
+    fn a_second_instance_is_refused_and_told() {
+        let mut none = Inherited::default();
+        let bound = bind(local(0), false, 3, &mut none).unwrap();
+        assert_eq!(bound.sockets.len(), 3);
+        assert_ne!(bound.address.port(), 0);
+        for socket in &bound.sockets {
+            assert_eq!(socket.local_addr().unwrap(), bound.address);
+        }
+        let error = bind(bound.address, false, 3, &mut none).unwrap_err();
+        assert!(matches!(error, ListenError::InUse { .. }), "{error}");
+        assert!(error.to_string().contains("ss -ltnp"), "{error}");
+        let address = bound.address;
+        drop(bound);
+        bind(address, false, 1, &mut none).unwrap();
+    }
+
+    #[test]
+    fn unspecified_is_dual_stack_or_falls_back() {
+        let everywhere = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
+        let bound = bind(everywhere, false, 2, &mut Inherited::default()).unwrap();
+        TcpStream::connect(local(bound.address.port())).unwrap();
+        assert!(no_ipv6(&io::Error::from_raw_os_error(rustix::io::Errno::AFNOSUPPORT.raw_os_error())));
+        assert!(!no_ipv6(&io::Error::from(io::ErrorKind::AddrInUse)));
+    }
+
+    #[test]
+    fn foreign_addresses_are_explained() {
+        let foreign = SocketAddr::new(IpAddr::from([192, 0, 2, 1]), 0);
+        let error = bind(foreign, false, 1, &mut Inherited::default()).unwrap_err();
+        assert!(matches!(error, ListenError::NotHere { .. }), "{error}");
+    }
+
+    #[test]
+    fn inherited_sockets_are_matched_by_address() {
+        let listener = TcpListener::bind(local(0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut inherited = Inherited(vec![(address, listener)]);
+        let other = bind(local(0), false, 1, &mut inherited).unwrap();
+        assert_ne!(other.address, address);
+        assert_eq!(inherited.unused().collect::<Vec<_>>(), [address]);
+        let bound = bind(address, false, 2, &mut inherited).unwrap();
+        assert_eq!((bound.address, bound.sockets.len(), inherited.unused().count()), (address, 2, 0));
+    }
+
+    #[test]
+    fn the_file_limit_is_known() {
+        assert!(raise_file_limit() >= 256);
+    }
+}

@@ -1,0 +1,251 @@
+//! One traffic thread: accepts, serves, drains.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::connection::{End, Settings, serve};
+use super::gate::Gate;
+use super::watch::Watch;
+use crate::conn::Service;
+use crate::task;
+use crate::telemetry::{Counter, Gauge, Metrics};
+use crate::tls::TlsServer;
+
+/// How long accepting pauses when the system cannot give us another connection.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What all workers share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) settings: ArcSwap<Settings>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) tls: TlsServer,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// What the process is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Serving,
+    /// No new connections; those there are end with their request.
+    Draining,
+    Stopped,
+}
+
+/// What a listener is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Bound, and its connections wait.
+    Paused,
+    Open,
+    /// What waits is still accepted, then it is closed.
+    Retired,
+}
+
+/// A listener for one worker.
+#[derive(Debug)]
+pub(super) struct Add {
+    pub(super) socket: StdListener,
+    pub(super) tls: bool,
+    /// For metrics.
+    pub(super) label: Arc<str>,
+    /// Closed without a word: it was never put into force.
+    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) reply: oneshot::Sender<io::Result<()>>,
+}
+
+/// What the connections of one listener have in common.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) tls: bool,
+    pub(super) open_h1: Gauge,
+    pub(super) open_h2: Gauge,
+}
+
+/// One worker's own things.
+pub(super) struct Worker<S> {
+    pub(super) shared: Arc<Shared>,
+    pub(super) service: Rc<S>,
+    live: RefCell<HashMap<u64, Rc<Watch>>>,
+    next: Cell<u64>,
+    draining: Cell<bool>,
+    handshakes: RefCell<HashMap<&'static str, Counter>>,
+}
+
+/// Takes a connection out of the worker's list when it ends.
+pub(super) struct Registered<'a, S> {
+    worker: &'a Worker<S>,
+    key: u64,
+}
+
+impl<S> Drop for Registered<'_, S> {
+    fn drop(&mut self) {
+        self.worker.live.borrow_mut().remove(&self.key);
+    }
+}
+
+impl<S: Service> Worker<S> {
+    pub(super) fn new(shared: Arc<Shared>, service: S) -> Rc<Self> {
+        Rc::new(Self {
+            shared,
+            service: Rc::new(service),
+            live: RefCell::default(),
+            next: Cell::new(0),
+            draining: Cell::new(false),
+            handshakes: RefCell::default(),
+        })
+    }
+
+    /// Runs until the process stops, or until it drains and the last connection is gone.
+    pub(super) async fn run(
+        self: Rc<Self>,
+        mut adds: mpsc::Receiver<Add>,
+        mut stage: watch::Receiver<Stage>,
+    ) {
+        loop {
+            tokio::select! {
+                changed = stage.changed() => {
+                    let now = *stage.borrow_and_update();
+                    match (changed, now) {
+                        (Ok(()), Stage::Serving) => {}
+                        (Ok(()), Stage::Draining) => self.drain(),
+                        (Ok(()), Stage::Stopped) | (Err(_), _) => return,
+                    }
+                }
+                Some(add) = adds.recv() => self.clone().add(add, stage.clone()),
+            }
+        }
+    }
+
+    fn add(self: Rc<Self>, add: Add, stage: watch::Receiver<Stage>) {
+        match TcpListener::from_std(add.socket) {
+            Err(error) => drop(add.reply.send(Err(error))),
+            Ok(listener) => {
+                let endpoint = Rc::new(Endpoint {
+                    tls: add.tls,
+                    open_h1: self.shared.metrics.connections(&add.label, "h1"),
+                    open_h2: self.shared.metrics.connections(&add.label, "h2"),
+                });
+                task::spawn_local(self.accept(listener, endpoint, add.phase, stage));
+                // Whoever asked may have given up; then the phase channel is closed as well.
+                let _ = add.reply.send(Ok(()));
+            }
+        }
+    }
+
+    async fn accept(
+        self: Rc<Self>,
+        listener: TcpListener,
+        endpoint: Rc<Endpoint>,
+        mut phase: watch::Receiver<Phase>,
+        mut stage: watch::Receiver<Stage>,
+    ) {
+        if phase.wait_for(|phase| *phase != Phase::Paused).await.is_err() {
+            return;
+        }
+        let mut end = std::pin::pin!(async {
+            tokio::select! {
+                _ = phase.wait_for(|phase| *phase == Phase::Retired) => {}
+                _ = stage.wait_for(|stage| *stage != Stage::Serving) => {}
+            }
+        });
+        loop {
+            let settings = self.shared.settings.load_full();
+            let accepted = tokio::select! {
+                biased;
+                () = &mut end => break,
+                accepted = async {
+                    self.shared.gate.room(settings.connections).await;
+                    listener.accept().await
+                } => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.enter(&endpoint, stream, peer),
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "no connection can be accepted; trying again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        // Closing a listener resets what waits in it.
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok((stream, peer)) = listener.accept() {
+            if stream.set_nonblocking(true).is_ok()
+                && let Ok(stream) = tokio::net::TcpStream::from_std(stream)
+            {
+                self.enter(&endpoint, stream, peer);
+            }
+        }
+    }
+
+    fn enter(self: &Rc<Self>, endpoint: &Rc<Endpoint>, stream: tokio::net::TcpStream, peer: SocketAddr) {
+        let settings = self.shared.settings.load_full();
+        match self.shared.gate.enter(peer.ip(), settings.limits.connections_per_ip) {
+            Some(permit) => {
+                let (worker, endpoint) = (self.clone(), endpoint.clone());
+                task::spawn_local(serve(worker, endpoint, stream, peer, settings, permit));
+            }
+            None => self.reject("connections_per_ip"),
+        }
+    }
+
+    /// Lists a connection, so that it hears of the shutdown.
+    pub(super) fn register(&self, watch: &Rc<Watch>) -> Registered<'_, S> {
+        let key = self.next.get();
+        self.next.set(key + 1);
+        self.live.borrow_mut().insert(key, watch.clone());
+        if self.draining.get() {
+            watch.drain();
+        }
+        Registered { worker: self, key }
+    }
+
+    fn drain(&self) {
+        self.draining.set(true);
+        for watch in self.live.borrow().values() {
+            watch.drain();
+        }
+    }
+
+    /// Counts a handshake.
+    pub(super) fn handshake(&self, result: &'static str) {
+        let mut counters = self.handshakes.borrow_mut();
+        counters.entry(result).or_insert_with(|| self.shared.metrics.handshakes(result)).inc();
+    }
+
+    /// Counts what Starlock refused on its own.
+    pub(super) fn ended(&self, end: &End) {
+        match end {
+            End::Clock(cause) => {
+                if let Some(reason) = cause.reason() {
+                    self.reject(reason);
+                }
+            }
+            End::Http(Err(error)) if error.is_parse_too_large() => self.reject("header_size"),
+            End::Http(Err(error)) if error.is_parse() => self.reject("bad_request"),
+            End::Http(_) => {}
+        }
+    }
+
+    fn reject(&self, reason: &'static str) {
+        self.shared.metrics.rejected(reason).inc();
+    }
+}
+
+/// The connection went away before it was accepted; the listener is fine.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}

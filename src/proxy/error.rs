@@ -1,0 +1,140 @@
+//! What is answered when a request does not go as the client wished.
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
+
+use super::host::HostError;
+use super::path::PathError;
+use crate::upstream::Failure;
+
+/// Why a request is not forwarded, or its answer not had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// CONNECT, TRACE.
+    Method,
+    Host(HostError),
+    Path(PathError),
+    /// A server might read the path as that of another route.
+    AmbiguousPath,
+    /// The target is longer than `limits.uri`.
+    UriTooLong,
+    /// More fields than `limits.header_fields`.
+    TooManyFields,
+    /// The certificate that was served is not for this host.
+    Misdirected,
+    NoRoute,
+    /// The announced body is larger than allowed.
+    BodyTooLarge,
+    Upstream(Failure),
+}
+
+impl Refusal {
+    /// Who failed decides the status; the reason is the word for the log and the metrics.
+    pub(super) fn verdict(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method"),
+            Self::Host(_) => (StatusCode::BAD_REQUEST, "bad_host"),
+            Self::Path(_) => (StatusCode::BAD_REQUEST, "bad_path"),
+            Self::AmbiguousPath => (StatusCode::BAD_REQUEST, "ambiguous_path"),
+            Self::UriTooLong => (StatusCode::URI_TOO_LONG, "uri_too_long"),
+            Self::TooManyFields => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header_fields"),
+            Self::Misdirected => (StatusCode::MISDIRECTED_REQUEST, "misdirected"),
+            Self::NoRoute => (StatusCode::NOT_FOUND, "no_route"),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::Upstream(failure) => match failure {
+                Failure::ClientBody => (StatusCode::BAD_REQUEST, "client_body"),
+                Failure::ClientBodyTimeout => (StatusCode::REQUEST_TIMEOUT, "client_body_timeout"),
+                Failure::ClientBodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+                Failure::Resolve => (StatusCode::BAD_GATEWAY, "upstream_unresolved"),
+                Failure::NoServer => (StatusCode::SERVICE_UNAVAILABLE, "upstream_none"),
+                Failure::ConnectRefused => (StatusCode::BAD_GATEWAY, "upstream_connect_refused"),
+                Failure::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_connect_timeout"),
+                Failure::Connect => (StatusCode::BAD_GATEWAY, "upstream_connect_failed"),
+                Failure::Closed => (StatusCode::BAD_GATEWAY, "upstream_closed"),
+                Failure::Malformed => (StatusCode::BAD_GATEWAY, "upstream_malformed"),
+                Failure::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
+                Failure::AnswerBroken => (StatusCode::BAD_GATEWAY, "upstream_broken"),
+                Failure::AnswerStalled => (StatusCode::GATEWAY_TIMEOUT, "upstream_stalled"),
+            },
+        }
+    }
+
+    /// Whether Starlock itself said no, as opposed to a server that did not answer: `starlock_rejected_total`.
+    pub(super) fn is_rejection(self) -> bool {
+        !matches!(
+            self,
+            Self::Upstream(failure)
+                if !matches!(failure, Failure::ClientBody | Failure::ClientBodyTimeout | Failure::ClientBodyTooLarge)
+        )
+    }
+
+    /// Whether the rest of the request is not worth reading, so that the connection has to end.
+    pub(super) fn closes(self) -> bool {
+        matches!(
+            self,
+            Self::BodyTooLarge
+                | Self::Upstream(
+                    Failure::ClientBody | Failure::ClientBodyTimeout | Failure::ClientBodyTooLarge
+                )
+        )
+    }
+}
+
+/// Whether the client is a browser, as far as its Accept says.
+pub(super) fn wants_html(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::ACCEPT).iter();
+    values.any(|accept| accept.as_bytes().windows(9).any(|w| w.eq_ignore_ascii_case(b"text/html")))
+}
+
+/// The page for an error: HTML for browsers, else a line of text. It says what happened and the request's id, nothing else.
+pub(super) fn page(status: StatusCode, id: &str, html: bool) -> (&'static str, Bytes) {
+    let reason = status.canonical_reason().unwrap_or("Error");
+    let code = status.as_u16();
+    if html {
+        let page = format!(
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+             <meta name=\"viewport\" content=\"width=device-width\"><title>{code} {reason}</title></head>\n\
+             <body><h1>{code} {reason}</h1><p>Request {id}</p></body></html>\n"
+        );
+        ("text/html; charset=utf-8", page.into())
+    } else {
+        ("text/plain; charset=utf-8", format!("{code} {reason}\nRequest {id}\n").into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_follow_accept_and_hold_the_id() {
+        let mut headers = HeaderMap::new();
+        assert!(!wants_html(&headers));
+        let (kind, text) = page(StatusCode::BAD_GATEWAY, "00ff", false);
+        assert_eq!((kind, &*text), ("text/plain; charset=utf-8", &b"502 Bad Gateway\nRequest 00ff\n"[..]));
+        headers.insert(header::ACCEPT, "application/xml;q=0.9, Text/HTML".parse().unwrap());
+        assert!(wants_html(&headers));
+        let (kind, html) = page(StatusCode::NOT_FOUND, "00ff", true);
+        assert_eq!(kind, "text/html; charset=utf-8");
+        assert!(
+            String::from_utf8(html.to_vec()).unwrap().contains("<h1>404 Not Found</h1><p>Request 00ff</p>")
+        );
+    }
+
+    #[test]
+    fn who_failed_decides_the_status() {
+        for (failure, status) in [
+            (Failure::ConnectRefused, 502),
+            (Failure::Resolve, 502),
+            (Failure::ResponseTimeout, 504),
+            (Failure::NoServer, 503),
+            (Failure::ClientBodyTimeout, 408),
+        ] {
+            assert_eq!(Refusal::Upstream(failure).verdict().0.as_u16(), status);
+        }
+        assert!(
+            Refusal::NoRoute.is_rejection() && Refusal::Upstream(Failure::ClientBodyTooLarge).is_rejection()
+        );
+        assert!(!Refusal::Upstream(Failure::Closed).is_rejection());
+    }
+}

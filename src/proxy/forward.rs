@@ -1,0 +1,81 @@
+//! Sending a request to a server, and its answer back.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{Request, Response, StatusCode, Uri, Version};
+use http_body::Body;
+use hyper::body::Incoming;
+
+use super::body::Answer;
+use super::error::Refusal;
+use super::handler::{Shared, refuse};
+use super::headers;
+use super::record::Record;
+use crate::upstream::{Balancer, Exchange, ExchangeLimits, Failure, RequestBody};
+
+/// The target for the server: `path`, which was matched, and the query as it came. Nothing is copied if `path` is what came.
+pub(super) fn target(uri: &Uri, path: &str) -> Option<Uri> {
+    let given = uri.path_and_query();
+    let target = match given {
+        Some(given) if given.path() == path => given.clone(),
+        _ => {
+            let mut text = String::with_capacity(path.len() + 1 + uri.query().map_or(0, str::len));
+            text.push_str(path);
+            if let Some(query) = uri.query() {
+                text.push('?');
+                text.push_str(query);
+            }
+            PathAndQuery::from_maybe_shared(Bytes::from(text)).ok()?
+        }
+    };
+    Some(Uri::from(target))
+}
+
+/// Forwards a request whose head is ready for the server. Dropping the future means that the client left: the server is let go too.
+pub(super) async fn forward(
+    shared: &Shared,
+    balancer: &Arc<Balancer>,
+    request: Request<Incoming>,
+    mut record: Box<Record>,
+) -> Response<Answer> {
+    let limits = ExchangeLimits {
+        timeouts: *balancer.timeouts(),
+        body_timeout: record.local.snapshot.body_timeout,
+        max_body: record.local.snapshot.max_body,
+    };
+    let hint = request.body().size_hint();
+    if limits.max_body.is_some_and(|max| hint.lower() > max) {
+        return refuse(Refusal::BodyTooLarge, record);
+    }
+    let Ok(in_flight) = balancer.pick() else {
+        return refuse(Refusal::Upstream(Failure::NoServer), record);
+    };
+    let exchange = Rc::new(Exchange::new(limits));
+    record.endpoint = Some(in_flight.endpoint().clone());
+    record.exchange = Some(exchange.clone());
+
+    let (mut parts, body) = request.into_parts();
+    headers::announce_body(&mut parts.headers, &parts.method, hint.exact());
+    parts.version = Version::HTTP_11;
+    let request = Request::from_parts(parts, RequestBody::new(body, exchange.clone()));
+
+    let answered = shared.pools.to(in_flight.endpoint()).send(&exchange, request).await;
+    let response = match answered {
+        // We never ask for another protocol, so there is none to switch to.
+        Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Err(Failure::Malformed),
+        other => other,
+    };
+    match response {
+        Ok(response) => {
+            let (mut head, body) = response.into_parts();
+            headers::to_client(&mut head.headers);
+            head.version = Version::HTTP_11;
+            record.answered(head.status);
+            Response::from_parts(head, Answer::server(body, in_flight, record))
+        }
+        Err(failure) => refuse(Refusal::Upstream(failure), record),
+    }
+}

@@ -1,0 +1,322 @@
+//! One worker's proxy: decides what a request is, and does it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::body::Answer;
+use super::client::Client;
+use super::error::{self, Refusal};
+use super::host::{Authority, bracketed};
+use super::record::{CLIENT_CLOSED, Record, RequestId};
+use super::route::NoRoute;
+use super::snapshot::{Snapshot, SnapshotReader, Target};
+use super::{headers, path};
+use crate::clock::SharedClock;
+use crate::conn::{ConnInfo, Service};
+use crate::telemetry::{AccessWriter, Counter, Histogram, Metrics, NONE};
+use crate::upstream::Pools;
+
+/// Methods that Starlock does not do, and those it does.
+const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+const METHODS: [Method; 7] =
+    [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+
+/// Routes and forwards the requests of one worker.
+#[derive(Debug)]
+pub struct Proxy {
+    shared: Rc<Shared>,
+    reader: SnapshotReader,
+    local: RefCell<Rc<Local>>,
+    next_id: Cell<u64>,
+}
+
+/// What a worker has for all its requests.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) pools: Pools,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) access: AccessWriter,
+    pub(super) clock: SharedClock,
+}
+
+/// The snapshot in force as one worker holds it, with the metric handles it has come to need.
+#[derive(Debug)]
+pub(super) struct Local {
+    pub(super) snapshot: Arc<Snapshot>,
+    counters: RefCell<HashMap<(Option<usize>, bool, &'static str, u16), Counter>>,
+    durations: RefCell<HashMap<Option<usize>, Histogram>>,
+}
+
+impl Local {
+    fn new(snapshot: Arc<Snapshot>) -> Rc<Self> {
+        Rc::new(Self { snapshot, counters: RefCell::default(), durations: RefCell::default() })
+    }
+
+    /// Counts a request that has ended.
+    pub(super) fn count(
+        &self,
+        shared: &Shared,
+        route: Option<usize>,
+        upstream: Option<&Arc<str>>,
+        method: &Method,
+        status: u16,
+        duration: Duration,
+    ) {
+        let none = || Arc::from(NONE);
+        let key = || route.map_or_else(none, |index| self.snapshot.router.routes()[index].key.clone());
+        let method = METHODS
+            .iter()
+            .position(|known| known == method)
+            .map_or("other", |n| ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"][n]);
+        let mut counters = self.counters.borrow_mut();
+        let counter = counters.entry((route, upstream.is_some(), method, status)).or_insert_with(|| {
+            shared.metrics.requests(&key(), &upstream.cloned().unwrap_or_else(none), method, status)
+        });
+        counter.inc();
+        let mut durations = self.durations.borrow_mut();
+        durations.entry(route).or_insert_with(|| shared.metrics.durations(&key())).observe(duration);
+    }
+}
+
+/// Where a request goes.
+struct Decision<'a> {
+    authority: Authority<'a>,
+    path: std::borrow::Cow<'a, str>,
+    /// `None`: to https.
+    route: Option<usize>,
+}
+
+impl Proxy {
+    /// The proxy of one worker. `access` and `pools` are its own.
+    pub fn new(
+        reader: SnapshotReader,
+        pools: Pools,
+        metrics: Arc<Metrics>,
+        access: AccessWriter,
+        clock: SharedClock,
+    ) -> Self {
+        let local = RefCell::new(Local::new(reader.load()));
+        // Ids are unique, not secret.
+        let next_id = Cell::new(rand::random());
+        Self { shared: Rc::new(Shared { pools, metrics, access, clock }), reader, local, next_id }
+    }
+
+    /// The snapshot in force. After a reload, connections to servers that are gone are let go.
+    fn local(&self) -> Rc<Local> {
+        let held = self.local.borrow().clone();
+        if self.reader.is_current(&held.snapshot) {
+            return held;
+        }
+        let local = Local::new(self.reader.load());
+        *self.local.borrow_mut() = local.clone();
+        let ids: std::collections::HashSet<u64> =
+            local.snapshot.upstreams.endpoints().map(|e| e.id()).collect();
+        self.shared.pools.retain(|id| ids.contains(&id));
+        local
+    }
+
+    fn begin(&self, parts: &Parts, conn: &ConnInfo, local: Rc<Local>) -> (Box<Record>, Client) {
+        // Odd, so that all numbers come before one comes again; spread, so that neighbours look different.
+        let number = self.next_id.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.next_id.set(number);
+        let client = Client::of(conn.peer.ip(), &local.snapshot.trusted, &parts.headers);
+        let record = Record {
+            shared: self.shared.clone(),
+            local,
+            start: Instant::now(),
+            id: RequestId::new(number),
+            client: client.address,
+            method: parts.method.clone(),
+            host: None,
+            target: parts.uri.path_and_query().cloned(),
+            version: parts.version,
+            html: error::wants_html(&parts.headers),
+            tls_resumed: conn.tls.as_ref().map(|tls| tls.resumed),
+            route: None,
+            endpoint: None,
+            exchange: None,
+            status: CLIENT_CLOSED.0,
+            reason: CLIENT_CLOSED.1,
+            sent: 0,
+        };
+        (Box::new(record), client)
+    }
+
+    async fn answer(self: Rc<Self>, request: Request<Incoming>, conn: Rc<ConnInfo>) -> Response<Answer> {
+        let (mut parts, body) = request.into_parts();
+        let local = self.local();
+        let (mut record, client) = self.begin(&parts, &conn, local.clone());
+        if parts.method == Method::OPTIONS && parts.uri.path() == "*" {
+            return allow(StatusCode::NO_CONTENT, record);
+        }
+        let decision = match decide(&local.snapshot, &parts, &conn) {
+            Ok(decision) => decision,
+            Err(refusal) => return refuse(refusal, record),
+        };
+        record.host = Some(decision.authority.host.as_ref().into());
+        record.route = decision.route;
+        let query = parts.uri.query();
+        let Some(route) = decision.route else {
+            let port = local.snapshot.https_port.filter(|port| *port != 443);
+            let mut origin = format!("https://{}", bracketed(&decision.authority.host));
+            if let Some(port) = port {
+                origin.push_str(&format!(":{port}"));
+            }
+            return redirect(StatusCode::PERMANENT_REDIRECT, origin, &decision.path, query, record);
+        };
+        match &local.snapshot.targets[route] {
+            Target::Redirect { status, origin, path: None } => {
+                redirect(*status, origin.to_string(), &decision.path, query, record)
+            }
+            Target::Redirect { status, origin, path: Some(path) } => {
+                redirect(*status, origin.to_string(), path, None, record)
+            }
+            Target::Respond { status, body } => {
+                record.answered(*status);
+                match body {
+                    Some(body) => full(*status, "text/plain; charset=utf-8", body.clone(), record),
+                    None if status.is_client_error() || status.is_server_error() => {
+                        let (kind, page) = error::page(*status, record.id.as_str(), record.html);
+                        full(*status, kind, page, record)
+                    }
+                    None => bare(*status, record),
+                }
+            }
+            Target::Forward { balancer, strip_prefix } => {
+                let prefix = &local.snapshot.router.routes()[route].path;
+                let stripped = if *strip_prefix {
+                    path::without_prefix(&decision.path, prefix)
+                } else {
+                    &*decision.path
+                };
+                let Some(host) = decision.authority.to_value(parts.headers.get(header::HOST)) else {
+                    return refuse(Refusal::Host(super::host::HostError::Malformed), record);
+                };
+                let Some(uri) = super::forward::target(&parts.uri, stripped) else {
+                    return refuse(Refusal::Path(path::PathError::Control), record);
+                };
+                let incoming =
+                    headers::Incoming { client, scheme: conn.scheme(), host: &host, version: parts.version };
+                let mut fields = std::mem::take(&mut parts.headers);
+                headers::to_server(&mut fields, &incoming);
+                let mut outgoing = Request::new(body);
+                *outgoing.method_mut() = parts.method;
+                *outgoing.uri_mut() = uri;
+                *outgoing.headers_mut() = fields;
+                super::forward::forward(&self.shared, balancer, outgoing, record).await
+            }
+        }
+    }
+}
+
+impl Service for Proxy {
+    type Body = Answer;
+
+    fn call(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+        conn: Rc<ConnInfo>,
+    ) -> impl Future<Output = Response<Answer>> + 'static {
+        self.answer(request, conn)
+    }
+}
+
+/// What a request is: pure, and everything that is refused before any server is asked.
+fn decide<'a>(snapshot: &Snapshot, parts: &'a Parts, conn: &ConnInfo) -> Result<Decision<'a>, Refusal> {
+    if matches!(parts.method, Method::CONNECT | Method::TRACE) {
+        return Err(Refusal::Method);
+    }
+    let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if target > conn.limits.uri {
+        return Err(Refusal::UriTooLong);
+    }
+    if headers::count(&parts.headers) > conn.limits.fields {
+        return Err(Refusal::TooManyFields);
+    }
+    let authority = Authority::of(&parts.uri, &parts.headers).map_err(Refusal::Host)?;
+    if let Some(tls) = &conn.tls
+        && tls.sni.as_ref().is_none_or(|sni| sni.as_str() != authority.host)
+        && !tls.cert_names.iter().any(|name| name.matches(&authority.host))
+    {
+        return Err(Refusal::Misdirected);
+    }
+    let path = path::normalise(parts.uri.path()).map_err(Refusal::Path)?;
+    if conn.tls.is_none() && snapshot.https_port.is_some() {
+        return if snapshot.router.knows_host(&authority.host) {
+            Ok(Decision { authority, path, route: None })
+        } else {
+            Err(Refusal::NoRoute)
+        };
+    }
+    match snapshot.router.route_unambiguous(&authority.host, &path) {
+        Ok(matched) => Ok(Decision { route: Some(matched.index), authority, path }),
+        Err(NoRoute::Unknown) => Err(Refusal::NoRoute),
+        Err(NoRoute::Ambiguous { .. }) => Err(Refusal::AmbiguousPath),
+    }
+}
+
+/// The error page for `refusal`.
+pub(super) fn refuse(refusal: Refusal, mut record: Box<Record>) -> Response<Answer> {
+    let status = record.refuse(refusal);
+    let (kind, page) = error::page(status, record.id.as_str(), record.html);
+    let mut response = full(status, kind, page, record);
+    if refusal == Refusal::Method {
+        response.headers_mut().insert(header::ALLOW, ALLOW);
+    }
+    if refusal.closes() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn redirect(
+    status: StatusCode,
+    origin: String,
+    path: &str,
+    query: Option<&str>,
+    mut record: Box<Record>,
+) -> Response<Answer> {
+    let mut location = origin;
+    location.push_str(path);
+    if let Some(query) = query {
+        location.push('?');
+        location.push_str(query);
+    }
+    let Ok(location) = HeaderValue::from_maybe_shared(Bytes::from(location)) else {
+        return refuse(Refusal::Path(path::PathError::Control), record);
+    };
+    record.answered(status);
+    let mut response = bare(status, record);
+    response.headers_mut().insert(header::LOCATION, location);
+    response
+}
+
+fn allow(status: StatusCode, mut record: Box<Record>) -> Response<Answer> {
+    record.answered(status);
+    let mut response = bare(status, record);
+    response.headers_mut().insert(header::ALLOW, ALLOW);
+    response
+}
+
+fn bare(status: StatusCode, record: Box<Record>) -> Response<Answer> {
+    let mut response = Response::new(Answer::full(Bytes::new(), record));
+    *response.status_mut() = status;
+    response
+}
+
+fn full(status: StatusCode, kind: &'static str, body: Bytes, record: Box<Record>) -> Response<Answer> {
+    let mut response = Response::new(Answer::full(body, record));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

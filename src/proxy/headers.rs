@@ -1,0 +1,371 @@
+//! Fields of requests and answers on their way through. Pure.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    TRANSFER_ENCODING, UPGRADE, VIA,
+};
+use http::{Method, Version};
+use smallvec::SmallVec;
+
+use super::client::Client;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
+type Names = SmallVec<[HeaderName; 8]>;
+
+/// How a request came in, for the fields that say so to the server.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Incoming<'a> {
+    pub(super) client: Client,
+    /// `https` or `http`.
+    pub(super) scheme: &'static str,
+    /// With its port.
+    pub(super) host: &'a HeaderValue,
+    pub(super) version: Version,
+}
+
+/// Makes a client's fields fit for an HTTP/1.1 server: hop-by-hop fields go, what is said of the client is ours or a trusted
+/// proxy's, Host is what was matched.
+pub(super) fn to_server(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
+    let trailers = wants_trailers(headers);
+    strip_hop_by_hop(headers);
+    // The 100 is sent by us as soon as the server takes the body.
+    headers.remove(EXPECT);
+    if trailers {
+        // RFC 9110 section 10.1.4: TE is itself hop-by-hop.
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+    headers.insert(HOST, incoming.host.clone());
+    join_cookies(headers);
+    set_forwarded(headers, incoming);
+    let via = match incoming.version {
+        Version::HTTP_2 => "2.0 starlock",
+        Version::HTTP_10 => "1.0 starlock",
+        _ => "1.1 starlock",
+    };
+    headers.append(VIA, HeaderValue::from_static(via));
+}
+
+/// Makes a server's fields fit for a client of any version.
+pub(super) fn to_client(headers: &mut HeaderMap) {
+    strip_hop_by_hop(headers);
+}
+
+/// How many fields a head has, the crumbs of a cookie counted once.
+pub(super) fn count(headers: &HeaderMap) -> usize {
+    let crumbs = headers.get_all(COOKIE).iter().count();
+    headers.len() - crumbs.saturating_sub(1)
+}
+
+/// Whether the body of such a request must be announced by hand: hyper takes for granted that GET, HEAD and others have none
+/// unless a length is given.
+pub(super) fn announce_body(headers: &mut HeaderMap, method: &Method, exact: Option<u64>) {
+    if exact.is_none()
+        && !headers.contains_key(CONTENT_LENGTH)
+        && matches!(*method, Method::GET | Method::HEAD)
+    {
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
+fn wants_trailers(headers: &HeaderMap) -> bool {
+    headers.get_all(TE).iter().any(|value| {
+        elements(value)
+            .any(|te| te.split(';').next().is_some_and(|te| te.trim().eq_ignore_ascii_case("trailers")))
+    })
+}
+
+/// Removes what concerns one connection only (RFC 9110 section 7.6.1), but not Trailer. What `Connection` names goes too, except
+/// for fields that it must not be used to remove.
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let mut names = Names::new();
+    for value in headers.get_all(CONNECTION) {
+        for option in elements(value) {
+            if option.eq_ignore_ascii_case("keep-alive") || option.eq_ignore_ascii_case("close") {
+                continue;
+            }
+            if let Ok(name) = HeaderName::from_bytes(option.as_bytes())
+                && name != HOST
+                && name != CONTENT_LENGTH
+                && !is_forwarding(name.as_str())
+            {
+                names.push(name);
+            }
+        }
+    }
+    names.extend(headers.keys().filter(|name| is_proxy(name.as_str())).cloned());
+    for name in &names {
+        headers.remove(name);
+    }
+    for name in [CONNECTION, KEEP_ALIVE, TE, TRANSFER_ENCODING, UPGRADE] {
+        headers.remove(name);
+    }
+}
+
+fn is_proxy(name: &str) -> bool {
+    name.starts_with("proxy") && matches!(name.as_bytes().get(5), None | Some(b'-' | b'_' | b'.'))
+}
+
+fn elements(value: &HeaderValue) -> impl Iterator<Item = &str> {
+    value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|element| !element.is_empty())
+}
+
+/// HTTP/2 may split a cookie; HTTP/1.1 must not (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs = headers.get_all(COOKIE);
+    if crumbs.iter().nth(1).is_none() {
+        return;
+    }
+    let mut joined = Vec::new();
+    for crumb in crumbs {
+        if !joined.is_empty() {
+            joined.extend_from_slice(b"; ");
+        }
+        joined.extend_from_slice(crumb.as_bytes());
+    }
+    insert(headers, COOKIE, joined);
+}
+
+/// Whether servers may take `name` for a field that says who the client is: `_` and `.` are `-` to CGI and its heirs.
+fn is_forwarding(name: &str) -> bool {
+    let same = |plain: &str, name: &[u8]| {
+        plain.bytes().zip(name).all(|(a, b)| a == *b || (a == b'-' && matches!(b, b'_' | b'.')))
+    };
+    let bytes = name.as_bytes();
+    match bytes.first() {
+        Some(b'x') => {
+            (bytes.len() >= 11
+                && same("x-forwarded", bytes)
+                && matches!(bytes.get(11), None | Some(b'-' | b'_' | b'.')))
+                || (bytes.len() == 9 && same("x-real-ip", bytes))
+        }
+        Some(b'f') => name == "forwarded",
+        _ => false,
+    }
+}
+
+fn set_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
+    let Client { address, peer, trusted } = incoming.client;
+    let removed: Names = headers
+        .keys()
+        .filter(|name| is_forwarding(name.as_str()) && !(trusted && !name.as_str().contains(['_', '.'])))
+        .cloned()
+        .collect();
+    for name in &removed {
+        headers.remove(name);
+    }
+    let mut chain = joined(headers, &X_FORWARDED_FOR);
+    // Writing to a Vec or String does not fail.
+    let _ = std::io::Write::write_fmt(&mut chain, format_args!("{peer}"));
+    insert(headers, X_FORWARDED_FOR, chain);
+    if !headers.contains_key(X_FORWARDED_HOST) {
+        headers.insert(X_FORWARDED_HOST, incoming.host.clone());
+    }
+    if !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(incoming.scheme));
+    }
+    insert(headers, X_REAL_IP, address.to_string().into_bytes());
+    let mut element = String::with_capacity(64);
+    let _ = match peer {
+        IpAddr::V4(v4) => write!(element, "for={v4}"),
+        IpAddr::V6(v6) => write!(element, "for=\"[{v6}]\""),
+    };
+    // The host was parsed: it holds nothing that a quoted string would have to escape.
+    let host = incoming.host.to_str().unwrap_or_default();
+    let _ = write!(element, ";host=\"{host}\";proto={}", incoming.scheme);
+    let mut chain = joined(headers, &FORWARDED);
+    chain.extend_from_slice(element.as_bytes());
+    insert(headers, FORWARDED, chain);
+}
+
+/// The values of `name`, each followed by a comma.
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Vec<u8> {
+    let mut chain = Vec::with_capacity(48);
+    for value in headers.get_all(name) {
+        chain.extend_from_slice(value.as_bytes());
+        chain.extend_from_slice(b", ");
+    }
+    chain
+}
+
+/// Values are made of values and of text that was checked; one that is not a value after all is left out.
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: Vec<u8>) {
+    match HeaderValue::from_maybe_shared(Bytes::from(value)) {
+        Ok(value) => drop(headers.insert(name, value)),
+        Err(_) => drop(headers.remove(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        headers
+    }
+
+    fn sent(fields: &[(&str, &str)], trusted: bool) -> Vec<String> {
+        let mut headers = map(fields);
+        let client = Client { address: [1, 1, 1, 1].into(), peer: [10, 0, 0, 1].into(), trusted };
+        let host = HeaderValue::from_static("a.test:8443");
+        let incoming = Incoming { client, scheme: "https", host: &host, version: Version::HTTP_2 };
+        to_server(&mut headers, &incoming);
+        let mut lines: Vec<String> =
+            headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        lines.sort();
+        lines
+    }
+
+    const OURS: [&str; 7] = [
+        "forwarded: for=10.0.0.1;host=\"a.test:8443\";proto=https",
+        "host: a.test:8443",
+        "via: 2.0 starlock",
+        "x-forwarded-for: 10.0.0.1",
+        "x-forwarded-host: a.test:8443",
+        "x-forwarded-proto: https",
+        "x-real-ip: 1.1.1.1",
+    ];
+
+    #[test]
+    fn a_strangers_words_about_the_client_are_replaced() {
+        let stranger = sent(
+            &[
+                ("host", "A.test:8443"),
+                ("X-Forwarded-For", "6.6.6.6"),
+                ("x-forwarded-for", "7.7.7.7"),
+                ("x_forwarded_for", "6.6.6.6"),
+                ("X-Forwarded_Host", "evil"),
+                ("x.forwarded.proto", "http"),
+                ("x-forwarded-client-cert", "x"),
+                ("x_real_ip", "6.6.6.6"),
+                ("x-real-ip", "6.6.6.6"),
+                ("forwarded", "for=6.6.6.6"),
+            ],
+            false,
+        );
+        assert_eq!(stranger, OURS);
+    }
+
+    #[test]
+    fn a_trusted_proxys_words_are_kept_and_added_to() {
+        let lines = sent(
+            &[
+                ("x-forwarded-for", "6.6.6.6"),
+                ("x-forwarded-for", "1.1.1.1"),
+                ("x_forwarded_for", "6.6.6.6"),
+                ("x-forwarded-proto", "http"),
+                ("x-forwarded-host", "b.test"),
+                ("x-forwarded-port", "80"),
+                ("forwarded", "for=1.1.1.1"),
+                ("x-real-ip", "6.6.6.6"),
+                ("via", "1.1 other"),
+            ],
+            true,
+        );
+        assert_eq!(
+            lines,
+            [
+                "forwarded: for=1.1.1.1, for=10.0.0.1;host=\"a.test:8443\";proto=https",
+                "host: a.test:8443",
+                "via: 1.1 other",
+                "via: 2.0 starlock",
+                "x-forwarded-for: 6.6.6.6, 1.1.1.1, 10.0.0.1",
+                "x-forwarded-host: b.test",
+                "x-forwarded-port: 80",
+                "x-forwarded-proto: http",
+                "x-real-ip: 1.1.1.1",
+            ]
+        );
+    }
+
+    #[test]
+    fn hop_by_hop_fields_stay_here() {
+        let mut lines = sent(
+            &[
+                ("connection", "keep-alive, X-Secret, host, content-length, x-forwarded-for"),
+                ("connection", "te"),
+                ("x-secret", "1"),
+                ("content-length", "3"),
+                ("keep-alive", "timeout=5"),
+                ("proxy-authorization", "x"),
+                ("proxy-connection", "x"),
+                ("proxy", "http://evil"),
+                ("proxyish", "1"),
+                ("te", "gzip, Trailers;q=1"),
+                ("trailer", "x-sum"),
+                ("transfer-encoding", "chunked"),
+                ("upgrade", "websocket"),
+                ("expect", "100-continue"),
+                ("cookie", "a=1"),
+                ("cookie", "b=2"),
+                ("accept", "*/*"),
+            ],
+            false,
+        );
+        lines.retain(|line| !OURS.contains(&&**line));
+        assert_eq!(
+            lines,
+            [
+                "accept: */*",
+                "connection: te",
+                "content-length: 3",
+                "cookie: a=1; b=2",
+                "proxyish: 1",
+                "te: trailers",
+                "trailer: x-sum",
+            ]
+        );
+        let mut answer = map(&[
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("transfer-encoding", "chunked"),
+            ("trailer", "x-sum"),
+            ("set-cookie", "a=1"),
+            ("set-cookie", "b=2"),
+        ]);
+        to_client(&mut answer);
+        assert_eq!((answer.len(), answer.get_all("set-cookie").iter().count()), (3, 2));
+        assert!(answer.contains_key("trailer"));
+    }
+
+    #[test]
+    fn crumbs_count_once() {
+        assert_eq!(count(&map(&[("cookie", "a"), ("cookie", "b"), ("accept", "x")])), 2);
+        assert_eq!(count(&map(&[("accept", "x"), ("accept", "y")])), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn no_spelling_of_a_strangers_claim_gets_through(
+            separators in prop::collection::vec(prop::sample::select(vec!['-', '_', '.']), 4),
+            name in prop::sample::select(vec!["X-Forwarded-For", "x-FORWARDED-user", "X-Real-IP", "x-forwarded", "Forwarded"]),
+            value in "[a-z0-9.,= ]{1,20}",
+        ) {
+            let mut separator = separators.into_iter();
+            let spelt: String =
+                name.chars().map(|c| if c == '-' { separator.next().unwrap_or('-') } else { c }).collect();
+            prop_assert_eq!(sent(&[(&spelt, &format!("evil{value}"))], false), OURS);
+        }
+
+        #[test]
+        fn nothing_else_is_lost(name in "[a-eg-w][a-z]{3,12}", value in "[ -~]{0,20}") {
+            prop_assume!(!["host", "connection", "upgrade", "expect", "cookie"].contains(&&*name) && !name.starts_with("proxy"));
+            prop_assert_eq!(sent(&[(&name, &value)], false).len(), OURS.len() + 1);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What is known of a request when it has ended: one line of the log, one count.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::uri::PathAndQuery;
+use http::{Method, StatusCode, Version};
+use tokio::time::Instant;
+
+use super::error::Refusal;
+use super::handler::{Local, Shared};
+use crate::telemetry::AccessRecord;
+use crate::upstream::{Endpoint, Exchange};
+
+/// The id of a request: on its error page and in its line of the log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RequestId([u8; 16]);
+
+impl RequestId {
+    /// `number` in hexadecimal.
+    pub(super) fn new(number: u64) -> Self {
+        let mut text = [0; 16];
+        for (index, digit) in text.iter_mut().enumerate() {
+            *digit = b"0123456789abcdef"[(number >> (60 - 4 * index) & 15) as usize];
+        }
+        Self(text)
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+/// A request under way. Dropping it writes it down; whatever has not been answered by then, the client has left.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) shared: Rc<Shared>,
+    pub(super) local: Rc<Local>,
+    pub(super) start: Instant,
+    pub(super) id: RequestId,
+    pub(super) client: IpAddr,
+    pub(super) method: Method,
+    pub(super) host: Option<Box<str>>,
+    pub(super) target: Option<PathAndQuery>,
+    pub(super) version: Version,
+    /// Whether an error page is to be HTML.
+    pub(super) html: bool,
+    pub(super) tls_resumed: Option<bool>,
+    /// Index of the route.
+    pub(super) route: Option<usize>,
+    pub(super) endpoint: Option<Arc<Endpoint>>,
+    pub(super) exchange: Option<Rc<Exchange>>,
+    pub(super) status: u16,
+    pub(super) reason: &'static str,
+    /// Bytes of an answer that did not come from a server.
+    pub(super) sent: u64,
+}
+
+/// What a client that left before its answer gets in the log.
+pub(super) const CLIENT_CLOSED: (u16, &str) = (499, "client_closed");
+
+impl Record {
+    pub(super) fn refuse(&mut self, refusal: Refusal) -> StatusCode {
+        let (status, reason) = refusal.verdict();
+        if refusal.is_rejection() {
+            self.shared.metrics.rejected(reason).inc();
+        }
+        self.answered(status);
+        self.reason = reason;
+        status
+    }
+
+    pub(super) fn answered(&mut self, status: StatusCode) {
+        self.status = status.as_u16();
+        self.reason = "";
+    }
+
+    /// The answer's body ended before it was complete.
+    pub(super) fn cut_short(&mut self) {
+        if self.reason.is_empty() {
+            let failure = self.exchange.as_ref().and_then(|exchange| exchange.failure());
+            self.reason = failure.map_or(CLIENT_CLOSED.1, |failure| Refusal::Upstream(failure).verdict().1);
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let duration = self.start.elapsed();
+        let upstream = self.endpoint.as_ref().map(|e| e.upstream());
+        self.local.count(&self.shared, self.route, upstream, &self.method, self.status, duration);
+        if !self.shared.access.is_on() {
+            return;
+        }
+        let exchange = self.exchange.as_ref();
+        self.shared.access.write(&AccessRecord {
+            time: self.shared.clock.now(),
+            id: self.id.as_str(),
+            client: self.client,
+            method: self.method.as_str(),
+            host: self.host.as_deref().unwrap_or_default(),
+            path: self.target.as_ref().map_or("*", PathAndQuery::as_str),
+            protocol: match self.version {
+                Version::HTTP_2 => "HTTP/2",
+                Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            },
+            tls_resumed: self.tls_resumed,
+            status: self.status,
+            received: exchange.map_or(0, |e| e.received()),
+            sent: self.sent + exchange.map_or(0, |e| e.sent()),
+            duration,
+            route: self.route.map_or("", |index| &self.local.snapshot.router.routes()[index].key),
+            upstream: upstream.map_or("", |name| name),
+            server: self.endpoint.as_ref().map_or("", |e| e.label()),
+            reason: self.reason,
+        });
+    }
+}

@@ -1,0 +1,182 @@
+//! Everything a request is decided by, swapped as one.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
+use ipnet::IpNet;
+
+use super::route::Router;
+use super::spec::{ActionSpec, ProxySpec};
+use crate::telemetry::Metrics;
+use crate::upstream::{Balancer, UpstreamSpec, Upstreams};
+
+/// What requests are decided by. Immutable: a reload makes a new one; a request keeps the one it began with.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub(super) router: Router,
+    /// One for each route of the router.
+    pub(super) targets: Box<[Target]>,
+    pub(super) upstreams: Upstreams,
+    pub(super) trusted: Box<[IpNet]>,
+    pub(super) body_timeout: Duration,
+    pub(super) max_body: Option<u64>,
+    /// Where clients that come in clear are sent to.
+    pub(super) https_port: Option<u16>,
+}
+
+/// What a route does, with everything looked up.
+#[derive(Debug)]
+pub(super) enum Target {
+    Forward { balancer: Arc<Balancer>, strip_prefix: bool },
+    Redirect { status: StatusCode, origin: Arc<str>, path: Option<Arc<str>> },
+    Respond { status: StatusCode, body: Option<Bytes> },
+}
+
+/// A plan that cannot be put into force. `config` refuses such plans, so whoever made this one without it is at fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// A route names an upstream that the plan does not have.
+    #[error("route `{route}` names the upstream `{upstream}`, which does not exist")]
+    UnknownUpstream {
+        /// The route's key.
+        route: Arc<str>,
+        /// What it names.
+        upstream: Arc<str>,
+    },
+    /// Not an HTTP status that can be answered.
+    #[error("route `{route}` answers with the status {status}, which does not exist")]
+    BadStatus {
+        /// The route's key.
+        route: Arc<str>,
+        /// What it answers.
+        status: u16,
+    },
+    /// The redirect's origin or path cannot stand in a Location field.
+    #[error("route `{route}` redirects to `{to}`, which cannot stand in a Location field")]
+    BadLocation {
+        /// The route's key.
+        route: Arc<str>,
+        /// Where it redirects to.
+        to: String,
+    },
+}
+
+impl Snapshot {
+    /// Builds a snapshot. `https_port` is the port that clear-text clients are redirected to, `None` if they are served.
+    /// Servers that `previous` has too are taken over with their counts. Changes nothing.
+    pub fn build(
+        spec: &ProxySpec,
+        upstreams: &[UpstreamSpec],
+        https_port: Option<u16>,
+        previous: Option<&Snapshot>,
+        metrics: &Metrics,
+    ) -> Result<Self, BuildError> {
+        let upstreams = Upstreams::build(upstreams, previous.map(|p| &p.upstreams), metrics);
+        let targets = spec
+            .routes
+            .iter()
+            .map(|route| {
+                let status = |status: u16| {
+                    StatusCode::from_u16(status)
+                        .ok()
+                        .filter(|s| s.as_u16() >= 200 && s.as_u16() < 600)
+                        .ok_or(BuildError::BadStatus { route: route.key.clone(), status })
+                };
+                Ok(match &route.action {
+                    ActionSpec::Forward { upstream, strip_prefix } => Target::Forward {
+                        balancer: upstreams.get(upstream).cloned().ok_or_else(|| {
+                            BuildError::UnknownUpstream {
+                                route: route.key.clone(),
+                                upstream: upstream.clone(),
+                            }
+                        })?,
+                        strip_prefix: *strip_prefix,
+                    },
+                    ActionSpec::Redirect(to) => {
+                        let text = format!("{}{}", to.origin, to.path.as_deref().unwrap_or_default());
+                        if HeaderValue::from_str(&text).is_err() {
+                            return Err(BuildError::BadLocation { route: route.key.clone(), to: text });
+                        }
+                        Target::Redirect {
+                            status: status(to.status)?,
+                            origin: to.origin.clone(),
+                            path: to.path.clone(),
+                        }
+                    }
+                    ActionSpec::Respond { status: code, body } => Target::Respond {
+                        status: status(*code)?,
+                        body: body.as_ref().map(|text| Bytes::from(text.as_bytes().to_vec())),
+                    },
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            router: Router::new(&spec.routes),
+            targets,
+            upstreams,
+            trusted: spec.trusted_proxies.clone().into(),
+            body_timeout: spec.body_timeout,
+            max_body: spec.max_body,
+            https_port,
+        })
+    }
+
+    /// The routes.
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+
+    /// The upstreams.
+    pub fn upstreams(&self) -> &Upstreams {
+        &self.upstreams
+    }
+}
+
+/// Makes the two ends of what requests are decided by: one writer, any number of readers.
+pub fn snapshot_cell(first: Snapshot, metrics: Arc<Metrics>) -> (SnapshotPublisher, SnapshotReader) {
+    let cell = Arc::new(ArcSwap::from_pointee(first));
+    (SnapshotPublisher { cell: cell.clone(), metrics }, SnapshotReader(cell))
+}
+
+/// Puts snapshots into force. Not cloneable: there is one writer.
+#[derive(Debug)]
+pub struct SnapshotPublisher {
+    cell: Arc<ArcSwap<Snapshot>>,
+    metrics: Arc<Metrics>,
+}
+
+impl SnapshotPublisher {
+    /// The snapshot in force.
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.cell.load_full()
+    }
+
+    /// Puts `next` into force for requests that begin from now on, and forgets the metrics of what it does not have.
+    pub fn publish(&mut self, next: Snapshot) {
+        let previous = self.cell.swap(Arc::new(next));
+        let next = self.cell.load();
+        previous.upstreams.retire(&next.upstreams, &self.metrics);
+        let routes: HashSet<&str> = next.router.routes().iter().map(|route| &*route.key).collect();
+        self.metrics.retain_routes(&routes);
+    }
+}
+
+/// Sees the snapshot in force. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct SnapshotReader(Arc<ArcSwap<Snapshot>>);
+
+impl SnapshotReader {
+    /// Whether `held` is still the one in force.
+    pub(super) fn is_current(&self, held: &Arc<Snapshot>) -> bool {
+        Arc::as_ptr(&self.0.load()) == Arc::as_ptr(held)
+    }
+
+    /// The snapshot in force.
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.0.load_full()
+    }
+}

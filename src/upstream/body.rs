@@ -1,0 +1,140 @@
+//! Bodies on their way to and from a server. They mark progress and count; they hold no piece back.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::exchange::{Exchange, Failure};
+
+/// A body broke off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the body broke off: {0:?}")]
+pub struct BodyError(pub Failure);
+
+/// A client's body on its way to a server.
+#[derive(Debug)]
+pub struct RequestBody {
+    inner: Incoming,
+    exchange: Rc<Exchange>,
+}
+
+impl RequestBody {
+    /// Wraps what the client sends.
+    pub fn new(inner: Incoming, exchange: Rc<Exchange>) -> Self {
+        if inner.is_end_stream() {
+            exchange.uploaded();
+        }
+        Self { inner, exchange }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
+            this.exchange.client_owes();
+            return Poll::Pending;
+        };
+        let result = match frame {
+            None => {
+                this.exchange.uploaded();
+                return Poll::Ready(None);
+            }
+            Some(Err(_)) => {
+                this.exchange.fail(Failure::ClientBody);
+                Err(BodyError(Failure::ClientBody))
+            }
+            Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                this.exchange.client_gave(bytes).map(|()| frame).map_err(BodyError)
+            }
+        };
+        if result.is_ok() && this.inner.is_end_stream() {
+            this.exchange.uploaded();
+        }
+        Poll::Ready(Some(result))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// A server's answer on its way to a client. Dropped before its end, it ends the connection to the server.
+#[derive(Debug)]
+pub struct ResponseBody {
+    inner: Incoming,
+    exchange: Rc<Exchange>,
+}
+
+impl ResponseBody {
+    pub(super) fn new(inner: Incoming, exchange: Rc<Exchange>) -> Self {
+        if inner.is_end_stream() {
+            exchange.downloaded();
+        } else {
+            // Until it is polled, nobody waits for the server.
+            exchange.server_gave(0);
+        }
+        Self { inner, exchange }
+    }
+
+    /// The exchange it belongs to.
+    pub fn exchange(&self) -> &Rc<Exchange> {
+        &self.exchange
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let polled = Pin::new(&mut this.inner).poll_frame(cx);
+        if polled.is_pending() {
+            this.exchange.server_owes();
+        }
+        Poll::Ready(match ready!(polled) {
+            None => {
+                this.exchange.downloaded();
+                None
+            }
+            Some(Err(_)) => {
+                this.exchange.fail(Failure::AnswerBroken);
+                Some(Err(BodyError(this.exchange.failure().unwrap_or(Failure::AnswerBroken))))
+            }
+            Some(Ok(frame)) => {
+                this.exchange.server_gave(frame.data_ref().map_or(0, |data| data.len() as u64));
+                if this.inner.is_end_stream() {
+                    this.exchange.downloaded();
+                }
+                Some(Ok(frame))
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

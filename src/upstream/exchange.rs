@@ -1,0 +1,253 @@
+//! One request and its answer on a connection to a server: who is being waited for, and since when.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::spec::UpstreamTimeouts;
+
+/// Who failed, and how: what an error becomes for the client and the log is decided from this alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The client's body broke off or was malformed.
+    ClientBody,
+    /// The client's body made no progress.
+    ClientBodyTimeout,
+    /// The client's body is larger than the route allows.
+    ClientBodyTooLarge,
+    /// The upstream's name does not resolve.
+    Resolve,
+    /// The upstream has no server.
+    NoServer,
+    /// Nothing listens there.
+    ConnectRefused,
+    /// No connection in time.
+    ConnectTimeout,
+    /// No connection for another reason.
+    Connect,
+    /// The server closed the connection before an answer.
+    Closed,
+    /// The server's answer is not HTTP.
+    Malformed,
+    /// The server did not begin to answer, or to take the request, in time.
+    ResponseTimeout,
+    /// The server's answer broke off.
+    AnswerBroken,
+    /// The server's answer made no progress.
+    AnswerStalled,
+}
+
+/// Progress of one exchange. Its bodies mark it; the connection's driver reads it and ends what has stood still too long.
+#[derive(Debug)]
+pub struct Exchange {
+    limits: ExchangeLimits,
+    upload: Cell<Upload>,
+    download: Cell<Download>,
+    failure: Cell<Option<Failure>>,
+    received: Cell<u64>,
+    sent: Cell<u64>,
+}
+
+/// What an exchange is held to.
+#[derive(Clone, Copy, Debug)]
+pub struct ExchangeLimits {
+    /// Of the server.
+    pub timeouts: UpstreamTimeouts,
+    /// Without progress on the client's body.
+    pub body_timeout: Duration,
+    /// Bytes of the client's body.
+    pub max_body: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Upload {
+    /// The client owes us the next piece of its body.
+    Client(Instant),
+    /// The server has not taken the last piece.
+    Server(Instant),
+    /// The whole request was handed over.
+    Done(Instant),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Download {
+    /// No answer yet.
+    Head,
+    /// The server owes us the next piece of its answer.
+    Server(Instant),
+    /// The client has not asked for more.
+    Client,
+    /// The whole answer was handed over.
+    Done,
+}
+
+impl Exchange {
+    /// An exchange that begins now.
+    pub fn new(limits: ExchangeLimits) -> Self {
+        Self {
+            limits,
+            upload: Cell::new(Upload::Server(Instant::now())),
+            download: Cell::new(Download::Head),
+            failure: Cell::new(None),
+            received: Cell::new(0),
+            sent: Cell::new(0),
+        }
+    }
+
+    /// What it is held to.
+    pub fn limits(&self) -> &ExchangeLimits {
+        &self.limits
+    }
+
+    /// What went wrong first.
+    pub fn failure(&self) -> Option<Failure> {
+        self.failure.get()
+    }
+
+    /// Bytes of the client's body so far.
+    pub fn received(&self) -> u64 {
+        self.received.get()
+    }
+
+    /// Bytes of the answer's body so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.get()
+    }
+
+    /// The first failure is the cause; later ones follow from it.
+    pub(super) fn fail(&self, failure: Failure) {
+        if self.failure.get().is_none() {
+            self.failure.set(Some(failure));
+        }
+    }
+
+    /// When something must have moved, and whose failure it is if not. `None` if nobody is waited for.
+    pub(super) fn deadline(&self) -> Option<(Instant, Failure)> {
+        let timeouts = &self.limits.timeouts;
+        let upload = match self.upload.get() {
+            Upload::Client(since) => Some((since + self.limits.body_timeout, Failure::ClientBodyTimeout)),
+            Upload::Server(since) => Some((since + timeouts.response, Failure::ResponseTimeout)),
+            Upload::Done(since) if self.download.get() == Download::Head => {
+                Some((since + timeouts.response, Failure::ResponseTimeout))
+            }
+            Upload::Done(_) => None,
+        };
+        let download = match self.download.get() {
+            Download::Server(since) => Some((since + timeouts.stall, Failure::AnswerStalled)),
+            Download::Head | Download::Client | Download::Done => None,
+        };
+        match (upload, download) {
+            (Some(a), Some(b)) => Some(if b.0 < a.0 { b } else { a }),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// How far ahead of any moment a deadline can begin to matter: a driver that looks this often misses none.
+    pub(super) fn shortest(&self) -> Duration {
+        self.limits.body_timeout.min(self.limits.timeouts.response).min(self.limits.timeouts.stall)
+    }
+
+    pub(super) fn client_owes(&self) {
+        if !matches!(self.upload.get(), Upload::Client(_)) {
+            self.upload.set(Upload::Client(Instant::now()));
+        }
+    }
+
+    /// Counts `bytes` from the client; errors if there are too many.
+    pub(super) fn client_gave(&self, bytes: u64) -> Result<(), Failure> {
+        self.upload.set(Upload::Server(Instant::now()));
+        self.received.set(self.received.get() + bytes);
+        if self.limits.max_body.is_some_and(|max| self.received.get() > max) {
+            self.fail(Failure::ClientBodyTooLarge);
+            return Err(Failure::ClientBodyTooLarge);
+        }
+        Ok(())
+    }
+
+    pub(super) fn uploaded(&self) {
+        if !matches!(self.upload.get(), Upload::Done(_)) {
+            self.upload.set(Upload::Done(Instant::now()));
+        }
+    }
+
+    pub(super) fn server_owes(&self) {
+        if !matches!(self.download.get(), Download::Server(_)) {
+            self.download.set(Download::Server(Instant::now()));
+        }
+    }
+
+    pub(super) fn server_gave(&self, bytes: u64) {
+        self.download.set(Download::Client);
+        self.sent.set(self.sent.get() + bytes);
+    }
+
+    pub(super) fn downloaded(&self) {
+        self.download.set(Download::Done);
+    }
+
+    /// Whether the whole answer was handed over.
+    pub fn is_complete(&self) -> bool {
+        self.download.get() == Download::Done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: fn(u64) -> Duration = Duration::from_secs;
+
+    fn exchange() -> Exchange {
+        let timeouts =
+            UpstreamTimeouts { connect: S(1), response: S(60), stall: S(300), upstream_idle: S(60) };
+        Exchange::new(ExchangeLimits { timeouts, body_timeout: S(30), max_body: Some(10) })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_waited_for_has_the_deadline() {
+        let now = Instant::now;
+        let e = exchange();
+        assert_eq!(
+            e.deadline(),
+            Some((now() + S(60), Failure::ResponseTimeout)),
+            "the request was not taken"
+        );
+        e.client_owes();
+        let start = now();
+        assert_eq!(e.deadline(), Some((start + S(30), Failure::ClientBodyTimeout)));
+        tokio::time::advance(S(10)).await;
+        e.client_owes();
+        assert_eq!(
+            e.deadline(),
+            Some((start + S(30), Failure::ClientBodyTimeout)),
+            "asking again is no progress"
+        );
+        e.client_gave(4).unwrap();
+        assert_eq!(e.deadline(), Some((now() + S(60), Failure::ResponseTimeout)));
+        e.uploaded();
+        let uploaded = now();
+        tokio::time::advance(S(10)).await;
+        assert_eq!(e.deadline(), Some((uploaded + S(60), Failure::ResponseTimeout)));
+        e.server_owes();
+        assert_eq!(e.deadline(), Some((now() + S(300), Failure::AnswerStalled)));
+        e.server_gave(5);
+        assert_eq!(e.deadline(), None, "a slow client is not the server's failure");
+        e.downloaded();
+        assert_eq!((e.deadline(), e.received(), e.sent()), (None, 4, 5));
+        assert!(e.is_complete());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_early_answer_does_not_hide_a_stuck_upload() {
+        let e = exchange();
+        e.client_owes();
+        let owed = Instant::now();
+        tokio::time::advance(S(1)).await;
+        e.server_owes();
+        assert_eq!(e.deadline(), Some((owed + S(30), Failure::ClientBodyTimeout)));
+        assert_eq!(e.client_gave(11), Err(Failure::ClientBodyTooLarge));
+        e.fail(Failure::Closed);
+        assert_eq!(e.failure(), Some(Failure::ClientBodyTooLarge), "the first one is the cause");
+    }
+}

@@ -1,0 +1,127 @@
+//! Starts when the world is not as it should be: it serves what it has and says what it lacks.
+
+use crate::issuance::builtin;
+use crate::support::pebble::{Options, Pebble, verify_chain};
+use crate::support::starlock::{Starlock, command, local_root};
+use crate::support::web::{Upstream, curl, served_chain};
+use crate::support::{eventually, free_port, local};
+
+#[test]
+fn with_the_ca_down_it_serves_from_storage_at_once_and_keeps_trying() {
+    let responder = local(free_port());
+    let mut pebble = Pebble::start(Options::with_dns(responder).valid_for(40));
+    let config = builtin(&pebble, responder, "\"example.test\" = { respond = 204 }");
+    let mut starlock = Starlock::start(&config);
+    let serial = starlock.serial_other_than("example.test", None);
+    let root = pebble.root();
+    starlock.process().signal("TERM");
+    assert!(starlock.process().wait().success());
+
+    pebble.stop();
+    starlock.start_again();
+    assert_eq!(starlock.certificates()[0]["serial"], serial.as_str());
+    verify_chain(&served_chain(starlock.address("https"), "example.test"), &root, "example.test");
+    let error = eventually("the outage is told", || {
+        starlock.certificates()[0]["last_error"].as_str().map(str::to_owned)
+    });
+    assert!(error.contains("localhost") && error.contains("tried again by itself"), "{error}");
+    assert_eq!(starlock.certificates()[0]["serial"], serial.as_str(), "and still serves");
+
+    pebble.restart();
+    starlock.serial_other_than("example.test", Some(&serial));
+}
+
+#[test]
+fn an_upstream_that_does_not_resolve_stops_nobody_else() {
+    let app = Upstream::start("app");
+    let starlock = Starlock::start(&format!(
+        "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\n[routes]\n\"app.localhost\" = \"{}\"\n\
+         \"gone.localhost\" = \"http://no-such-host.invalid:80\"\n",
+        app.url()
+    ));
+    let (https, root) = (starlock.address("https"), local_root(&starlock));
+    assert!(curl(https, &root, "https://app.localhost/", &[]).unwrap().starts_with("app GET /"));
+    let gone = curl(https, &root, "https://gone.localhost/", &["-w", "%{http_code}"]).unwrap();
+    assert!(gone.ends_with("502") && gone.contains("Request "), "{gone}");
+}
+
+#[test]
+fn a_clock_before_the_certificates_dates_is_said_aloud_and_renews_nothing() {
+    let responder = local(free_port());
+    let mut pebble = Pebble::start(Options::with_dns(responder));
+    let mut starlock = Starlock::start(&builtin(&pebble, responder, "\"example.test\" = { respond = 204 }"));
+    let serial = starlock.serial_other_than("example.test", None);
+    starlock.process().kill();
+    pebble.stop();
+    let library = std::fs::read_dir("/usr/lib")
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("faketime/libfaketime.so.1"))
+        .find(|path| path.exists())
+        .expect("faketime is installed; scripts/test does it");
+    starlock.start_again_with(|process| {
+        process.env("LD_PRELOAD", &library).env("FAKETIME", "-30d").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    });
+    let certificate = &starlock.certificates()[0];
+    assert_eq!((&certificate["serial"], &certificate["state"]), (&serial.into(), &"valid".into()));
+    assert!(starlock.log().contains("before the certificate's first day"), "it is said aloud");
+    assert!(!served_chain(starlock.address("https"), "example.test").is_empty());
+}
+
+#[test]
+fn a_second_instance_is_refused_with_a_reason() {
+    let starlock = Starlock::start(
+        "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\n[routes]\n\"a.localhost\" = { respond = 204 }\n",
+    );
+    let https = starlock.address("https");
+    let dir = tempfile::tempdir().unwrap();
+    let config = |admin: &str| {
+        format!(
+            "[listen]\nhttps = [\"{https}\"]\nhttp = []\nadmin = \"{admin}\"\n[routes]\n\"a.localhost\" = {{ respond = 204 }}\n"
+        )
+    };
+    let file = dir.path().join("starlock.toml");
+    std::fs::write(&file, config(dir.path().join("other.sock").to_str().unwrap())).unwrap();
+    let output = command(dir.path(), &["run"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&https.to_string()), "{said}");
+
+    std::fs::write(&file, config(starlock.path("admin.sock").to_str().unwrap())).unwrap();
+    let output = command(dir.path(), &["run"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("admin.sock"), "{said}");
+}
+
+#[test]
+fn two_processes_share_a_state_directory_and_order_once() {
+    let responder = local(free_port());
+    let pebble = Pebble::start(Options::with_dns(responder));
+    let config = builtin(&pebble, responder, "\"example.test\" = { respond = 204 }");
+    let first = Starlock::start(&config);
+    let shared = first.path("state");
+    let second = Starlock::start(&format!(
+        "{}\n[storage]\npath = \"{}\"\n",
+        config.replace(&format!("listen = [\"{responder}\"]"), "listen = [\"127.0.0.1:0\"]"),
+        shared.display()
+    ));
+    let serial = first.serial_other_than("example.test", None);
+    assert_eq!(second.serial_other_than("example.test", None), serial);
+    assert_eq!(pebble.log().matches("Issued certificate serial").count(), 1);
+}
+
+#[test]
+fn a_lost_state_directory_orders_nothing() {
+    let responder = local(free_port());
+    let pebble = Pebble::start(Options::with_dns(responder));
+    let mut starlock = Starlock::start(&builtin(&pebble, responder, "\"example.test\" = { respond = 204 }"));
+    starlock.serial_other_than("example.test", None);
+    starlock.process().signal("TERM");
+    assert!(starlock.process().wait().success());
+    std::fs::rename(starlock.path("state/certs"), starlock.path("elsewhere")).unwrap();
+    starlock.start_again();
+    let certificate = &starlock.certificates()[0];
+    assert_eq!(certificate["state"], "parked");
+    assert!(certificate["last_error"].as_str().unwrap().contains("inventory.json"), "{certificate}");
+    assert_eq!(pebble.log().matches("Issued certificate serial").count(), 1);
+}
