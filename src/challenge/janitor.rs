@@ -242,24 +242,76 @@ impl Inner {
         self.turns.take(&format!("record {provider} {} {}", record.name, record.value)).await
     }
 
-    /// Creates one record that is held.
-    async fn create(&self, provider: &dyn TxtProvider, record: &TxtRecord) -> Result<(), DnsError> {
+    /// Creates one record that is held. When this fails, the record may stand nevertheless, unless it says otherwise.
+    async fn create(&self, provider: &dyn TxtProvider, record: &TxtRecord) -> Result<(), Uncreated> {
         let _turn = self.turn(provider.id(), record).await;
-        self.journal.write(provider.id(), record).await.map_err(|e| {
-            DnsError::Unavailable(format!(
-                "the TXT record {} was not created, since the journal cannot be written: {e}",
+        let fresh = self.journal.write(provider.id(), record).await.map_err(|error| Uncreated {
+            error: DnsError::Unavailable(format!(
+                "the TXT record {} was not created, since the journal cannot be written: {error}",
                 record.name
-            ))
+            )),
+            absent: false,
         })?;
-        provider.add_txt(record).await
+        let Err(error) = provider.add_txt(record).await else { return Ok(()) };
+        // Refused means that nothing was written. Without this, a wrong credential would fill the journal with records that
+        // never were and cannot be removed either.
+        let refused = fresh && matches!(error, DnsError::Refused(_));
+        let absent = refused && self.journal.erase(provider.id(), record).await.is_ok();
+        Err(Uncreated { error, absent })
+    }
+
+    /// Creates the records, each journalled first, until one fails or `stop` is set.
+    async fn create_all(
+        &self,
+        provider: &dyn TxtProvider,
+        records: Vec<TxtRecord>,
+        stop: &AtomicBool,
+    ) -> Added {
+        let mut adds = stream::iter(records)
+            .map(|record| async move {
+                if stop.load(Ordering::Relaxed) {
+                    // A former run may have created it all the same.
+                    let known = self.journal.knows(provider.id(), &record).await;
+                    return (record, Ok(known));
+                }
+                let created = self.create(provider, &record).await;
+                stop.fetch_or(created.is_err(), Ordering::Relaxed);
+                (record, created.map(|()| true))
+            })
+            .buffer_unordered(ADDS_AT_ONCE);
+        let mut added = Added { result: Ok(()), absent: Vec::new() };
+        while let Some((record, created)) = adds.next().await {
+            match created {
+                Ok(true) => {}
+                Ok(false) => added.absent.push(record),
+                Err(Uncreated { error, absent }) => {
+                    if absent {
+                        added.absent.push(record);
+                    }
+                    added.result = added.result.and(Err(error));
+                }
+            }
+        }
+        added
+    }
+
+    /// Lets go of what does not stand anyway.
+    fn settle(&self, job: &mut Job, absent: &[TxtRecord]) {
+        for record in absent {
+            if let Some(index) = job.left.iter().position(|left| left.record == *record) {
+                let mut left = job.left.swap_remove(index);
+                self.release(job.provider.id(), &mut left);
+            }
+        }
     }
 
     /// Removes what can be removed of a job; the rest stays in it. Dropping the future loses nothing.
     async fn discard(&self, job: &mut Job) {
         if let Some(adding) = &mut job.adding {
             // What the order thought of it does not matter any more; whether it came to be does.
-            drop(adding.get_mut().unwrap_or_else(PoisonError::into_inner).await);
+            let added = adding.get_mut().unwrap_or_else(PoisonError::into_inner).await;
             job.adding = None;
+            self.settle(job, &added.absent);
         }
         let mut index = 0;
         while index < job.left.len() {
@@ -306,10 +358,23 @@ struct Job {
     left: Vec<Left>,
     /// What was being created when the order was dropped: it is brought to its end first, so that it cannot come after the
     /// removal. The mutex only makes it shareable; nobody else locks it.
-    adding: Option<Mutex<BoxFuture<'static, Result<(), DnsError>>>>,
+    adding: Option<Mutex<BoxFuture<'static, Added>>>,
     turn: Option<OwnedMutexGuard<()>>,
     failures: u32,
     reason: String,
+}
+
+/// What became of creating records.
+struct Added {
+    result: Result<(), DnsError>,
+    /// Those that surely do not stand.
+    absent: Vec<TxtRecord>,
+}
+
+struct Uncreated {
+    error: DnsError,
+    /// Whether the record surely does not stand, and the journal does not say so either.
+    absent: bool,
 }
 
 struct Left {
@@ -354,30 +419,12 @@ impl Guard {
         let Some(job) = &mut self.job else { return Ok(()) };
         let records: Vec<TxtRecord> = job.left.iter().map(|left| left.record.clone()).collect();
         let (inner, provider, stop) = (self.janitor.0.clone(), job.provider.clone(), self.stop.clone());
-        let adding = async move {
-            let mut adds = stream::iter(records)
-                .map(|record| {
-                    let (inner, provider, stop) = (inner.clone(), provider.clone(), stop.clone());
-                    async move {
-                        if stop.load(Ordering::Relaxed) {
-                            return Ok(());
-                        }
-                        let added = inner.create(&*provider, &record).await;
-                        stop.fetch_or(added.is_err(), Ordering::Relaxed);
-                        added
-                    }
-                })
-                .buffer_unordered(ADDS_AT_ONCE);
-            let mut result = Ok(());
-            while let Some(added) = adds.next().await {
-                result = result.and(added);
-            }
-            result
-        };
+        let adding = async move { inner.create_all(&*provider, records, &stop).await };
         let adding = job.adding.insert(Mutex::new(adding.boxed()));
-        let result = adding.get_mut().unwrap_or_else(PoisonError::into_inner).await;
+        let added = adding.get_mut().unwrap_or_else(PoisonError::into_inner).await;
         job.adding = None;
-        result
+        self.janitor.0.settle(job, &added.absent);
+        added.result
     }
 
     /// Removes the records now. What cannot be removed goes to the janitor.
@@ -404,5 +451,233 @@ impl Drop for Guard {
             }
         }
         self.janitor.0.guards.send_modify(|count| *count -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::atomic::AtomicU32;
+
+    use async_trait::async_trait;
+    use tokio::sync::Semaphore;
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::name::DnsName;
+    use crate::storage::MemoryStorage;
+
+    #[derive(Debug)]
+    struct Fake {
+        one_value: bool,
+        standing: Mutex<BTreeSet<String>>,
+        calls: Mutex<Vec<String>>,
+        failing_removals: AtomicU32,
+        refuse: AtomicBool,
+        gate: Semaphore,
+    }
+
+    impl Fake {
+        fn new() -> Self {
+            Self {
+                one_value: false,
+                standing: Mutex::default(),
+                calls: Mutex::default(),
+                failing_removals: AtomicU32::new(0),
+                refuse: AtomicBool::new(false),
+                gate: Semaphore::new(1000),
+            }
+        }
+
+        fn standing(&self) -> Vec<String> {
+            self.standing.lock().unwrap().iter().cloned().collect()
+        }
+    }
+
+    #[async_trait]
+    impl TxtProvider for Fake {
+        fn id(&self) -> &str {
+            "fake"
+        }
+
+        fn holds_one_value(&self) -> bool {
+            self.one_value
+        }
+
+        async fn add_txt(&self, record: &TxtRecord) -> Result<(), DnsError> {
+            if self.refuse.load(Ordering::SeqCst) {
+                return Err(DnsError::Refused("no".into()));
+            }
+            self.gate.acquire().await.unwrap().forget();
+            sleep(Duration::from_millis(10)).await;
+            self.calls.lock().unwrap().push(format!("+{}", record.value));
+            self.standing.lock().unwrap().insert(record.value.clone());
+            Ok(())
+        }
+
+        async fn remove_txt(&self, record: &TxtRecord) -> Result<(), DnsError> {
+            sleep(Duration::from_millis(10)).await;
+            let failing =
+                self.failing_removals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            if failing.is_ok() {
+                return Err(DnsError::Unavailable("down".into()));
+            }
+            self.calls.lock().unwrap().push(format!("-{}", record.value));
+            self.standing.lock().unwrap().remove(&record.value);
+            Ok(())
+        }
+    }
+
+    struct Rig {
+        fake: Arc<Fake>,
+        storage: Arc<MemoryStorage>,
+        supervisor: Supervisor,
+        janitor: Janitor,
+    }
+
+    impl Rig {
+        fn new(fake: Fake) -> Self {
+            let storage = Arc::new(MemoryStorage::new());
+            let supervisor = Supervisor::new(Shutdown::new());
+            let janitor = janitor(storage.clone(), Arc::new(SystemClock), &supervisor);
+            Self { fake: Arc::new(fake), storage, supervisor, janitor }
+        }
+
+        async fn hold(&self, values: &[&str]) -> Guard {
+            self.janitor.hold(self.fake.clone(), values.iter().map(|v| record(v)).collect()).await
+        }
+
+        async fn journal(&self) -> usize {
+            self.storage.list("journal").await.unwrap().len()
+        }
+
+        async fn end(self) -> (Arc<Fake>, usize) {
+            self.supervisor.shutdown().trigger();
+            assert!(self.supervisor.join(Duration::from_secs(11)).await);
+            let left = self.journal().await;
+            (self.fake, left)
+        }
+    }
+
+    fn record(value: &str) -> TxtRecord {
+        TxtRecord { name: DnsName::parse("_acme-challenge.example.com").unwrap(), value: value.into() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_published_is_removed_by_hand_or_by_dropping() {
+        let rig = Rig::new(Fake::new());
+        let mut first = rig.hold(&["a", "b"]).await;
+        first.publish().await.unwrap();
+        assert_eq!((rig.fake.standing().len(), rig.journal().await), (2, 2));
+        first.remove().await;
+        assert_eq!((rig.fake.standing().len(), rig.journal().await), (0, 0));
+        let mut second = rig.hold(&["c"]).await;
+        second.publish().await.unwrap();
+        drop(second);
+        let (fake, journal) = rig.end().await;
+        assert_eq!((fake.standing().len(), journal), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_addition_under_way_is_brought_to_its_end_before_the_removal() {
+        let rig = Rig::new(Fake { gate: Semaphore::new(0), ..Fake::new() });
+        let mut guard = rig.hold(&["a"]).await;
+        assert!(timeout(Duration::from_secs(1), guard.publish()).await.is_err());
+        assert_eq!(rig.journal().await, 1);
+        drop(guard);
+        rig.fake.gate.add_permits(1);
+        let (fake, journal) = rig.end().await;
+        assert_eq!(*fake.calls.lock().unwrap(), ["+a", "-a"]);
+        assert_eq!((fake.standing().len(), journal), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_stands_until_the_last_holder_lets_go() {
+        let rig = Rig::new(Fake::new());
+        let (mut first, mut second) = (rig.hold(&["a"]).await, rig.hold(&["a"]).await);
+        first.publish().await.unwrap();
+        second.publish().await.unwrap();
+        first.remove().await;
+        assert_eq!((rig.fake.standing(), rig.journal().await), (vec!["a".to_owned()], 1));
+        // A removal that a former run left over must not hit it either.
+        let providers: [Arc<dyn TxtProvider>; 1] = [rig.fake.clone()];
+        let swept = rig.janitor.sweep(&providers).await.unwrap();
+        assert_eq!(swept, Swept { records: 1, orphans: 0 });
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(rig.fake.standing(), ["a"]);
+        second.remove().await;
+        assert_eq!(rig.end().await.0.standing().len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failed_removals_are_tried_again_and_stay_in_the_journal_until_then() {
+        let rig = Rig::new(Fake::new());
+        rig.fake.failing_removals.store(3, Ordering::SeqCst);
+        let mut guard = rig.hold(&["a"]).await;
+        guard.publish().await.unwrap();
+        guard.remove().await;
+        assert_eq!((rig.fake.standing().len(), rig.journal().await), (1, 1));
+        sleep(Duration::from_secs(100)).await;
+        assert_eq!((rig.fake.standing().len(), rig.journal().await), (0, 0));
+
+        rig.fake.failing_removals.store(u32::MAX, Ordering::SeqCst);
+        let mut guard = rig.hold(&["b"]).await;
+        guard.publish().await.unwrap();
+        drop(guard);
+        let storage = rig.storage.clone();
+        let (fake, left) = rig.end().await;
+        assert_eq!((fake.standing().len(), left), (1, 1));
+        // The next start removes it; what belongs to nobody stays.
+        fake.failing_removals.store(0, Ordering::SeqCst);
+        let supervisor = Supervisor::new(Shutdown::new());
+        let next = janitor(storage.clone(), Arc::new(SystemClock), &supervisor);
+        assert_eq!(next.sweep(&[]).await.unwrap(), Swept { records: 0, orphans: 1 });
+        let providers: [Arc<dyn TxtProvider>; 1] = [fake.clone()];
+        assert_eq!(next.sweep(&providers).await.unwrap(), Swept { records: 1, orphans: 0 });
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!((fake.standing().len(), storage.list("journal").await.unwrap().len()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_refused_never_stood_and_leaves_no_entry() {
+        let rig = Rig::new(Fake::new());
+        rig.fake.refuse.store(true, Ordering::SeqCst);
+        let mut guard = rig.hold(&["a", "b", "c", "d", "e", "f"]).await;
+        assert!(matches!(guard.publish().await, Err(DnsError::Refused(_))));
+        drop(guard);
+        assert_eq!(rig.journal().await, 0);
+        let (fake, _) = rig.end().await;
+        assert!(fake.calls.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn orders_take_turns_where_one_value_can_stand() {
+        let rig = Rig::new(Fake { one_value: true, ..Fake::new() });
+        let mut first = rig.hold(&["a"]).await;
+        first.publish().await.unwrap();
+        assert!(timeout(Duration::from_secs(60), rig.hold(&["b"])).await.is_err());
+        drop(first);
+        let mut second = timeout(Duration::from_secs(60), rig.hold(&["b"])).await.unwrap();
+        second.publish().await.unwrap();
+        second.remove().await;
+        assert_eq!(*rig.end().await.0.calls.lock().unwrap(), ["+a", "-a", "+b", "-b"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shutdown_waits_for_holders_and_for_no_longer_than_its_budget() {
+        let rig = Rig::new(Fake::new());
+        let mut guard = rig.hold(&["a"]).await;
+        guard.publish().await.unwrap();
+        rig.supervisor.shutdown().trigger();
+        assert!(!rig.supervisor.join(Duration::from_secs(5)).await);
+        drop(guard);
+        assert!(rig.supervisor.join(Duration::from_secs(1)).await);
+        assert_eq!(rig.fake.standing().len(), 0);
+
+        let rig = Rig::new(Fake::new());
+        let _held = rig.hold(&["a"]).await;
+        rig.supervisor.shutdown().trigger();
+        assert!(rig.supervisor.join(Duration::from_secs(11)).await);
     }
 }

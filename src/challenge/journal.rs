@@ -41,8 +41,9 @@ impl Journal {
         Self { storage, clock }
     }
 
-    /// Writes the entry; when this has returned, a crash leaves no record that nobody knows of.
-    pub(super) async fn write(&self, provider: &str, record: &TxtRecord) -> Result<(), StorageError> {
+    /// Writes the entry; when this has returned, a crash leaves no record that nobody knows of. `false` if a former run
+    /// had written it already.
+    pub(super) async fn write(&self, provider: &str, record: &TxtRecord) -> Result<bool, StorageError> {
         let written = Written {
             provider: provider.to_owned(),
             name: record.name.to_string(),
@@ -52,7 +53,16 @@ impl Journal {
         let key = key(provider, record);
         let json = serde_json::to_vec_pretty(&written)
             .map_err(|e| StorageError::Damaged { key: key.clone(), reason: e.to_string() })?;
-        self.storage.store(&key, &json, Expect::Anything).await.map(drop)
+        match self.storage.store(&key, &json, Expect::Absent).await {
+            Ok(_) => Ok(true),
+            Err(StorageError::Conflict(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether there is an entry, or may be one.
+    pub(super) async fn knows(&self, provider: &str, record: &TxtRecord) -> bool {
+        !matches!(self.storage.load(&key(provider, record)).await, Ok(None))
     }
 
     /// Removes the entry.
@@ -116,8 +126,8 @@ mod tests {
             name: DnsName::parse("_acme-challenge.example.com").unwrap(),
             value: value.into(),
         };
-        for value in ["a", "b", "a"] {
-            journal.write("p", &record(value)).await.unwrap();
+        for (value, fresh) in [("a", true), ("b", true), ("a", false)] {
+            assert_eq!(journal.write("p", &record(value)).await.unwrap(), fresh);
         }
         let bad = Key::new(&["journal", "txt", "bad"]);
         storage.store(&bad, b"not json", Expect::Absent).await.unwrap();

@@ -1,10 +1,14 @@
 //! The zone that a record is written into: as configured, else found.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::DnsError;
 use crate::name::DnsName;
 use crate::resolver::{LookupError, Resolver};
+
+/// Several questions one after another, each with a deadline of its own.
+const LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 pub(super) struct ZoneFinder {
@@ -25,9 +29,14 @@ impl ZoneFinder {
                 )))
             };
         }
-        match self.resolver.zone_of(name).await {
-            Ok(zone) => Ok(zone.apex),
-            Err(error) => {
+        let found = tokio::time::timeout(LIMIT, self.resolver.zone_of(name)).await;
+        match found {
+            Ok(Ok(zone)) => Ok(zone.apex),
+            Err(_) => Err(DnsError::Unavailable(format!(
+                "the zone of {name} was not found within {} s; `zone` names it without looking",
+                LIMIT.as_secs()
+            ))),
+            Ok(Err(error)) => {
                 let message =
                     format!("cannot find the zone of {name}: {error}; `zone` names it without looking");
                 Err(match error {

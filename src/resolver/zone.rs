@@ -13,6 +13,8 @@ use super::reply::{TxtReply, addresses_of, apex_of, cname_of, code_text, cut_bel
 use crate::name::DnsName;
 use crate::task;
 
+/// Where authoritative servers listen; delegations cannot say anything else.
+const PORT: u16 = 53;
 /// Zone cuts between the zone of the identifier and the name asked.
 const MAX_CUTS: usize = 8;
 /// CNAMEs one after another; resolvers give up between 8 and 16.
@@ -26,7 +28,6 @@ const MAX_RECURSORS: usize = 3;
 #[derive(Clone, Debug)]
 pub struct Resolver {
     recursors: Vec<SocketAddr>,
-    port: u16,
 }
 
 /// A zone and everyone who serves it.
@@ -118,13 +119,7 @@ pub enum LookupError {
 impl Resolver {
     /// Asks these recursive resolvers, in this order; none means those of the system, read at each use.
     pub fn new(recursors: Vec<SocketAddr>) -> Self {
-        Self { recursors, port: 53 }
-    }
-
-    /// Asks authoritative servers on another port than 53.
-    pub fn with_authoritative_port(mut self, port: u16) -> Self {
-        self.port = port;
-        self
+        Self { recursors }
     }
 
     /// The zone that `name` lies in, with its servers. `name` itself is asked at authoritative servers only; if none of
@@ -280,7 +275,7 @@ impl Resolver {
             .map_err(|e| LookupError::NoResolver(e.to_string()))?;
         let mut servers: Vec<SocketAddr> = Vec::new();
         for server in config.name_servers() {
-            let port = server.connections.first().map_or(53, |c| c.port);
+            let port = server.connections.first().map_or(PORT, |c| c.port);
             let address = SocketAddr::new(server.ip, port);
             if !servers.contains(&address) && servers.len() < MAX_RECURSORS {
                 servers.push(address);
@@ -300,7 +295,7 @@ impl Resolver {
                     tokio::join!(self.recurse(&name, RecordType::A), self.recurse(&name, RecordType::AAAA));
                 addresses = [v4, v6].into_iter().flatten().flat_map(|m| addresses_of(&m)).collect();
             }
-            let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, self.port)).collect();
+            let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, PORT)).collect();
             ZoneServer { name, addresses }
         });
         Zone { apex, servers: join_all(servers).await }

@@ -29,8 +29,9 @@ const HEADER: usize = 12;
 /// A query has OPT and perhaps TSIG beside its question.
 const MAX_EXTRAS: u16 = 8;
 
-/// A resolver that asks during an order must ask again soon.
-const TXT_TTL: u32 = 1;
+/// What a resolver keeps of one order is wrong for the next one, and that may follow at once.
+const TXT_TTL: u32 = 0;
+const ANY_TTL: u32 = 1;
 const SOA_TTL: u32 = 1;
 const NEGATIVE_TTL: u32 = 1;
 const NS_TTL: u32 = 60;
@@ -223,7 +224,7 @@ fn answers(zones: &Zones, apex: &LowerName, node: &Node<'_>, query: &Query) -> V
         // RFC 8482: an answer that satisfies who asked and helps nobody who reflects.
         RecordType::ANY => {
             let hint = HINFO::new("RFC8482".into(), String::new());
-            vec![Record::from_rdata(owner.clone(), TXT_TTL, RData::HINFO(hint))]
+            vec![Record::from_rdata(owner.clone(), ANY_TTL, RData::HINFO(hint))]
         }
         _ => Vec::new(),
     }
@@ -244,4 +245,161 @@ fn soa(zones: &Zones, apex: &LowerName) -> Record {
     let contact = contact.append_domain(&owner).unwrap_or_else(|_| owner.clone());
     let data = SOA::new(first, contact, zones.serial(), 3600, 600, 86_400, NEGATIVE_TTL);
     Record::from_rdata(owner, SOA_TTL, RData::SOA(data))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::name::DnsName;
+    use crate::responder::{NameServer, ResponderSpec};
+
+    fn zones() -> Zones {
+        let name = |text: &str| DnsName::parse(text).unwrap();
+        let spec = ResponderSpec {
+            listen: vec![],
+            zone: Some(name("acme.test")),
+            nameservers: vec![NameServer {
+                name: name("ns.acme.test"),
+                addresses: vec![[192, 0, 2, 1].into()],
+            }],
+            challenge_names: vec![name("_acme-challenge.example.test"), name("_acme-challenge.acme.test")],
+        };
+        Zones::new(&spec)
+            .with_txt(&name("_acme-challenge.example.test"), "apex")
+            .with_txt(&name("a.b.acme.test"), "deep")
+    }
+
+    fn query(name: &str, kind: u16, edns: Option<(u8, u16)>) -> Vec<u8> {
+        let mut bytes = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(edns.is_some())];
+        for label in name.split('.').filter(|label| !label.is_empty()) {
+            bytes.push(label.len() as u8);
+            bytes.extend_from_slice(label.as_bytes());
+        }
+        bytes.push(0);
+        bytes.extend_from_slice(&kind.to_be_bytes());
+        bytes.extend_from_slice(&[0, 1]);
+        if let Some((version, payload)) = edns {
+            bytes.extend_from_slice(&[0, 0, 41]);
+            bytes.extend_from_slice(&payload.to_be_bytes());
+            bytes.extend_from_slice(&[0, version, 0, 0, 0, 0]);
+        }
+        bytes
+    }
+
+    fn ask(name: &str, kind: u16) -> Message {
+        let bytes = answer(&zones(), &query(name, kind, None), Transport::Udp).unwrap();
+        Message::from_vec(&bytes).unwrap()
+    }
+
+    #[test]
+    fn names_exist_or_not_by_zone_and_by_what_lies_below() {
+        for (name, code, aa) in [
+            ("_acme-challenge.example.test", ResponseCode::NoError, true),
+            ("x._acme-challenge.example.test", ResponseCode::NXDomain, true),
+            ("acme.test", ResponseCode::NoError, true),
+            ("b.acme.test", ResponseCode::NoError, true),
+            ("a.b.acme.test", ResponseCode::NoError, true),
+            ("c.acme.test", ResponseCode::NXDomain, true),
+            ("ab.acme.test", ResponseCode::NXDomain, true),
+            ("_acme-challenge.acme.test", ResponseCode::NoError, true),
+            ("example.test", ResponseCode::Refused, false),
+            ("xacme.test", ResponseCode::Refused, false),
+            ("", ResponseCode::Refused, false),
+        ] {
+            for kind in [1, 2, 5, 6, 15, 16, 28, 43, 48, 255, 257, 65400] {
+                let reply = ask(name, kind);
+                assert_eq!(
+                    (reply.metadata.response_code, reply.metadata.authoritative),
+                    (code, aa),
+                    "{name} {kind}"
+                );
+                let soa = reply.authorities.iter().any(|r| r.record_type() == RecordType::SOA);
+                assert_eq!(soa, aa && reply.answers.is_empty(), "{name} {kind}");
+            }
+        }
+        let nested = ask("_acme-challenge.acme.test", 6);
+        assert_eq!(nested.answers[0].name, Name::from_ascii("_acme-challenge.acme.test.").unwrap());
+    }
+
+    #[test]
+    fn negative_answers_live_for_a_second() {
+        for (name, kind) in [("acme.test", 257), ("c.acme.test", 16)] {
+            let reply = ask(name, kind);
+            let soa = &reply.authorities[0];
+            let RData::SOA(data) = &soa.data else { panic!("{soa}") };
+            assert!((1..=5).contains(&data.minimum) && soa.ttl <= 5);
+        }
+        assert!(ask("a.b.acme.test", 16).answers[0].ttl <= 1);
+    }
+
+    #[test]
+    fn a_limited_answer_is_no_longer_than_its_question() {
+        for edns in [None, Some((0, 4096))] {
+            let question = query("_acme-challenge.example.test", 255, edns);
+            let reply = answer(&zones(), &question, Transport::UdpLimited).unwrap();
+            assert!(reply.len() <= question.len());
+            assert_ne!(reply[2] & 2, 0);
+        }
+    }
+
+    fn any_name() -> impl Strategy<Value = String> {
+        let label =
+            prop::sample::select(vec!["_acme-challenge", "example", "acme", "test", "ns", "b", "x", "Ns"]);
+        prop::collection::vec(label, 0..5).prop_map(|labels| labels.join("."))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_bytes_make_it_panic_or_answer_too_much(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            for transport in [Transport::Udp, Transport::UdpLimited, Transport::Tcp] {
+                if let Some(reply) = answer(&zones(), &bytes, transport) {
+                    prop_assert_eq!(&reply[..2], &bytes[..2]);
+                    prop_assert!(reply[2] & 0x80 != 0);
+                    prop_assert!(transport == Transport::Tcp || reply.len() <= 1232);
+                }
+            }
+        }
+
+        #[test]
+        fn a_damaged_query_is_survived(
+            name in any_name(), kind: u16, at in 0usize..80, byte: u8, cut in 0usize..80, edns in prop::option::of((0u8..3, any::<u16>())),
+        ) {
+            let mut bytes = query(&name, kind, edns);
+            if at < bytes.len() {
+                bytes[at] = byte;
+            }
+            bytes.truncate(bytes.len().saturating_sub(cut));
+            answer(&zones(), &bytes, Transport::Udp);
+        }
+
+        #[test]
+        fn a_good_query_gets_its_question_back_and_fits(
+            name in any_name(), kind in 1u16.., edns in prop::option::of((0u8..3, any::<u16>())), values in 0usize..70,
+        ) {
+            prop_assume!(!matches!(kind, 41 | 250));
+            let mut zones = zones();
+            for value in 0..values {
+                let owner = DnsName::parse("_acme-challenge.example.test").unwrap();
+                zones = zones.with_txt(&owner, &format!("{value:0>43}"));
+            }
+            let question = query(&name, kind, edns);
+            let end = 12 + name.len() + usize::from(!name.is_empty()) + 1 + 4;
+            let reply = answer(&zones, &question, Transport::Udp).unwrap();
+            prop_assert_eq!(&reply[12..end], &question[12..end]);
+            let limit = edns.map_or(512, |(_, payload)| payload.clamp(512, 1232));
+            prop_assert!(reply.len() <= usize::from(limit));
+            let decoded = Message::from_vec(&reply).unwrap();
+            prop_assert_eq!(decoded.edns.is_some(), edns.is_some());
+            let whole = answer(&zones, &question, Transport::Tcp).unwrap();
+            prop_assert!(whole[2] & 2 == 0);
+            if let Some((1.., _)) = edns {
+                // BADVERS; the decoder calls it by its other name.
+                prop_assert_eq!(u16::from(decoded.metadata.response_code), 16);
+            }
+        }
+    }
 }

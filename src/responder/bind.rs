@@ -28,6 +28,9 @@ pub struct BindError {
 impl Bound {
     /// Takes UDP and TCP on each address. Port 0 takes a free port, the same for both. Where the machine has no IPv6,
     /// `[::]` falls back to `0.0.0.0`.
+    ///
+    /// On a machine with several addresses each has to be named: an answer from an unspecified one leaves from the address
+    /// that the route prefers, and a resolver drops what comes from another address than it asked.
     pub fn bind(listen: &[SocketAddr]) -> Result<Self, BindError> {
         let mut pairs = Vec::new();
         let mut addresses = Vec::new();

@@ -1,6 +1,7 @@
 //! What the responder knows: its zones and the TXT records that stand in them, replaced as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -114,14 +115,13 @@ pub struct ZoneWriter {
 impl ZoneWriter {
     /// Replaces the zones by those of another configuration. TXT records that lie in one of the new zones stay.
     pub fn replace(&self, spec: &ResponderSpec) {
-        self.edit(|old| {
+        let Ok(()) = self.edit(|old| {
             let mut new = Zones::new(spec);
             new.txt = old.txt.clone();
             let apexes = new.apexes.clone();
             new.txt.retain(|name, _| apexes.iter().any(|apex| apex.zone_of(name)));
-            Ok::<_, DnsError>(Some(new))
-        })
-        .unwrap_or_default();
+            Ok::<_, Infallible>(Some(new))
+        });
     }
 
     /// The TXT records of these zones, as a provider.

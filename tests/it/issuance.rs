@@ -5,6 +5,7 @@ use std::process::Command;
 
 use crate::support::pebble::{Options, Pebble, verify_chain};
 use crate::support::starlock::Starlock;
+use crate::support::stopper::{Stop, Stopper};
 use crate::support::web::{Upstream, curl, served_chain};
 use crate::support::{eventually, free_port, local};
 
@@ -104,7 +105,7 @@ fn apex_and_wildcard_in_one_order_through_the_responder() {
 fn an_order_that_fails_or_is_cancelled_leaves_no_record_behind() {
     let responder = local(free_port());
     // Pebble asks a port where nobody answers: the records are there, the CA never finds them.
-    let mut pebble = Pebble::start(Options::with_dns(local(free_port())));
+    let pebble = Pebble::start(Options::with_dns(local(free_port())));
     let mut starlock = Starlock::start(&builtin(&pebble, responder, "\"example.test\" = { respond = 204 }"));
     let error = eventually("the failure is told", || {
         starlock.certificates()[0]["last_error"].as_str().map(ToOwned::to_owned)
@@ -113,12 +114,13 @@ fn an_order_that_fails_or_is_cancelled_leaves_no_record_behind() {
     assert_eq!(txt_at(responder, "_acme-challenge.example.test"), Vec::<String>::new());
     assert_eq!(starlock.certificates()[0]["state"], "waiting");
 
-    // Cancelled while records stand: the process is told to end in the middle of the validation.
-    pebble.restart();
-    let mut again =
-        Starlock::start(&builtin(&pebble, local(free_port()), "\"example.test\" = { respond = 204 }"));
-    let second = again.address("responder");
-    eventually("records stand", || (txt_at(second, "_acme-challenge.example.test").len() == 2).then_some(()));
+    // Cancelled while records stand: the process is told to end just before it tells the CA to look.
+    let stopper = Stopper::before(&pebble);
+    stopper.arm(Stop { path: "/chalZ/", after: false });
+    let config = builtin(&pebble, local(free_port()), "\"example.test\" = { respond = 204 }");
+    let mut again = Starlock::start(&config.replace(&pebble.directory_url, &stopper.directory_url));
+    stopper.wait_for_hit();
+    assert_eq!(txt_at(again.address("responder"), "_acme-challenge.example.test").len(), 2, "records stand");
     again.process().signal("TERM");
     assert!(again.process().wait().success());
     let journal: Vec<_> = walkdir::WalkDir::new(again.path("state"))

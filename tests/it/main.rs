@@ -11,6 +11,7 @@
 
 mod architecture;
 mod bodies;
+mod challenge;
 mod config_errors;
 mod example;
 mod http2;
@@ -22,6 +23,7 @@ mod load;
 mod proxying;
 mod reload;
 mod renewal;
+mod responder;
 mod restart;
 mod startup;
 mod support;
