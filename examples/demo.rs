@@ -148,7 +148,7 @@ names = ["example.test", "*.example.test"]
         rate: RATE,
     });
     let begun = Instant::now();
-    let mut seen = vec![first.clone()];
+    let mut seen = vec![first];
     let terminal = std::io::stdout().is_terminal();
     let mut last_line = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
     loop {

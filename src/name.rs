@@ -287,10 +287,7 @@ mod tests {
         ] {
             assert!(HostName::parse(bad).is_err(), "{bad}");
         }
-        assert_eq!(
-            HostName::parse(&format!("{}.example", "a".repeat(64))).unwrap_err().to_string().len() > 10,
-            true
-        );
+        assert!(HostName::parse(&format!("{}.example", "a".repeat(64))).unwrap_err().to_string().len() > 10);
         assert!(HostName::parse(&["abcdefg."; 40].concat()).is_err());
     }
 

@@ -1,7 +1,7 @@
 //! Secrets: named in the configuration, read at load, zeroed when dropped, never printed.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 
@@ -75,10 +75,10 @@ impl SecretSource {
     pub fn resolve(&self) -> Result<Secret, SecretError> {
         match self {
             Self::Plain(secret) => Ok(secret.clone()),
-            Self::File(path) => read(path.clone()),
+            Self::File(path) => read(path),
             Self::Env(name) => match (std::env::var(name), std::env::var(format!("{name}_FILE"))) {
                 (Ok(value), _) if !value.trim().is_empty() => Ok(Secret::new(value.trim())),
-                (_, Ok(path)) if !path.is_empty() => read(path.into()),
+                (_, Ok(path)) if !path.is_empty() => read(Path::new(&path)),
                 (Ok(_), _) => Err(SecretError::Empty(format!("environment variable {name}"))),
                 (Err(_), _) => Err(SecretError::NoVariable(name.clone())),
             },
@@ -88,19 +88,19 @@ impl SecretSource {
                 }
                 let dir = std::env::var_os("CREDENTIALS_DIRECTORY")
                     .ok_or_else(|| SecretError::NoCredentials(name.clone()))?;
-                read(PathBuf::from(dir).join(name))
+                read(&PathBuf::from(dir).join(name))
             }
         }
     }
 }
 
-fn read(path: PathBuf) -> Result<Secret, SecretError> {
-    let unreadable = |reason: String| SecretError::Unreadable { path: path.clone(), reason };
-    let size = std::fs::metadata(&path).map_err(|e| unreadable(e.to_string()))?.len();
+fn read(path: &Path) -> Result<Secret, SecretError> {
+    let unreadable = |reason: String| SecretError::Unreadable { path: path.to_owned(), reason };
+    let size = std::fs::metadata(path).map_err(|e| unreadable(e.to_string()))?.len();
     if size > MAX_SECRET_BYTES {
         return Err(unreadable(format!("{size} bytes is over the limit of {MAX_SECRET_BYTES}")));
     }
-    let text = std::fs::read_to_string(&path).map_err(|e| unreadable(e.to_string()))?;
+    let text = std::fs::read_to_string(path).map_err(|e| unreadable(e.to_string()))?;
     match text.trim() {
         "" => Err(SecretError::Empty(path.display().to_string())),
         value => Ok(Secret::new(value)),

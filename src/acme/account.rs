@@ -131,6 +131,7 @@ async fn store(
     storage.store(key, &value, expect).await
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "it is a map_err function")]
 fn unreadable(error: StorageError) -> AccountError {
     let message = format!("the account cannot be kept: {error}. No CA was asked; looked at again by itself.");
     AccountError::Issue(IssueError::new(FailureClass::Config, Retry::Backoff, message))

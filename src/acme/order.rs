@@ -222,7 +222,7 @@ impl OrderRun<'_> {
                 match (status, problem) {
                     (AuthorizationStatus::Valid, _) => break,
                     (AuthorizationStatus::Pending, _) if Instant::now() < deadline => {
-                        self.pause(&mut wait).await
+                        self.pause(&mut wait).await;
                     }
                     (AuthorizationStatus::Pending, _) => {
                         return Err(self.ca_down("the CA did not finish validating within 5 minutes"));

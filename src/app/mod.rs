@@ -1,6 +1,6 @@
 //! The composition root: the only place that knows everyone.
 //!
-//! Start and reload are the same path: `load` → [`Plan`] → [`App::prepare`], which can fail and changes nothing → `commit`, which
+//! Start and reload are the same path: `load` → `Plan` → `App::prepare`, which can fail and changes nothing → `commit`, which
 //! changes everything and cannot fail.
 
 mod control;
@@ -113,7 +113,7 @@ impl App {
         self.metrics.reloaded(result.is_ok(), self.clock.now());
         match &result {
             Ok(reloaded) if reloaded.changed => {
-                tracing::info!(changes = ?reloaded.changes, "configuration reloaded")
+                tracing::info!(changes = ?reloaded.changes, "configuration reloaded");
             }
             Ok(_) => tracing::info!("reload: the configuration says what is already in force"),
             Err(error) => tracing::error!("reload refused, nothing has changed:\n{error}"),

@@ -60,7 +60,7 @@ impl Responders {
                 Ok(running) => drop(self.running.insert(listen, running)),
                 // Only without a thread or a file left; the next reload or restart binds it again.
                 Err(error) => {
-                    tracing::error!(%listen, %error, "the responder could not be started at this address")
+                    tracing::error!(%listen, %error, "the responder could not be started at this address");
                 }
             }
         }

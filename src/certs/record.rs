@@ -164,7 +164,7 @@ impl CertRecords {
                     return Ok(Found::Cert(cert));
                 }
                 Err(reason) => {
-                    tracing::error!(certificate = %id, reason, "the previous generation is damaged too")
+                    tracing::error!(certificate = %id, reason, "the previous generation is damaged too");
                 }
             }
         }

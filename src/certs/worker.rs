@@ -113,7 +113,7 @@ impl Worker {
                 }
             }
             Err(error) => {
-                tracing::warn!(certificate = %self.id, %error, "cannot look for another certificate to serve meanwhile")
+                tracing::warn!(certificate = %self.id, %error, "cannot look for another certificate to serve meanwhile");
             }
         }
         let mut machine = Machine::new(None, attempts, now);

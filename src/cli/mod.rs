@@ -1,5 +1,10 @@
 //! What a person types: one file a verb. The only room that prints.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    rustdoc::bare_urls,
+    reason = "doc comments of arguments are help texts"
+)]
 #![allow(clippy::print_stderr, reason = "this room talks to people")]
 
 mod certs;

@@ -104,7 +104,7 @@ pub enum VendorValue {
     Secret(SecretSource),
 }
 
-/// One row of [`vendors`](super::vendors): a provider's name in the configuration and its own keys.
+/// One row of [`vendors`](fn@super::vendors): a provider's name in the configuration and its own keys.
 #[derive(Clone, Copy, Debug)]
 pub struct Vendor {
     /// As written after `provider =`.

@@ -27,7 +27,7 @@ impl CertTable {
                 match name {
                     HostPattern::Exact(host) => keep_longer(&mut table.exact, host.as_str().into(), &bundle),
                     HostPattern::Wildcard(zone) => {
-                        keep_longer(&mut table.wildcard, zone.as_str().into(), &bundle)
+                        keep_longer(&mut table.wildcard, zone.as_str().into(), &bundle);
                     }
                     HostPattern::Ip(address) => keep_longer(&mut table.addresses, *address, &bundle),
                 }
