@@ -9,7 +9,6 @@ use tokio::time::timeout;
 
 pub(crate) use super::PATIENCE;
 
-
 /// One connection.
 pub(crate) struct Raw {
     pub(crate) stream: TcpStream,
