@@ -29,7 +29,7 @@ use crate::telemetry::{AccessFormat, AccessLog, AccessTarget, Metrics};
 use crate::tls::{TlsServer, cert_store};
 use crate::upstream::Pools;
 
-/// Idle connections kept to one server by one worker.
+/// Idle connections kept to one server, over all workers.
 const IDLE_PER_SERVER: usize = 256;
 /// Background work, TXT records included, ends within this time at shutdown: the janitor takes ten seconds at most.
 const END_LIMIT: Duration = Duration::from_secs(15);
@@ -102,7 +102,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
     let service = {
         let (metrics, access, clock) = (metrics.clone(), access.clone(), clock.clone());
         move |_worker: usize| {
-            let pools = Pools::new(IDLE_PER_SERVER, hosts.clone());
+            let pools = Pools::new(IDLE_PER_SERVER.div_ceil(workers), hosts.clone());
             Proxy::new(reader.clone(), pools, metrics.clone(), access.writer(), clock.clone())
         }
     };

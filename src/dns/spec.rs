@@ -130,7 +130,7 @@ pub struct VendorKey {
     pub doc: &'static str,
 }
 
-/// What the text of a vendor's key has to be. Values that are not are refused by [`build`](super::build) too.
+/// What the text of a vendor's key has to be. Values that are not are refused by [`build`](fn@super::build) too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VendorKind {
     /// Anything.

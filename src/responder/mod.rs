@@ -1,7 +1,7 @@
 //! The built-in authoritative DNS server for delegated `_acme-challenge` names.
 //!
 //! On `hickory-proto` for names and records, with its own sockets: what bounds connections, sizes and rates has to stand
-//! before a message is decoded. [`answer`] is pure and total; everything else is transport.
+//! before a message is decoded. [`answer()`] is pure and total; everything else is transport.
 
 mod answer;
 mod bind;

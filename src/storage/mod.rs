@@ -179,7 +179,7 @@ mod tests {
 
         storage.set_aside(&key).await.unwrap();
         assert!(storage.load(&key).await.unwrap().is_none());
-        assert_eq!(storage.list("certs").await.unwrap(), [other.clone()]);
+        assert_eq!(storage.list("certs").await.unwrap(), std::slice::from_ref(&other));
         storage.remove(&other).await.unwrap();
         storage.remove(&other).await.unwrap();
         assert!(storage.load(&other).await.unwrap().is_none());

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-pub use thread::{LocalExecutor, Thread, spawn_local, spawn_thread};
+pub use thread::{Thread, spawn_local, spawn_thread};
 
 use crate::backoff::{self, Backoff};
 

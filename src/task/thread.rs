@@ -48,19 +48,3 @@ where
 pub fn spawn_local(future: impl Future<Output = ()> + 'static) {
     drop(tokio::task::spawn_local(future));
 }
-
-/// Gives hyper's HTTP/2 a place to run its streams: the current thread.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LocalExecutor;
-
-impl<F> hyper::rt::Executor<F> for LocalExecutor
-where
-    F: Future + 'static,
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        spawn_local(async move {
-            future.await;
-        });
-    }
-}
