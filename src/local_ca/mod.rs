@@ -61,7 +61,9 @@ impl LocalCa {
             let value = serde_json::to_vec(&root).map_err(|e| broken(e.to_string()))?;
             match self.storage.store(&key, &value, Expect::Absent).await {
                 Ok(_) => {
-                    tracing::info!("made the local CA's root certificate; browsers trust it once you do");
+                    tracing::info!(
+                        "made the local CA's root; to trust it, take the PEM in the field `certificate` of local-ca/root.json in the state directory"
+                    );
                     return Ok(root);
                 }
                 Err(StorageError::Conflict(_)) => {}
