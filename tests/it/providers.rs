@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
-use crate::support::dns::{Knot, PowerDns, script, txt};
+use crate::support::dns::{Knot, PowerDns, hook, script, txt};
 use crate::support::pebble::{Options, Pebble, verify_chain};
 use crate::support::starlock::Starlock;
 use crate::support::web::served_chain;
@@ -45,21 +45,6 @@ fn config(pebble: &Pebble, server: SocketAddr, dns: &str) -> String {
     )
 }
 
-/// The program that `exec` runs: it updates Knot, as a person's hook would.
-fn hook(knot: &Knot, dir: &Path) -> PathBuf {
-    let program = dir.join("hook");
-    let (ip, key) = (knot.address.ip(), &knot.secret);
-    script(
-        &program,
-        &format!(
-            "#!/bin/sh\nset -eu\ncase $1 in present) what=add; ttl=1;; cleanup) what=delete; ttl=;; esac\n\
-             printf 'server {ip} 53\\nzone example.test\\nupdate %s %s %s TXT \"%s\"\\nsend\\n' $what $2 \"$ttl\" \"$3\" | \
-             nsupdate -v -y hmac-sha256:acme:{key}\n"
-        ),
-    );
-    program
-}
-
 fn rfc2136(knot: &Knot) -> String {
     format!(
         "provider = \"rfc2136\"\nserver = \"{}\"\nkey_name = \"{}\"\nsecret = \"{}\"",
@@ -84,7 +69,8 @@ fn powerdns_by_its_api() {
 fn a_program() {
     let knot = Knot::start(&[("example.test", "")]);
     let dir = tempfile::tempdir().unwrap();
-    let program = hook(&knot, dir.path());
+    let program = dir.path().join("hook");
+    hook(&knot, &program);
     issues_through(knot.address, &format!("provider = \"exec\"\nprogram = \"{}\"", program.display()));
 }
 
@@ -92,7 +78,8 @@ fn a_program() {
 fn an_http_endpoint() {
     let knot = Knot::start(&[("example.test", "")]);
     let dir = tempfile::tempdir().unwrap();
-    let program = hook(&knot, dir.path());
+    let program = dir.path().join("hook");
+    hook(&knot, &program);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());
@@ -162,7 +149,8 @@ fn a_wrong_key_is_told_and_no_ca_is_asked() {
 fn a_program_that_hangs_is_killed_with_the_process_and_swept_at_the_next_start() {
     let knot = Knot::start(&[("example.test", "")]);
     let dir = tempfile::tempdir().unwrap();
-    let inner = hook(&knot, dir.path());
+    let inner = dir.path().join("hook");
+    hook(&knot, &inner);
     // Writes the record, then blocks until told otherwise.
     let (blocking, free) = (dir.path().join("blocking"), dir.path().join("free"));
     script(
