@@ -242,9 +242,9 @@ impl Actor {
             self.workers.insert(id, entry);
         }
         for (id, entry) in before {
-            self.retire(entry);
             self.shared.views.remove(&id);
-            self.shared.observer.forgotten(&id);
+            self.shared.observer.forgotten(&entry.wanted.names);
+            self.retire(entry);
         }
         (loaded, settled)
     }

@@ -83,7 +83,7 @@ struct Count {
 }
 
 impl CertObserver for Count {
-    fn ordered(&self, _id: &CertId, ok: bool) {
+    fn ordered(&self, _names: &[HostPattern], ok: bool) {
         if ok { &self.ok } else { &self.failed }.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -91,7 +91,7 @@ impl CertObserver for Count {
         *self.last.lock().unwrap() = Some(view.clone());
     }
 
-    fn forgotten(&self, _id: &CertId) {}
+    fn forgotten(&self, _names: &[HostPattern]) {}
 }
 
 /// One process.

@@ -85,11 +85,11 @@ impl CertView {
 /// Told what happens to certificates; counts it.
 pub trait CertObserver: Send + Sync {
     /// An order ended.
-    fn ordered(&self, id: &CertId, ok: bool);
+    fn ordered(&self, names: &[HostPattern], ok: bool);
     /// What is served, or what happens next, has changed.
     fn changed(&self, view: &CertView);
     /// It is not wanted any more.
-    fn forgotten(&self, id: &CertId);
+    fn forgotten(&self, names: &[HostPattern]);
 }
 
 /// The views of all certificates. Read by operators and by nothing on the request path.

@@ -165,7 +165,7 @@ impl Worker {
         let request = IssueRequest { names: self.wanted.names.clone() };
         let event = self.order(&request).await;
         let ok = matches!(event, Event::Renewed(_));
-        self.shared.observer.ordered(&self.id, ok);
+        self.shared.observer.ordered(&self.wanted.names, ok);
         event
     }
 
