@@ -118,7 +118,7 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Account => f.write_str("account"),
+            Self::Account => f.write_str("opening the account"),
             Self::Order { resumed: false, .. } => f.write_str("order created"),
             Self::Order { resumed: true, .. } => f.write_str("order resumed"),
             Self::Present { records } => write!(f, "publishing {records} TXT record(s)"),
