@@ -20,9 +20,16 @@ impl Starlock {
     /// Writes the configuration and starts; returns when it serves. `{dir}` in the text is this instance's directory; the admin
     /// socket and the state directory are set unless the text does it.
     pub fn start(config: &str) -> Self {
+        Self::start_as(config, |command| command)
+    }
+
+    /// As `start`, through a program that becomes the binary. Environment and directory are set on what `wrap` gives.
+    pub fn start_as(config: &str, wrap: impl FnOnce(Command) -> Command) -> Self {
         let dir = tempfile::tempdir().unwrap();
         write_config(dir.path(), config);
-        let process = spawn(dir.path(), |_| {});
+        let mut command = wrap(run(dir.path()));
+        surroundings(&mut command, dir.path());
+        let process = Process::start(&mut command, &dir.path().join("starlock.log"));
         let this = Self { dir, process };
         this.wait();
         this
@@ -124,6 +131,11 @@ fn program() -> PathBuf {
 
 pub fn binary(dir: &Path) -> Command {
     let mut command = Command::new(program());
+    surroundings(&mut command, dir);
+    command
+}
+
+fn surroundings(command: &mut Command, dir: &Path) {
     command
         .current_dir(dir)
         .env_clear()
@@ -132,16 +144,20 @@ pub fn binary(dir: &Path) -> Command {
         .env("STARLOCK_CONFIG", dir.join("starlock.toml"))
         .env("STATE_DIRECTORY", dir.join("state"))
         .env("RUNTIME_DIRECTORY", dir);
-    command
 }
 
 fn write_config(dir: &Path, config: &str) {
     std::fs::write(dir.join("starlock.toml"), config.replace("{dir}", dir.to_str().unwrap())).unwrap();
 }
 
-fn spawn(dir: &Path, change: impl FnOnce(&mut Command)) -> Process {
+fn run(dir: &Path) -> Command {
     let mut command = binary(dir);
     command.args(["run", "--log-format", "text", "--log-level", "debug"]);
+    command
+}
+
+fn spawn(dir: &Path, change: impl FnOnce(&mut Command)) -> Process {
+    let mut command = run(dir);
     change(&mut command);
     Process::start(&mut command, &dir.join("starlock.log"))
 }
