@@ -20,9 +20,14 @@ impl Starlock {
     /// Writes the configuration and starts; returns when it serves. `{dir}` in the text is this instance's directory; the admin
     /// socket and the state directory are set unless the text does it.
     pub fn start(config: &str) -> Self {
+        Self::start_with(config, |_, _| {})
+    }
+
+    /// As `start`, in other surroundings: `change` gets this instance's directory and the command.
+    pub fn start_with(config: &str, change: impl FnOnce(&Path, &mut Command)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         write_config(dir.path(), config);
-        let process = spawn(dir.path(), |_| {});
+        let process = spawn(dir.path(), |command| change(dir.path(), command));
         let this = Self { dir, process };
         this.wait();
         this
@@ -105,7 +110,12 @@ impl Starlock {
 
 /// The root of this instance's local CA, as PEM.
 pub fn local_root(starlock: &Starlock) -> String {
-    let stored = std::fs::read_to_string(starlock.path("state/local-ca/root.json")).unwrap();
+    root_of_local_ca(&starlock.path("state"))
+}
+
+/// As PEM, from a state directory.
+pub fn root_of_local_ca(state: &Path) -> String {
+    let stored = std::fs::read_to_string(state.join("local-ca/root.json")).unwrap();
     serde_json::from_str::<Value>(&stored).unwrap()["certificate"].as_str().unwrap().to_owned()
 }
 
@@ -135,7 +145,7 @@ pub fn binary(dir: &Path) -> Command {
     command
 }
 
-fn write_config(dir: &Path, config: &str) {
+pub fn write_config(dir: &Path, config: &str) {
     std::fs::write(dir.join("starlock.toml"), config.replace("{dir}", dir.to_str().unwrap())).unwrap();
 }
 
