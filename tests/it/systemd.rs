@@ -146,7 +146,7 @@ fn sockets_are_taken_over_from_systemd() {
 
 #[test]
 fn a_secret_comes_from_systemds_credentials() {
-    let knot = Knot::start(&[("example.test", "")]);
+    let knot = Knot::start(&[("test", "example A 192.0.2.1")]);
     let recursor = Recursor::unbound("test", knot.address.ip());
     let pebble = Pebble::start(Options::with_dns(recursor.address));
     let config = format!(
