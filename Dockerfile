@@ -1,7 +1,7 @@
 # A static binary alone in an image: no shell, no package manager, no libc to patch.
 #
 #   docker build -t starlock .
-#   docker run --read-only --tmpfs /run/starlock:uid=65532,gid=65532,mode=0750 --cap-drop ALL -p 443:8443 -p 80:8080 \
+#   docker run --read-only --cap-drop ALL -p 443:8443 -p 80:8080 \
 #       -v ./starlock.toml:/etc/starlock/starlock.toml:ro -v starlock-state:/var/lib/starlock starlock
 #
 # The process is uid 65532 and needs no capability: let it listen above 1023 ([listen] https = ["[::]:8443"],
@@ -37,7 +37,7 @@ FROM scratch
 COPY --from=build /image/ /
 ENV STATE_DIRECTORY=/var/lib/starlock RUNTIME_DIRECTORY=/run/starlock
 USER 65532:65532
-VOLUME ["/var/lib/starlock"]
+VOLUME ["/var/lib/starlock", "/run/starlock"]
 EXPOSE 8443 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s CMD ["/usr/bin/starlock", "health"]
 STOPSIGNAL SIGTERM

@@ -1,11 +1,12 @@
 //! The unit that is shipped, and the protocols that systemd speaks to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::issuance::builtin;
 use crate::support::dns::{Knot, Recursor};
 use crate::support::pebble::{Options, Pebble};
 use crate::support::process::{Process, output};
@@ -174,4 +175,105 @@ fn a_secret_comes_from_systemds_credentials() {
     });
     starlock.serial_other_than("example.test", None);
     assert!(!starlock.log().contains(&knot.secret), "a secret is never told");
+}
+
+/// The system calls that a `SystemCallFilter` names, groups taken apart.
+fn expand(groups: &BTreeMap<String, BTreeSet<String>>, name: &str, into: &mut BTreeSet<String>) {
+    match groups.get(name) {
+        Some(members) => members.iter().for_each(|member| expand(groups, member, into)),
+        None => drop(into.insert(name.to_owned())),
+    }
+}
+
+/// What the shipped unit lets a process call.
+fn allowed() -> BTreeSet<String> {
+    let mut groups: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut group = String::new();
+    for line in output("systemd-analyze", &["syscall-filter", "--no-pager"]).lines() {
+        let member = line.trim();
+        if line.starts_with('@') {
+            group = line.to_owned();
+        } else if !member.is_empty() && !member.starts_with('#') {
+            groups.entry(group.clone()).or_default().insert(member.to_owned());
+        }
+    }
+    let unit = std::fs::read_to_string("packaging/starlock.service").unwrap();
+    let (mut allowed, mut denied) = (BTreeSet::new(), BTreeSet::new());
+    // Always allowed, whatever the filter says (systemd.exec(5)).
+    expand(&groups, "@default", &mut allowed);
+    for filter in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        match filter.strip_prefix('~') {
+            Some(names) => names.split(' ').for_each(|name| expand(&groups, name, &mut denied)),
+            None => filter.split(' ').for_each(|name| expand(&groups, name, &mut allowed)),
+        }
+    }
+    assert!(allowed.contains("accept4") && denied.contains("chown"), "{allowed:?}\n{denied:?}");
+    allowed.difference(&denied).cloned().collect()
+}
+
+#[test]
+fn the_sandbox_of_the_unit_leaves_room_for_all_it_does() {
+    let responder = local(free_port());
+    let pebble = Pebble::start(Options::with_dns(responder));
+    let config = builtin(
+        &pebble,
+        responder,
+        "\"example.test\" = \"http://localhost:9\"\n\"b.example.test\" = \"http://example.invalid\"\n",
+    )
+    .replacen("127.0.0.1:0", "[::]:0", 1);
+    let mut trace = None;
+    let mut starlock = Starlock::start_with(&config, |dir, command| {
+        let to = dir.join("trace");
+        let mut strace = Command::new("strace");
+        // -D: the process is our child, and the tracer aside.
+        strace.args(["-D", "-f", "-q", "-e", "signal=none", "-o"]).arg(&to);
+        strace.arg(command.get_program()).args(command.get_args()).current_dir(dir).env_clear();
+        strace.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        strace.env("NOTIFY_SOCKET", dir.join("notify.sock")).env("WATCHDOG_USEC", "200000");
+        (*command, trace) = (strace, Some(to));
+    });
+    starlock.serial_other_than("example.test", None);
+    let https = local(starlock.address("https").port());
+    for host in ["example.test", "b.example.test"] {
+        let answer = curl(https, &pebble.root(), &format!("https://{host}/"), &[]).unwrap();
+        assert!(answer.contains("502"), "{answer}");
+    }
+    assert!(starlock.reload(&format!("{config}\"c.example.test\" = {{ respond = 204 }}\n")).status.success());
+    let main = starlock.process().pid();
+    for signal in ["USR1", "HUP", "TERM"] {
+        starlock.process().signal(signal);
+    }
+    assert!(starlock.process().wait().success());
+    let trace = trace.unwrap();
+    let end = format!("{main} +++ exited with 0 +++");
+    // The tracer writes a little longer than the process lives; process numbers are padded.
+    let trace = eventually("the trace is whole", || {
+        let text = std::fs::read_to_string(&trace).unwrap();
+        text.lines().any(|line| line.split_whitespace().eq(end.split(' '))).then_some(text)
+    });
+    let allowed = allowed();
+    let mut called = BTreeSet::new();
+    for line in trace.lines() {
+        let Some((_, call)) = line.trim_start().split_once(' ') else { continue };
+        let call = call.trim_start().trim_start_matches("<... ");
+        let name: String = call.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+        if !name.is_empty() {
+            assert!(allowed.contains(&name), "the unit forbids {name}: {line}");
+            called.insert(name.clone());
+        }
+        // RestrictAddressFamilies and MemoryDenyWriteExecute.
+        let family = call.strip_prefix("socket(AF_");
+        assert!(
+            family.is_none_or(|f| f.starts_with("INET") || f.starts_with("UNIX")),
+            "the unit forbids {line}"
+        );
+        let executable = call.contains("PROT_EXEC");
+        assert!(
+            !(executable && (call.contains("PROT_WRITE") || name == "mprotect")),
+            "the unit forbids {line}"
+        );
+    }
+    let seen = ["execve", "accept4", "connect", "sendto", "flock", "fsync", "prlimit64"];
+    let missing: Vec<_> = seen.into_iter().filter(|name| !called.contains(*name)).collect();
+    assert!(missing.is_empty(), "the trace shows too little, {missing:?} are not in it: {called:?}");
 }
