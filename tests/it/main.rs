@@ -26,6 +26,8 @@ mod reload;
 mod renewal;
 mod responder;
 mod restart;
+mod shutdown;
 mod startup;
 mod support;
+mod systemd;
 mod trust;

@@ -20,15 +20,22 @@ impl Starlock {
     /// Writes the configuration and starts; returns when it serves. `{dir}` in the text is this instance's directory; the admin
     /// socket and the state directory are set unless the text does it.
     pub fn start(config: &str) -> Self {
-        Self::start_as(config, |command| command)
+        Self::start_as(config, |_, command| command)
     }
 
-    /// As `start`, through a program that becomes the binary. Environment and directory are set on what `wrap` gives.
-    pub fn start_as(config: &str, wrap: impl FnOnce(Command) -> Command) -> Self {
+    /// As `start`, in other surroundings: `change` gets this instance's directory and the command.
+    pub fn start_with(config: &str, change: impl FnOnce(&Path, &mut Command)) -> Self {
+        Self::start_as(config, |dir, mut command| {
+            change(dir, &mut command);
+            command
+        })
+    }
+
+    /// As `start`, by whatever command `wrap` makes of the usual one.
+    pub fn start_as(config: &str, wrap: impl FnOnce(&Path, Command) -> Command) -> Self {
         let dir = tempfile::tempdir().unwrap();
         write_config(dir.path(), config);
-        let mut command = wrap(run(dir.path()));
-        surroundings(&mut command, dir.path());
+        let mut command = wrap(dir.path(), run(dir.path()));
         let process = Process::start(&mut command, &dir.path().join("starlock.log"));
         let this = Self { dir, process };
         this.wait();
@@ -112,7 +119,12 @@ impl Starlock {
 
 /// The root of this instance's local CA, as PEM.
 pub fn local_root(starlock: &Starlock) -> String {
-    let stored = std::fs::read_to_string(starlock.path("state/local-ca/root.json")).unwrap();
+    root_of_local_ca(&starlock.path("state"))
+}
+
+/// As PEM, from a state directory.
+pub fn root_of_local_ca(state: &Path) -> String {
+    let stored = std::fs::read_to_string(state.join("local-ca/root.json")).unwrap();
     serde_json::from_str::<Value>(&stored).unwrap()["certificate"].as_str().unwrap().to_owned()
 }
 
@@ -131,11 +143,6 @@ fn program() -> PathBuf {
 
 pub fn binary(dir: &Path) -> Command {
     let mut command = Command::new(program());
-    surroundings(&mut command, dir);
-    command
-}
-
-fn surroundings(command: &mut Command, dir: &Path) {
     command
         .current_dir(dir)
         .env_clear()
@@ -144,9 +151,10 @@ fn surroundings(command: &mut Command, dir: &Path) {
         .env("STARLOCK_CONFIG", dir.join("starlock.toml"))
         .env("STATE_DIRECTORY", dir.join("state"))
         .env("RUNTIME_DIRECTORY", dir);
+    command
 }
 
-fn write_config(dir: &Path, config: &str) {
+pub fn write_config(dir: &Path, config: &str) {
     std::fs::write(dir.join("starlock.toml"), config.replace("{dir}", dir.to_str().unwrap())).unwrap();
 }
 
