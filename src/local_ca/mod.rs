@@ -133,6 +133,7 @@ fn sign(root: &StoredRoot, request: &IssueRequest, now: SystemTime) -> Result<Is
     Ok(IssuedCert {
         chain_pem: format!("{}{}", leaf.pem(), root.certificate),
         key_pem: Secret::new(key.serialize_pem()),
+        resumed: false,
     })
 }
 
