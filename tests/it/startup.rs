@@ -144,7 +144,11 @@ fn without_ipv6_the_dual_stack_address_falls_back_to_ipv4() {
     let config = "[listen]\nhttps = [\"[::]:0\"]\nhttp = [\"[::]:0\"]\n[routes]\n\"a.localhost\" = { respond = 200, body = \"here\\n\" }\n";
     let starlock = Starlock::start_as(config, |dir, command| {
         let mut python = std::process::Command::new("python3");
-        python.args(["-c", WITHOUT_IPV6]).arg(command.get_program()).args(command.get_args()).current_dir(dir);
+        python
+            .args(["-c", WITHOUT_IPV6])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .current_dir(dir);
         python.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         python
     });
