@@ -196,15 +196,19 @@ async fn drain(app: App, board: &Board, supervisor: &Supervisor, stop: &mut Stop
     );
     systemd::stopping(limit + END_LIMIT);
     let App { traffic, access, .. } = app;
-    tokio::select! {
-        drained = traffic.drain(limit) => match drained.cut {
-            0 => tracing::info!("every request in flight was finished"),
-            cut => tracing::warn!(connections = cut, "some were still busy at the end of timeouts.drain and were cut"),
-        },
+    let mut draining = std::pin::pin!(traffic.drain(limit));
+    let drained = tokio::select! {
+        drained = &mut draining => drained,
         () = stop.asked() => {
             tracing::warn!("second signal: stopping now");
             traffic.abort();
+            // Milliseconds: what was cut is still logged.
+            draining.await
         }
+    };
+    match drained.cut {
+        0 => tracing::info!("every request in flight was finished"),
+        cut => tracing::warn!(connections = cut, "some connections were still busy and were cut"),
     }
     tokio::select! {
         () = end(supervisor, END_LIMIT) => {}

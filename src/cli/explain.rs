@@ -168,7 +168,7 @@ acme = "local"
             "  *.example.com        matches, but a route that names the host more exactly",
             "  1 more for other hosts",
             "  stall     5 min",
-            "  *.example.com (by *.example.com)",
+            "  app.example.com",
         ] {
             assert!(lines.iter().any(|line| line.starts_with(part)), "{part:?} is not in\n{text}");
         }
