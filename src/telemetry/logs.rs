@@ -32,7 +32,8 @@ impl FromStr for LogFormat {
 }
 
 /// What is logged when nobody says otherwise: libraries only when something is wrong.
-const DEFAULT: &str = "info,hickory_net=warn,hickory_resolver=warn,hyper=warn,h2=warn,rustls=warn,reqwest=warn";
+const DEFAULT: &str =
+    "info,hickory_net=warn,hickory_resolver=warn,hyper=warn,h2=warn,rustls=warn,reqwest=warn";
 
 /// Sets logging up for the process. `level` is a filter in `RUST_LOG`'s syntax; without one `RUST_LOG` decides, then `info`.
 ///
