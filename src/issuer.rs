@@ -61,6 +61,8 @@ pub struct IssuedCert {
     pub chain_pem: String,
     /// PKCS#8 PEM.
     pub key_pem: Secret,
+    /// Whether it comes from an order of an earlier call: it may be old, or known already.
+    pub resumed: bool,
 }
 
 /// Signs certificates.
@@ -80,7 +82,8 @@ pub trait Issuer: Send + Sync + fmt::Debug {
         false
     }
 
-    /// Once a certificate is stored durably: forgets what was kept to resume its order. Idempotent.
+    /// Once a certificate is stored durably, or is of no use: forgets what was kept to resume its order, so that the next
+    /// `issue` makes a new one. Idempotent.
     async fn stored(&self, request: &IssueRequest);
 }
 
@@ -118,7 +121,7 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Account => f.write_str("account"),
+            Self::Account => f.write_str("opening the account"),
             Self::Order { resumed: false, .. } => f.write_str("order created"),
             Self::Order { resumed: true, .. } => f.write_str("order resumed"),
             Self::Present { records } => write!(f, "publishing {records} TXT record(s)"),

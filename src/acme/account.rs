@@ -37,12 +37,14 @@ pub(super) async fn account(
     issuer: &IssuerId,
     directory: &str,
     email: Option<&str>,
+    names: &str,
     client: &RecordingClient,
 ) -> Result<Account, AccountError> {
     let key = storage_key(issuer);
-    let (stored, revision) = load_or_make(storage, &key, directory).await?;
+    let unusable = |error: StorageError| unusable(names, &error);
+    let (stored, revision) = load_or_make(storage, &key, directory, &unusable).await?;
     let der = decode(&stored.key).ok_or_else(|| {
-        unreadable(StorageError::Damaged { key: key.clone(), reason: "the account key is not base64".into() })
+        unusable(StorageError::Damaged { key: key.clone(), reason: "the account key is not base64".into() })
     })?;
     if let Some(url) = stored.url {
         return Ok(builder(client)
@@ -67,7 +69,8 @@ pub(super) async fn account(
     match store(storage, &key, &known, Expect::Revision(revision)).await {
         // Another process registered the same key at the same time: the CA gave both the same account.
         Ok(_) | Err(StorageError::Conflict(_)) => {}
-        Err(error) => return Err(unreadable(error)),
+        // The key is kept; the next order asks the CA for the account's URL again.
+        Err(error) => tracing::warn!(issuer = %issuer, %error, "the account's URL cannot be kept"),
     }
     tracing::info!(issuer = %issuer, account = account.id(), "account registered at the CA");
     Ok(account)
@@ -78,11 +81,12 @@ async fn load_or_make(
     storage: &dyn Storage,
     key: &Key,
     directory: &str,
+    unusable: &impl Fn(StorageError) -> AccountError,
 ) -> Result<(StoredAccount, Revision), AccountError> {
     for _ in 0..2 {
-        if let Some(found) = storage.load(key).await.map_err(unreadable)? {
+        if let Some(found) = storage.load(key).await.map_err(unusable)? {
             let account: StoredAccount = serde_json::from_slice(&found.value)
-                .map_err(|e| unreadable(StorageError::Damaged { key: key.clone(), reason: e.to_string() }))?;
+                .map_err(|e| unusable(StorageError::Damaged { key: key.clone(), reason: e.to_string() }))?;
             return Ok((account, found.revision));
         }
         let (_, der) = AccountKey::generate_pkcs8()?;
@@ -91,10 +95,10 @@ async fn load_or_make(
         match store(storage, key, &made, Expect::Absent).await {
             Ok(revision) => return Ok((made, revision)),
             Err(StorageError::Conflict(_)) => {}
-            Err(error) => return Err(unreadable(error)),
+            Err(error) => return Err(unusable(error)),
         }
     }
-    Err(unreadable(StorageError::Conflict(key.clone())))
+    Err(unusable(StorageError::Conflict(key.clone())))
 }
 
 /// Forgets the account's URL after `accountDoesNotExist`; the next call registers the same key again.
@@ -131,9 +135,17 @@ async fn store(
     storage.store(key, &value, expect).await
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "it is a map_err function")]
-fn unreadable(error: StorageError) -> AccountError {
-    let message = format!("the account cannot be kept: {error}. No CA was asked; looked at again by itself.");
+/// The account is never replaced by itself: what pins the old one (CAA, limits) would not know the new one.
+fn unusable(names: &str, error: &StorageError) -> AccountError {
+    let advice = match error {
+        StorageError::Damaged { .. } => {
+            " Restore that file below the state directory, or move it away to register a new account."
+        }
+        StorageError::Conflict(_) | StorageError::Io { .. } => "",
+    };
+    let message = format!(
+        "{names}: the account's key cannot be read or kept: {error}.{advice} No CA was asked; looked at again by itself."
+    );
     AccountError::Issue(IssueError::new(FailureClass::Config, Retry::Backoff, message))
 }
 

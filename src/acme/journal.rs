@@ -11,6 +11,8 @@ use crate::storage::{Expect, Key, Storage, StorageError};
 pub(super) struct PendingOrder {
     pub(super) key_pem: Secret,
     pub(super) url: Option<String>,
+    /// Whether a former run made it.
+    pub(super) resumed: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -42,7 +44,7 @@ impl<'a> OrderJournal<'a> {
         let Some(found) = self.storage.load(&self.key).await? else { return Ok(None) };
         match serde_json::from_slice::<Record>(&found.value) {
             Ok(record) if record.names == self.names => {
-                Ok(Some(PendingOrder { key_pem: Secret::new(record.key), url: record.url }))
+                Ok(Some(PendingOrder { key_pem: Secret::new(record.key), url: record.url, resumed: true }))
             }
             Ok(_) => Ok(None),
             Err(error) => {

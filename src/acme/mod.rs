@@ -89,11 +89,12 @@ impl AcmeIssuer {
     ) -> Result<instant_acme::Account, IssueError> {
         let _one_at_a_time = self.registering.lock().await;
         let email = self.spec.email.as_deref();
-        account::account(&*self.storage, &self.id, &self.spec.directory, email, client).await.map_err(
+        account::account(&*self.storage, &self.id, &self.spec.directory, email, names, client).await.map_err(
             |error| match error {
                 AccountError::Issue(error) => error,
                 AccountError::Acme(error) => {
-                    let context = Context { ca: &self.ca(), names, doing: "opening the account" };
+                    let context =
+                        Context { ca: &self.ca(), names, doing: "opening the account", validating: false };
                     problem::judge(&error, client.last().as_ref(), &context, self.clock.now())
                 }
             },

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
 use instant_acme::{
     Account, AuthorizationStatus, ChallengeStatus, ChallengeType, Error, Identifier, NewOrder, Order,
     OrderStatus, Problem,
@@ -9,7 +10,7 @@ use instant_acme::{
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384};
 use tokio::time::Instant;
 
-use super::client::RecordingClient;
+use super::client::{LastAnswer, RecordingClient};
 use super::journal::{self, OrderJournal, PendingOrder};
 use super::problem::{self, Context};
 use super::signed;
@@ -26,6 +27,8 @@ const VALIDATION_LIMIT: Duration = Duration::from_secs(300);
 const ISSUANCE_LIMIT: Duration = Duration::from_secs(600);
 const FIRST_POLL: Duration = Duration::from_millis(250);
 const LONGEST_POLL: Duration = Duration::from_secs(10);
+/// A CA that asks for more is asked again after a day all the same.
+const LONGEST_ABSENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// Everything one order needs.
 pub(super) struct OrderRun<'a> {
@@ -47,12 +50,14 @@ pub(super) enum OrderError {
     AccountGone,
     Storage(StorageError),
     Verdict(IssueError),
+    /// As a verdict, and this order will never end well: the next attempt makes a new one.
+    Dead(IssueError),
 }
 
 impl OrderError {
     pub(super) fn into_issue_error(self, names: &str) -> IssueError {
         match self {
-            Self::Verdict(error) => error,
+            Self::Verdict(error) | Self::Dead(error) => error,
             Self::Storage(error) => journal::failed(names, &error),
             Self::AccountGone => IssueError::new(
                 FailureClass::Config,
@@ -83,10 +88,14 @@ impl OrderRun<'_> {
     pub(super) async fn run(&self) -> Result<IssuedCert, OrderError> {
         let (mut order, pending) = self.begin().await?;
         let result = self.complete(&mut order, &pending).await;
-        if let Err(OrderError::Verdict(_)) = &result
-            && order.state().status == OrderStatus::Invalid
-        {
-            self.journal.discard().await?; // an invalid order cannot be resumed
+        let dead = match &result {
+            Err(OrderError::Dead(_)) => true,
+            Err(OrderError::Verdict(_)) => order.state().status == OrderStatus::Invalid,
+            _ => false,
+        };
+        if dead && let Err(error) = self.journal.discard().await {
+            // Told beside what went wrong at the CA, not instead of it.
+            tracing::warn!(%error, "an order that failed stays in the journal; the next attempt looks at it first");
         }
         result
     }
@@ -94,23 +103,23 @@ impl OrderRun<'_> {
     /// The order to work on: the one under way if the CA still knows it, else a new one.
     async fn begin(&self) -> Result<(Order, PendingOrder), OrderError> {
         let kept = self.journal.load().await?;
-        if let Some(PendingOrder { key_pem, url: Some(url) }) = kept {
+        if let Some(PendingOrder { key_pem, url: Some(url), .. }) = kept {
             match signed!(self.account.order(url.clone())) {
                 Ok(mut order) => {
-                    if order.state().status != OrderStatus::Invalid {
+                    if self.can_go_on(&mut order).await? {
                         self.progress.step(Step::Order { url: url.clone(), resumed: true });
-                        return Ok((order, PendingOrder { key_pem, url: Some(url) }));
+                        return Ok((order, PendingOrder { key_pem, url: Some(url), resumed: true }));
                     }
-                    tracing::info!(%url, "the interrupted order is invalid by now; a new one is made");
+                    tracing::info!(%url, "the interrupted order cannot end well any more; a new one is made");
                 }
-                Err(error) if is_about_the_order(&error) => {
+                Err(error) if self.is_about_the_order(&error) => {
                     tracing::info!(%url, %error, "the CA does not know the interrupted order any more; a new one is made");
                 }
                 Err(error) => return Err(self.judge(&error, "resuming the order")),
             }
             self.journal.discard().await?;
         }
-        let mut pending = PendingOrder { key_pem: self.new_key()?, url: None };
+        let mut pending = PendingOrder { key_pem: self.new_key()?, url: None, resumed: false };
         self.journal.save(&pending).await?;
         let identifiers = self.identifiers()?;
         let new_order = NewOrder::new(&identifiers);
@@ -120,6 +129,26 @@ impl OrderRun<'_> {
         self.journal.save(&pending).await?;
         self.progress.step(Step::Order { url: order.url().to_owned(), resumed: false });
         Ok((order, pending))
+    }
+
+    /// Whether an interrupted order may still end with a certificate. An authorization that is neither pending nor valid never
+    /// becomes valid, even where the CA has not said so of the order.
+    async fn can_go_on(&self, order: &mut Order) -> Result<bool, OrderError> {
+        match order.state().status {
+            OrderStatus::Invalid => return Ok(false),
+            OrderStatus::Valid => return Ok(order.state().certificate.is_some()),
+            OrderStatus::Ready | OrderStatus::Processing => return Ok(true),
+            OrderStatus::Pending => {}
+        }
+        signed!(fetch_authorizations(order)).map_err(|e| self.judge(&e, "reading the authorizations"))?;
+        let mut authorizations = order.authorizations();
+        while let Some(next) = authorizations.next().await {
+            let authorization = next.map_err(|e| self.judge(&e, "reading the authorizations"))?;
+            if !matches!(authorization.status, AuthorizationStatus::Pending | AuthorizationStatus::Valid) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     async fn complete(&self, order: &mut Order, pending: &PendingOrder) -> Result<IssuedCert, OrderError> {
@@ -133,16 +162,34 @@ impl OrderRun<'_> {
         if order.state().status == OrderStatus::Ready {
             self.progress.step(Step::Finalize);
             let csr = self.csr(pending)?;
-            signed!(order.finalize_csr(&csr)).map_err(|e| self.judge(&e, "finalising the order"))?;
+            signed!(order.finalize_csr(&csr)).map_err(|e| {
+                match (&e, self.judge(&e, "finalising the order")) {
+                    // The key is the order's: with another kind in the configuration, only another order helps.
+                    (Error::Api(problem), OrderError::Verdict(error))
+                        if matches!(problem::kind(problem), "badCSR" | "badPublicKey") =>
+                    {
+                        OrderError::Dead(error)
+                    }
+                    (_, judged) => judged,
+                }
+            })?;
         }
         self.wait_for(order, ISSUANCE_LIMIT, "waiting for the certificate", |status| {
             !matches!(status, OrderStatus::Processing | OrderStatus::Ready)
         })
         .await?;
         self.progress.step(Step::Download);
-        let chain = signed!(order.certificate()).map_err(|e| self.judge(&e, "fetching the certificate"))?;
+        if order.state().certificate.is_none() && order.state().status == OrderStatus::Valid {
+            return Err(self.dead("the CA says that the order is valid and not where the certificate is"));
+        }
+        let chain = signed!(order.certificate()).map_err(|error| match self.is_about_the_order(&error) {
+            true => self.dead(&format!("the CA does not have the certificate that it signed: {error}")),
+            false => self.judge(&error, "fetching the certificate"),
+        })?;
         match chain {
-            Some(chain_pem) => Ok(IssuedCert { chain_pem, key_pem: pending.key_pem.clone() }),
+            Some(chain_pem) => {
+                Ok(IssuedCert { chain_pem, key_pem: pending.key_pem.clone(), resumed: pending.resumed })
+            }
             None => {
                 Err(self.ca_down("the CA went back to processing after it had said the certificate is ready"))
             }
@@ -222,15 +269,17 @@ impl OrderRun<'_> {
                 match (status, problem) {
                     (AuthorizationStatus::Valid, _) => break,
                     (AuthorizationStatus::Pending, _) if Instant::now() < deadline => {
-                        self.pause(&mut wait).await;
+                        // Not left before the deadline, whatever the CA asks for: the records stand here.
+                        let left = deadline.saturating_duration_since(Instant::now());
+                        let asked = self.asked_to_wait().map(|asked| asked.min(left));
+                        self.pause(&mut wait, asked).await;
                     }
                     (AuthorizationStatus::Pending, _) => {
                         return Err(self.ca_down("the CA did not finish validating within 5 minutes"));
                     }
                     (_, problem) => {
-                        // Learn that the order is invalid too, so that it is not resumed.
-                        signed!(refresh(order)).map_err(|e| self.judge(&e, "reading the failed order"))?;
-                        return Err(self.refused(problem.as_ref(), &open.challenge.name));
+                        // What the CA says of the order may lag behind; the authorization alone decides.
+                        return Err(OrderError::Dead(self.refused(problem.as_ref(), &open.challenge.name)));
                     }
                 }
             }
@@ -253,13 +302,17 @@ impl OrderRun<'_> {
                     self.ca_down(&format!("nothing happened for {} s while {doing}", limit.as_secs()))
                 );
             }
-            self.pause(&mut wait).await;
+            let asked = self.asked_to_wait();
+            if let Some(asked) = asked.filter(|asked| Instant::now() + *asked > deadline) {
+                return Err(self.come_back(asked, doing));
+            }
+            self.pause(&mut wait, asked).await;
             signed!(refresh(order)).map_err(|e| self.judge(&e, doing))?;
         }
         match order.state() {
             state if state.status != OrderStatus::Invalid => Ok(()),
             state => {
-                let context = Context { ca: self.ca, names: self.names, doing };
+                let context = Context { ca: self.ca, names: self.names, doing, validating: true };
                 let none = || self.ca_down("the order became invalid and the CA gave no reason");
                 Err(state.error.as_ref().map_or_else(none, |problem| {
                     let last = self.client.last();
@@ -274,10 +327,14 @@ impl OrderRun<'_> {
         }
     }
 
-    /// Waits as long as the CA asked, within bounds, or a little longer each time.
-    async fn pause(&self, wait: &mut Duration) {
-        let asked = self.client.retry_after().and_then(|moment| moment.duration_since(self.clock.now()).ok());
-        let pause = asked.map_or(*wait, |asked| asked.clamp(FIRST_POLL, LONGEST_POLL));
+    /// How long the CA's last answer asked to wait.
+    fn asked_to_wait(&self) -> Option<Duration> {
+        self.client.retry_after().and_then(|moment| moment.duration_since(self.clock.now()).ok())
+    }
+
+    /// Waits as long as the CA asked, or a little longer each time.
+    async fn pause(&self, wait: &mut Duration, asked: Option<Duration>) {
+        let pause = asked.map_or(*wait, |asked| asked.max(FIRST_POLL));
         *wait = (*wait * 2).min(LONGEST_POLL);
         tokio::time::sleep(pause).await;
     }
@@ -318,14 +375,14 @@ impl OrderRun<'_> {
         {
             return OrderError::AccountGone;
         }
-        let context = Context { ca: self.ca, names: self.names, doing };
+        let context = Context { ca: self.ca, names: self.names, doing, validating: false };
         OrderError::Verdict(problem::judge(error, self.client.last().as_ref(), &context, self.clock.now()))
     }
 
-    fn refused(&self, problem: Option<&Problem>, name: &HostName) -> OrderError {
+    fn refused(&self, problem: Option<&Problem>, name: &HostName) -> IssueError {
         let doing = format!("validating {name}");
-        let context = Context { ca: self.ca, names: self.names, doing: &doing };
-        OrderError::Verdict(match problem {
+        let context = Context { ca: self.ca, names: self.names, doing: &doing, validating: true };
+        match problem {
             Some(problem) => {
                 problem::judge_problem(problem, self.client.last().as_ref(), &context, self.clock.now())
             }
@@ -337,7 +394,38 @@ impl OrderRun<'_> {
                     self.names, self.ca
                 ),
             ),
-        })
+        }
+    }
+
+    /// The CA wants more time than we wait in one go.
+    fn come_back(&self, asked: Duration, doing: &str) -> OrderError {
+        let moment = self.clock.now() + asked.min(LONGEST_ABSENCE);
+        let message = format!(
+            "{}: {} asked to come back in {} s while {doing}. The order is resumed then by itself.",
+            self.names,
+            self.ca,
+            asked.as_secs()
+        );
+        OrderError::Verdict(IssueError::new(FailureClass::CaDown, Retry::At(moment), message))
+    }
+
+    fn dead(&self, what: &str) -> OrderError {
+        let message = format!("{}: {}: {what}. A new order is made by itself.", self.names, self.ca);
+        OrderError::Dead(IssueError::new(FailureClass::CaDown, Retry::Backoff, message))
+    }
+
+    /// Whether the CA's answer was about what the URL stands for rather than about the request or the CA's health. A gateway
+    /// before the CA may say it in HTML.
+    fn is_about_the_order(&self, error: &Error) -> bool {
+        if let Error::Api(problem) = error
+            && matches!(problem::kind(problem), "malformed" | "unauthorized")
+        {
+            return true;
+        }
+        let answered = matches!(error, Error::Api(_) | Error::Json(_));
+        let gone = [StatusCode::NOT_FOUND, StatusCode::GONE];
+        answered
+            && matches!(self.client.last(), Some(LastAnswer::Answer { status, .. }) if gone.contains(&status))
     }
 
     fn ca_down(&self, what: &str) -> OrderError {
@@ -386,14 +474,4 @@ async fn look(order: &mut Order, index: usize) -> Result<(AuthorizationStatus, O
 
 async fn refresh(order: &mut Order) -> Result<(), Error> {
     order.refresh().await.map(|_| ())
-}
-
-/// Whether the CA's answer was about this order's URL rather than about the request or the CA's health.
-fn is_about_the_order(error: &Error) -> bool {
-    match error {
-        Error::Api(problem) => {
-            problem.status == Some(404) || matches!(problem::kind(problem), "malformed" | "unauthorized")
-        }
-        _ => false,
-    }
 }

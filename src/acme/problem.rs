@@ -19,6 +19,8 @@ pub(super) struct Context<'a> {
     pub(super) names: &'a str,
     /// As in "while creating the order".
     pub(super) doing: &'a str,
+    /// Whether the CA looked at DNS, so that `unauthorized` is about a name and not about the account.
+    pub(super) validating: bool,
 }
 
 /// Judges an error of instant-acme with the answer that it came from.
@@ -28,7 +30,7 @@ pub(super) fn judge(
     context: &Context<'_>,
     now: SystemTime,
 ) -> IssueError {
-    let Context { ca, names, doing } = context;
+    let Context { ca, names, doing, .. } = context;
     if let Error::Api(problem) = error {
         return judge_problem(problem, last, context, now);
     }
@@ -51,12 +53,20 @@ pub(super) fn judge(
             );
             IssueError::new(class, at(*retry_after, now), message)
         }
+        Some(LastAnswer::Answer { status, .. }) if status.is_redirection() => IssueError::new(
+            FailureClass::Config,
+            Retry::Backoff,
+            format!(
+                "{names}: {ca} answered {status} while {doing}: it points elsewhere, and ACME is not followed there. \
+                 Set acme.ca to the final URL of the directory. Tried again by itself."
+            ),
+        ),
         Some(LastAnswer::Answer { status, text: Some(text), .. }) => IssueError::new(
             FailureClass::Config,
             Retry::Backoff,
             format!(
                 "{names}: {ca} answered {status} with something that is not ACME while {doing}: \"{text}\". \
-                 Check that acme.ca is the URL of an ACME directory."
+                 Check that acme.ca is the URL of an ACME directory. Tried again by itself."
             ),
         ),
         _ => IssueError::new(
@@ -76,7 +86,7 @@ pub(super) fn judge_problem(
     context: &Context<'_>,
     now: SystemTime,
 ) -> IssueError {
-    let Context { ca, names, doing } = context;
+    let Context { ca, names, doing, validating } = context;
     let kind = kind(problem);
     let retry_after = match last {
         Some(LastAnswer::Answer { retry_after, .. }) => *retry_after,
@@ -87,6 +97,12 @@ pub(super) fn judge_problem(
             FailureClass::RateLimited,
             at(retry_after, now),
             "The CA's limit is reached; the order waits by itself.",
+        ),
+        "unauthorized" if !validating => (
+            FailureClass::Config,
+            Retry::Park,
+            "The CA does not let this account do that: it may have been deactivated there. To register a new one, move \
+             the file below `accounts` out of the state directory and restart.",
         ),
         "unauthorized" | "incorrectResponse" | "dns" | "connection" | "tls" => (
             FailureClass::Validation,
@@ -168,7 +184,7 @@ mod tests {
     use crate::http_client::HttpError;
 
     const CONTEXT: Context<'_> =
-        Context { ca: "ca.test", names: "example.test", doing: "creating the order" };
+        Context { ca: "ca.test", names: "example.test", doing: "creating the order", validating: false };
 
     fn problem(kind: &str) -> Error {
         let json = format!(
@@ -193,6 +209,7 @@ mod tests {
             ("rateLimited", FailureClass::RateLimited, Retry::At(later)),
             ("incorrectResponse", FailureClass::Validation, Retry::Backoff),
             ("caa", FailureClass::Validation, Retry::Park),
+            ("unauthorized", FailureClass::Config, Retry::Park),
             ("rejectedIdentifier", FailureClass::Config, Retry::Park),
             ("malformed", FailureClass::Config, Retry::Park),
             ("serverInternal", FailureClass::CaDown, Retry::At(later)),
@@ -220,6 +237,10 @@ mod tests {
         assert!(verdict.message.contains("503") && verdict.message.contains("<h1>Busy</h1>"), "{verdict}");
         let verdict = judge(&json, Some(&answer(200, None, Some("<h1>Hello</h1>"))), &CONTEXT, now);
         assert_eq!(verdict.class, FailureClass::Config);
+        let verdict = judge(&json, Some(&answer(301, None, Some("<a href=x>"))), &CONTEXT, now);
+        assert!(verdict.message.contains("301") && verdict.message.contains("final URL"), "{verdict}");
+        let looked = Context { validating: true, ..CONTEXT };
+        assert_eq!(judge(&problem("unauthorized"), None, &looked, now).class, FailureClass::Validation);
         let down = HttpError::Connect { host: "ca.test".into(), reason: "connection refused".into() };
         let verdict =
             judge(&Error::Other(Box::new(down.clone())), Some(&LastAnswer::Failed(down)), &CONTEXT, now);

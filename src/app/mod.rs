@@ -137,8 +137,9 @@ impl App {
     }
 
     fn summary(&self) -> String {
+        let count = |n: usize, one: &str| format!("{n} {one}{}", if n == 1 { "" } else { "s" });
         let (routes, certificates) = (self.plan.proxy.routes.len(), self.plan.certificates.len());
-        format!("{routes} routes, {certificates} certificates")
+        format!("{}, {}", count(routes, "route"), count(certificates, "certificate"))
     }
 
     fn listeners(&self) -> Vec<(SocketAddr, &'static str)> {

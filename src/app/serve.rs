@@ -1,5 +1,6 @@
 //! From the command line to the last log line: start, signals, drain.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::sync::{Arc, PoisonError};
@@ -23,7 +24,7 @@ use crate::dns::{TxtProvider, ZoneTurns};
 use crate::listen::{Inherited, Traffic};
 use crate::proxy::{Proxy, Snapshot, snapshot_cell};
 use crate::resolver::Hosts;
-use crate::storage::{FsStorage, Key, Storage};
+use crate::storage::{FsStorage, Key, Lease, Storage};
 use crate::task::{OnExit, Shutdown, Supervisor};
 use crate::telemetry::{AccessFormat, AccessLog, AccessTarget, Metrics};
 use crate::tls::{TlsServer, cert_store};
@@ -77,7 +78,8 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
     }
     let storage: Arc<dyn Storage> = Arc::new(storage);
     let target = AccessTarget::open(&plan.telemetry.access).map_err(|e| format!("log.access: {e}"))?;
-    let access = AccessLog::start(target, AccessFormat::Json, metrics.access_dropped().clone())
+    let format = if std::io::stdout().is_terminal() { AccessFormat::Text } else { AccessFormat::Json };
+    let access = AccessLog::start(target, format, metrics.access_dropped().clone())
         .map_err(|e| format!("no thread for the access log: {e}"))?;
 
     let responders = Responders::new(supervisor.shutdown().clone());
@@ -226,25 +228,34 @@ fn sweep(
     supervisor.spawn("sweep".into(), OnExit::Restart(SWEEP), move |shutdown| {
         let (janitor, storage, providers) = (janitor.clone(), storage.clone(), providers.clone());
         async move {
-            match storage.try_lease(&Key::new(&["sweep"])).await {
-                Ok(Some(_held_until_the_end)) => {
-                    match janitor.sweep(&providers).await {
-                        Ok(swept) if swept.records > 0 => {
-                            tracing::info!(
-                                records = swept.records,
-                                "removing TXT records that a former run left behind"
-                            );
-                        }
-                        Ok(_) => {}
-                        Err(error) => tracing::warn!(%error, "the journal of TXT records cannot be read"),
-                    }
-                    shutdown.wait().await;
+            let _held_until_the_end = tokio::select! {
+                lease = right_to_sweep(&*storage) => lease,
+                () = shutdown.wait() => return,
+            };
+            match janitor.sweep(&providers).await {
+                Ok(swept) if swept.records > 0 => {
+                    tracing::info!(
+                        records = swept.records,
+                        "removing TXT records that a former run left behind"
+                    );
                 }
-                Ok(None) => tracing::debug!("another process sweeps this storage"),
-                Err(error) => tracing::warn!(%error, "the right to sweep cannot be had"),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "the journal of TXT records cannot be read"),
             }
+            shutdown.wait().await;
         }
     });
+}
+
+async fn right_to_sweep(storage: &dyn Storage) -> Box<dyn Lease> {
+    loop {
+        match storage.try_lease(&Key::new(&["sweep"])).await {
+            Ok(Some(lease)) => return lease,
+            Ok(None) => tracing::debug!("another process sweeps this storage"),
+            Err(error) => tracing::warn!(%error, "the right to sweep TXT records cannot be had"),
+        }
+        tokio::time::sleep(SWEEP.after(1)).await;
+    }
 }
 
 fn serve_metrics(

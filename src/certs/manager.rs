@@ -23,6 +23,8 @@ use crate::tls::{Bundle, CertPublisher, CertTable};
 const CONCURRENT_ORDERS: usize = 8;
 /// Changes within this time make one table.
 const COALESCE: Duration = Duration::from_millis(50);
+/// A start or a reload waits this long for the disk; a certificate that comes later is served when it comes.
+const LOAD_LIMIT: Duration = Duration::from_secs(20);
 /// A start waits this long for certificates that need nobody else.
 const INSTANT_LIMIT: Duration = Duration::from_secs(5);
 const RESTART: Backoff =
@@ -39,12 +41,19 @@ pub struct Wanted {
     pub fingerprint: String,
 }
 
-/// What workers tell the manager.
-pub(super) enum Update {
+/// What a worker tells the manager.
+pub(super) struct Update {
+    pub(super) id: CertId,
+    /// Which worker speaks: one that was replaced has nothing to say any more.
+    pub(super) worker: u64,
+    pub(super) news: News,
+}
+
+pub(super) enum News {
     /// This is the certificate now.
-    Held { id: CertId, bundle: Arc<Bundle> },
+    Held(Arc<Bundle>),
     /// Until there is one, this covers some of the names.
-    StandIn { id: CertId, bundle: Arc<Bundle> },
+    StandIn(Arc<Bundle>),
 }
 
 /// Holds certificates. Cloning shares it.
@@ -85,6 +94,7 @@ impl CertManager {
             shared,
             supervisor: supervisor.clone(),
             workers: HashMap::new(),
+            started: 0,
             leftovers: Vec::new(),
             default_sni: None,
         };
@@ -129,6 +139,8 @@ struct Actor {
     shared: Shared,
     supervisor: Supervisor,
     workers: HashMap<CertId, Entry>,
+    /// How many workers there have been.
+    started: u64,
     /// What was served for sets that are not wanted any more: served on until the new sets have their own.
     leftovers: Vec<Arc<Bundle>>,
     default_sni: Option<HostName>,
@@ -136,6 +148,7 @@ struct Actor {
 
 struct Entry {
     wanted: Wanted,
+    worker: u64,
     stop: Shutdown,
     bundle: Option<Arc<Bundle>>,
     stand_ins: Vec<Arc<Bundle>>,
@@ -167,9 +180,17 @@ impl Actor {
                     publish_at.get_or_insert_with(|| Instant::now() + COALESCE);
                 }
                 Some(command) = commands.recv() => {
+                    while let Ok(update) = updates.try_recv() {
+                        self.take(update); // of workers that are about to be replaced
+                    }
                     let (loaded, settled) = self.set_wanted(command.wanted);
                     self.default_sni = command.default_sni;
-                    self.drain_while(&mut updates, all(loaded)).await;
+                    let in_time = async {
+                        if tokio::time::timeout(LOAD_LIMIT, all(loaded)).await.is_err() {
+                            tracing::warn!("storage does not answer; certificates are served as they come from it");
+                        }
+                    };
+                    self.drain_while(&mut updates, in_time).await;
                     let instant = tokio::time::timeout(INSTANT_LIMIT, all(settled));
                     self.drain_while(&mut updates, async { drop(instant.await) }).await;
                     publish_at = None;
@@ -195,20 +216,15 @@ impl Actor {
     }
 
     fn take(&mut self, update: Update) {
-        match update {
-            Update::Held { id, bundle } => {
-                if let Some(entry) = self.workers.get_mut(&id) {
-                    entry.bundle = Some(bundle);
-                    entry.stand_ins.clear();
-                }
+        let Update { id, worker, news } = update;
+        let Some(entry) = self.workers.get_mut(&id).filter(|entry| entry.worker == worker) else { return };
+        match news {
+            News::Held(bundle) => {
+                entry.bundle = Some(bundle);
+                entry.stand_ins.clear();
             }
-            Update::StandIn { id, bundle } => {
-                if let Some(entry) = self.workers.get_mut(&id)
-                    && entry.bundle.is_none()
-                {
-                    entry.stand_ins.push(bundle);
-                }
-            }
+            News::StandIn(bundle) if entry.bundle.is_none() => entry.stand_ins.push(bundle),
+            News::StandIn(_) => {}
         }
     }
 
@@ -242,27 +258,32 @@ impl Actor {
             self.workers.insert(id, entry);
         }
         for (id, entry) in before {
-            self.retire(entry);
             self.shared.views.remove(&id);
-            self.shared.observer.forgotten(&id);
+            self.shared.observer.forgotten(&entry.wanted.names);
+            self.retire(entry);
         }
         (loaded, settled)
     }
 
-    fn start(&self, id: &CertId, wanted: Wanted, milestones: Milestones) -> Entry {
+    fn start(&mut self, id: &CertId, wanted: Wanted, milestones: Milestones) -> Entry {
+        self.started += 1;
+        let worker = self.started;
         let stop = self.supervisor.shutdown().child();
         let (shared, template, first) = (self.shared.clone(), wanted.clone(), Mutex::new(milestones));
         let name = format!("certificate {id}").into();
         self.supervisor.spawn_until(name, OnExit::Restart(RESTART), stop.clone(), move |shutdown| {
             let milestones = std::mem::take(&mut *first.lock().unwrap_or_else(PoisonError::into_inner));
-            Worker::new(shared.clone(), template.clone()).run(milestones, shutdown)
+            Worker::new(shared.clone(), template.clone(), worker, shutdown).run(milestones)
         });
-        Entry { wanted, stop, bundle: None, stand_ins: Vec::new() }
+        Entry { wanted, worker, stop, bundle: None, stand_ins: Vec::new() }
     }
 
     fn retire(&mut self, entry: Entry) {
         entry.stop.trigger();
-        self.leftovers.extend(entry.bundle);
+        if let Some(bundle) = entry.bundle {
+            self.leftovers.retain(|known| known.serial() != bundle.serial());
+            self.leftovers.push(bundle);
+        }
     }
 
     fn publish(&mut self) {
@@ -274,8 +295,10 @@ impl Actor {
         self.leftovers.retain(needed);
         let held = self.workers.values().filter_map(|entry| entry.bundle.clone());
         let mut table = CertTable::new(held, self.default_sni.as_ref().map(HostName::as_str));
-        table.fill(self.leftovers.iter().cloned());
-        table.fill(self.workers.values().flat_map(|entry| entry.stand_ins.iter().cloned()));
+        let stand_ins = self.workers.values().flat_map(|entry| entry.stand_ins.iter());
+        let mut others: Vec<_> = self.leftovers.iter().chain(stand_ins).cloned().collect();
+        others.sort_by_key(|bundle| std::cmp::Reverse(bundle.not_after())); // not an expired one before a good one
+        table.fill(others);
         tracing::debug!(names = table.len(), "certificates published");
         self.publisher.publish(table);
     }

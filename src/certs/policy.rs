@@ -8,6 +8,8 @@ use crate::issuer::Retry;
 /// Lifetimes under this are renewed at half, others with a third left.
 const SHORT_LIFETIME: Duration = Duration::from_secs(10 * 24 * 3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// No wait of ours is longer: a day, with jitter.
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(27 * 3600);
 /// Without a certificate to lose there is no hurry; with an expired one there is.
 const AFTER_EXPIRY: Duration = Duration::from_secs(3600);
 /// Nothing is tried more often than this, however little is left.
@@ -32,6 +34,11 @@ impl Held {
         self.not_after.duration_since(self.not_before).unwrap_or_default()
     }
 
+    /// Whether it would be renewed at once if it had been held for long.
+    pub(super) fn is_due_by_its_dates(&self, now: SystemTime) -> bool {
+        Self { stored_at: SystemTime::UNIX_EPOCH, ..*self }.renew_at(now) <= now
+    }
+
     /// When to renew: 1/3 of the lifetime left (1/2 under ten days), up to 1/30 earlier by the spread.
     ///
     /// Never within a quarter of the lifetime after it was stored: a clock that is ahead, or a CA that hands out old
@@ -51,7 +58,7 @@ impl Held {
 ///
 /// 1, 10, 100 minutes, then daily, +-10 %, and always early enough that three more attempts fit before `not_after`; at least
 /// hourly once the certificate has expired. The CA's own moment wins over the schedule, capped by a day and by the point
-/// where a tenth of the lifetime is left.
+/// where a tenth of the lifetime is left; after that point the schedule caps it, so that a CA is not asked in a loop.
 pub(super) fn retry_at(
     failures: u32,
     retry: Retry,
@@ -75,7 +82,7 @@ pub(super) fn retry_at(
     let Retry::At(theirs) = retry else { return ours };
     let latest = held.map_or(now + DAY, |held| {
         let floor = held.not_after.checked_sub(held.lifetime() / 10).unwrap_or(now);
-        (now + DAY).min(floor)
+        (now + DAY).min(floor.max(ours))
     });
     theirs.min(latest).max(now + SHORTEST_RETRY)
 }
@@ -143,6 +150,18 @@ mod tests {
         assert_eq!(theirs(99_000, Some(&cert)), at(90_000), "a tenth is left: the floor");
         assert_eq!(theirs(900_000, None), at(50_000) + DAY);
         assert_eq!(theirs(0, None), at(50_000) + SHORTEST_RETRY);
+        let late = |now, failures| {
+            retry_at(failures, Retry::At(at(now + 3600)), Some(&cert), at(now), 0.5)
+                .duration_since(at(now))
+                .unwrap()
+        };
+        assert_eq!(
+            late(95_000, 1),
+            Duration::from_secs(60),
+            "past the floor: on the schedule, not every second"
+        );
+        assert_eq!(late(95_000, 2), Duration::from_secs(600));
+        assert_eq!(late(200_000, 9), AFTER_EXPIRY, "expired: no loop either");
     }
 
     proptest! {

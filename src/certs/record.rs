@@ -105,6 +105,29 @@ struct StoredAttempts {
 struct Inventory {
     /// Keys of the certificates that were stored: one that is missing later was lost, not never ordered.
     certificates: Vec<String>,
+    /// Those among them whose value was damaged and set aside by us: missing, but not lost.
+    #[serde(default)]
+    set_aside: Vec<String>,
+}
+
+impl Inventory {
+    fn note_stored(&mut self, key: &Key) -> bool {
+        let known = self.certificates.iter().any(|k| k == key.as_str());
+        let before = self.set_aside.len();
+        self.set_aside.retain(|k| k != key.as_str());
+        if !known {
+            self.certificates.push(key.as_str().to_owned());
+        }
+        !known || self.set_aside.len() != before
+    }
+
+    fn note_set_aside(&mut self, key: &Key) -> bool {
+        let known = self.set_aside.iter().any(|k| k == key.as_str());
+        if !known {
+            self.set_aside.push(key.as_str().to_owned());
+        }
+        !known
+    }
 }
 
 /// What storage says about a certificate.
@@ -137,8 +160,14 @@ impl CertRecords {
         let current = match self.storage.load(&key).await {
             Ok(Some(found)) => parse(&found.value, names),
             Ok(None) => {
+                // Set aside by a former look; its predecessor is still the last good one.
+                if let Some(cert) = self.previous(&key, id, names).await? {
+                    return Ok(Found::Cert(cert));
+                }
                 let inventory = self.inventory().await?.0;
-                return Ok(if inventory.certificates.iter().any(|k| k == key.as_str()) {
+                return Ok(if inventory.set_aside.iter().any(|k| k == key.as_str()) {
+                    Found::Damaged
+                } else if inventory.certificates.iter().any(|k| k == key.as_str()) {
                     Found::Lost(format!(
                         "storage held a certificate for {names:?} and does not any more ({key}). Nothing is ordered, so that a lost \
                          volume does not use up the CA's limits. Restore the state directory, or remove inventory.json from it to \
@@ -155,20 +184,35 @@ impl CertRecords {
             Ok(cert) => return Ok(Found::Cert(cert)),
             Err(reason) => reason,
         };
+        // Noted first: what is missing later without a note was lost, and is not ordered.
+        self.note(|inventory| inventory.note_set_aside(&key)).await?;
         let place = self.storage.set_aside(&key).await?;
         tracing::error!(certificate = %id, place, reason, "a stored certificate is damaged and was set aside");
-        if let Some(previous) = self.storage.load_previous(&key).await? {
-            match parse(&previous.value, names) {
-                Ok(cert) => {
-                    tracing::warn!(certificate = %id, serial = cert.bundle.serial(), "serving the previous generation");
-                    return Ok(Found::Cert(cert));
-                }
-                Err(reason) => {
-                    tracing::error!(certificate = %id, reason, "the previous generation is damaged too");
-                }
+        Ok(self.previous(&key, id, names).await?.map_or(Found::Damaged, Found::Cert))
+    }
+
+    async fn previous(
+        &self,
+        key: &Key,
+        id: &CertId,
+        names: &[HostPattern],
+    ) -> Result<Option<HeldCert>, StorageError> {
+        let parsed = match self.storage.load_previous(key).await {
+            Ok(Some(previous)) => parse(&previous.value, names),
+            Ok(None) => return Ok(None),
+            Err(StorageError::Damaged { reason, .. }) => Err(reason),
+            Err(error) => return Err(error),
+        };
+        Ok(match parsed {
+            Ok(cert) => {
+                tracing::warn!(certificate = %id, serial = cert.bundle.serial(), "serving the previous generation");
+                Some(cert)
             }
-        }
-        Ok(Found::Damaged)
+            Err(reason) => {
+                tracing::error!(certificate = %id, reason, "the previous generation is damaged too");
+                None
+            }
+        })
     }
 
     /// Stores a certificate durably; on return it survives a crash.
@@ -187,12 +231,16 @@ impl CertRecords {
             stored_at: seconds(cert.held.stored_at),
         };
         self.storage.store(&key, &encode(&stored)?, Expect::Anything).await?;
+        self.note(|inventory| inventory.note_stored(&key)).await
+    }
+
+    /// Changes the inventory; `change` says whether there was anything to change.
+    async fn note(&self, change: impl Fn(&mut Inventory) -> bool) -> Result<(), StorageError> {
         for _ in 0..8 {
             let (mut inventory, expect) = self.inventory().await?;
-            if inventory.certificates.iter().any(|k| k == key.as_str()) {
+            if !change(&mut inventory) {
                 return Ok(());
             }
-            inventory.certificates.push(key.as_str().to_owned());
             match self.storage.store(&inventory_key(), &encode(&inventory)?, expect).await {
                 Err(StorageError::Conflict(_)) => {}
                 result => return result.map(|_| ()),
@@ -209,7 +257,12 @@ impl CertRecords {
     ) -> Result<Vec<Arc<Bundle>>, StorageError> {
         let mut found = Vec::new();
         for key in self.storage.list(&format!("certs/{}", Key::new(&[issuer.as_str()]))).await? {
-            let Some(stored) = self.storage.load(&key).await? else { continue };
+            let stored = match self.storage.load(&key).await {
+                Ok(Some(stored)) => stored,
+                // One that is damaged is told of when its own turn comes.
+                Ok(None) | Err(StorageError::Damaged { .. }) => continue,
+                Err(error) => return Err(error),
+            };
             if let Ok(cert) = parse(&stored.value, &[])
                 && names.iter().any(|name| cert.bundle.covers(std::slice::from_ref(name)))
             {
@@ -297,7 +350,7 @@ fn inventory_key() -> Key {
 
 fn parse(value: &[u8], names: &[HostPattern]) -> Result<HeldCert, String> {
     let stored: StoredCert = serde_json::from_slice(value).map_err(|e| e.to_string())?;
-    let issued = IssuedCert { chain_pem: stored.chain, key_pem: Secret::new(stored.key) };
+    let issued = IssuedCert { chain_pem: stored.chain, key_pem: Secret::new(stored.key), resumed: true };
     HeldCert::prove(&issued, names, SystemTime::UNIX_EPOCH + Duration::from_secs(stored.stored_at))
 }
 

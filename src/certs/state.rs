@@ -41,6 +41,8 @@ pub(super) enum Event {
     Failed(IssueError),
     /// Another process holds the lease.
     Busy,
+    /// Another process has tried meanwhile and failed: its moment counts, or a CA is asked twice as often as it should be.
+    PeerFailed(Attempts),
     /// Storage does not hold what it held before: never a reason to order.
     StorageLost(String),
 }
@@ -60,6 +62,8 @@ pub(super) struct Machine {
     held: Option<Held>,
     failures: u32,
     state: State,
+    /// How long the state was meant to last when it was entered. A clock that is set back does not stretch it.
+    wait: Duration,
 }
 
 /// What survives a restart beside the certificate.
@@ -74,14 +78,11 @@ pub(super) struct Attempts {
 impl Machine {
     /// Begins with what storage holds. Attempts of another configuration are left out by the caller.
     pub(super) fn new(held: Option<Held>, attempts: Option<Attempts>, now: SystemTime) -> Self {
-        let mut machine = Self { held, failures: 0, state: State::Wanted };
+        let mut machine = Self { held, failures: 0, state: State::Wanted, wait: Duration::ZERO };
         let renew_at = held.map(|h| h.renew_at(now));
         match (attempts, renew_at) {
             (Some(attempts), due) if due.is_none_or(|due| due <= now) => {
-                machine.failures = attempts.failures;
-                let Attempts { until, failure, parked, .. } = attempts;
-                machine.state =
-                    if parked { State::Parked { until, failure } } else { State::Waiting { until, failure } };
+                machine.resume(attempts, now);
             }
             (_, Some(renew_at)) => machine.state = State::Valid { renew_at },
             (_, None) => {}
@@ -101,6 +102,19 @@ impl Machine {
         self.failures
     }
 
+    /// A certificate was found that was not known before; whether it is due changes nothing about serving it.
+    pub(super) fn hold(&mut self, held: Held) {
+        self.held = Some(held);
+    }
+
+    fn resume(&mut self, attempts: Attempts, now: SystemTime) {
+        let Attempts { failures, until, failure, parked } = attempts;
+        self.failures = failures;
+        self.wait = until.duration_since(now).unwrap_or_default().min(policy::LONGEST_WAIT);
+        self.state =
+            if parked { State::Parked { until, failure } } else { State::Waiting { until, failure } };
+    }
+
     /// What to keep for the next start; `None` when the last attempt succeeded.
     pub(super) fn attempts(&self) -> Option<Attempts> {
         let (until, failure, parked) = match &self.state {
@@ -111,12 +125,19 @@ impl Machine {
         Some(Attempts { failures: self.failures, until, parked, failure })
     }
 
-    /// What to do at `now`.
-    pub(super) fn next(&self, now: SystemTime) -> Action {
-        let until = match &self.state {
+    /// What to do at `now`, which may have jumped either way since the last call.
+    pub(super) fn next(&mut self, now: SystemTime) -> Action {
+        let until = match &mut self.state {
             State::Wanted => return Action::Order,
-            State::Valid { renew_at } => *renew_at,
-            State::Waiting { until, .. } | State::Parked { until, .. } | State::Following { until } => *until,
+            State::Valid { renew_at } => {
+                // Computed while the clock was wrong, it may lie years ahead of a certificate of days.
+                *renew_at = self.held.map_or(*renew_at, |held| held.renew_at(now));
+                *renew_at
+            }
+            State::Waiting { until, .. } | State::Parked { until, .. } | State::Following { until } => {
+                *until = (*until).min(now + self.wait);
+                *until
+            }
         };
         if until <= now { Action::Order } else { Action::SleepUntil(until) }
     }
@@ -139,10 +160,17 @@ impl Machine {
                 }
             }
             Event::Busy => State::Following { until: now + PEER_POLL },
+            Event::PeerFailed(attempts) => return self.resume(attempts, now),
             Event::StorageLost(message) => State::Parked {
                 until: now + STORAGE_POLL,
                 failure: Failure { class: FailureClass::Config, message },
             },
+        };
+        self.wait = match &self.state {
+            State::Waiting { until, .. } | State::Parked { until, .. } | State::Following { until } => {
+                until.duration_since(now).unwrap_or_default()
+            }
+            State::Wanted | State::Valid { .. } => Duration::ZERO,
         };
     }
 }
@@ -187,9 +215,9 @@ mod tests {
         for _ in 0..3 {
             machine.step(failed(Retry::Backoff), at(0), 0.5);
         }
-        let again = Machine::new(None, machine.attempts(), at(10));
+        let mut again = Machine::new(None, machine.attempts(), at(10));
         assert_eq!((again.failures(), again.next(at(10))), (3, Action::SleepUntil(at(6000))));
-        let again = Machine::new(Some(held(0, 600)), machine.attempts(), at(10));
+        let mut again = Machine::new(Some(held(0, 600)), machine.attempts(), at(10));
         assert_eq!(
             (again.failures(), again.next(at(10))),
             (0, Action::SleepUntil(at(300))),
@@ -201,7 +229,27 @@ mod tests {
 
     #[test]
     fn a_clock_before_the_certificates_dates_orders_nothing() {
-        let machine = Machine::new(Some(held(1_000_000, 600)), None, at(0));
+        let mut machine = Machine::new(Some(held(1_000_000, 600)), None, at(0));
         assert_eq!(machine.next(at(0)), Action::SleepUntil(at(1_000_300)));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_postpones_nothing() {
+        const YEAR: u64 = 365 * 24 * 3600;
+        // A failure a year ahead, then the right time: the wait is what it was meant to be.
+        let mut machine = Machine::new(None, None, at(YEAR));
+        machine.step(failed(Retry::Backoff), at(YEAR), 0.5);
+        assert_eq!(machine.next(at(0)), Action::SleepUntil(at(60)));
+        assert_eq!(machine.next(at(60)), Action::Order);
+        // So after a restart, as far as it can be known.
+        let mut again = Machine::new(None, machine.attempts(), at(0));
+        let Action::SleepUntil(until) = again.next(at(0)) else { panic!("{again:?}") };
+        assert!(until <= at(0) + policy::LONGEST_WAIT);
+        // A certificate that was ordered a year ahead and looked due at once.
+        let cert = Held { stored_at: at(YEAR), ..held(0, 600) };
+        let mut machine = Machine::new(None, None, at(YEAR));
+        machine.step(Event::Renewed(cert), at(YEAR), 0.5);
+        assert_eq!(machine.next(at(YEAR)), Action::SleepUntil(at(YEAR + 150)), "no loop meanwhile");
+        assert_eq!(machine.next(at(10)), Action::SleepUntil(at(300)), "and its own dates afterwards");
     }
 }

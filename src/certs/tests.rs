@@ -1,5 +1,7 @@
 //! The manager with a model CA, in memory, over simulated weeks.
 
+mod faults;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -27,6 +29,11 @@ struct ModelCa {
     lifetime: Duration,
     takes: Duration,
     down: AtomicBool,
+    instant: bool,
+    /// What an order of a former run would end with.
+    interrupted: Mutex<Option<IssuedCert>>,
+    /// The names that it signs instead of those that it was asked for.
+    confused: Mutex<Option<Vec<String>>>,
     asked: AtomicU32,
     signed: AtomicU32,
 }
@@ -39,6 +46,9 @@ impl ModelCa {
             lifetime,
             takes: Duration::from_secs(5),
             down: AtomicBool::new(false),
+            instant: false,
+            interrupted: Mutex::default(),
+            confused: Mutex::default(),
             asked: AtomicU32::new(0),
             signed: AtomicU32::new(0),
         })
@@ -62,17 +72,33 @@ impl Issuer for ModelCa {
         if self.down.load(Ordering::SeqCst) {
             return Err(IssueError::new(FailureClass::CaDown, Retry::Backoff, "the model CA is down"));
         }
+        if let Some(issued) = self.interrupted.lock().unwrap().clone() {
+            return Ok(issued);
+        }
         self.signed.fetch_add(1, Ordering::SeqCst);
+        let names = request.names.iter().map(ToString::to_string).collect();
+        let names = self.confused.lock().unwrap().clone().unwrap_or(names);
+        Ok(self.sign(names))
+    }
+
+    fn is_instant(&self) -> bool {
+        self.instant
+    }
+
+    async fn stored(&self, _request: &IssueRequest) {
+        *self.interrupted.lock().unwrap() = None;
+    }
+}
+
+impl ModelCa {
+    fn sign(&self, names: Vec<String>) -> IssuedCert {
         let key = KeyPair::generate().unwrap();
-        let names: Vec<String> = request.names.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.not_before = self.clock.now().into();
         params.not_after = (self.clock.now() + self.lifetime).into();
         let chain_pem = params.self_signed(&key).unwrap().pem();
-        Ok(IssuedCert { chain_pem, key_pem: Secret::new(key.serialize_pem()) })
+        IssuedCert { chain_pem, key_pem: Secret::new(key.serialize_pem()), resumed: false }
     }
-
-    async fn stored(&self, _request: &IssueRequest) {}
 }
 
 #[derive(Default)]
@@ -83,7 +109,7 @@ struct Count {
 }
 
 impl CertObserver for Count {
-    fn ordered(&self, _id: &CertId, ok: bool) {
+    fn ordered(&self, _names: &[HostPattern], ok: bool) {
         if ok { &self.ok } else { &self.failed }.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -91,7 +117,7 @@ impl CertObserver for Count {
         *self.last.lock().unwrap() = Some(view.clone());
     }
 
-    fn forgotten(&self, _id: &CertId) {}
+    fn forgotten(&self, _names: &[HostPattern]) {}
 }
 
 /// One process.
@@ -104,10 +130,13 @@ struct Process {
 
 impl Process {
     fn start(storage: &MemoryStorage, clock: &SharedClock) -> Self {
+        Self::on(Arc::new(storage.clone()), clock)
+    }
+
+    fn on(storage: Arc<dyn Storage>, clock: &SharedClock) -> Self {
         let (publisher, certs) = cert_store();
         let supervisor = Supervisor::new(Shutdown::new());
         let count = Arc::new(Count::default());
-        let storage = Arc::new(storage.clone());
         let manager = CertManager::start(publisher, storage, clock.clone(), count.clone(), &supervisor);
         Self { manager, certs, supervisor, count }
     }

@@ -8,6 +8,7 @@ use super::record::CertId;
 use crate::clock;
 use crate::issuer::IssuerId;
 use crate::name::HostPattern;
+use crate::task::Shutdown;
 
 /// One certificate as it stands.
 #[derive(Clone, Debug)]
@@ -85,11 +86,11 @@ impl CertView {
 /// Told what happens to certificates; counts it.
 pub trait CertObserver: Send + Sync {
     /// An order ended.
-    fn ordered(&self, id: &CertId, ok: bool);
+    fn ordered(&self, names: &[HostPattern], ok: bool);
     /// What is served, or what happens next, has changed.
     fn changed(&self, view: &CertView);
     /// It is not wanted any more.
-    fn forgotten(&self, id: &CertId);
+    fn forgotten(&self, names: &[HostPattern]);
 }
 
 /// The views of all certificates. Read by operators and by nothing on the request path.
@@ -97,16 +98,24 @@ pub trait CertObserver: Send + Sync {
 pub(super) struct Views(Arc<Mutex<BTreeMap<CertId, CertView>>>);
 
 impl Views {
-    pub(super) fn put(&self, view: CertView) {
-        self.lock().insert(view.id.clone(), view);
+    /// Shows `view`, unless its worker was told to `stop`: what is not wanted any more must not come back. `false` then.
+    pub(super) fn put(&self, view: CertView, stop: &Shutdown) -> bool {
+        let mut views = self.lock();
+        if stop.is_triggered() {
+            return false;
+        }
+        views.insert(view.id.clone(), view);
+        true
     }
 
     pub(super) fn remove(&self, id: &CertId) {
         self.lock().remove(id);
     }
 
-    pub(super) fn step(&self, id: &CertId, step: String) {
-        if let Some(view) = self.lock().get_mut(id) {
+    pub(super) fn step(&self, id: &CertId, step: String, stop: &Shutdown) {
+        if let Some(view) = self.lock().get_mut(id)
+            && !stop.is_triggered()
+        {
             view.step = Some(step);
         }
     }

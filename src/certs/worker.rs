@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::manager::{Update, Wanted};
+use super::manager::{News, Update, Wanted};
 use super::record::{CertId, CertRecords, Found, HeldCert, lease_key};
 use super::state::{Action, Event, Machine, State};
 use super::view::{CertObserver, CertView, Phase, Views};
 use crate::backoff;
 use crate::clock::{self, SharedClock};
-use crate::issuer::{FailureClass, IssueError, IssueRequest, Progress, Retry, Step};
+use crate::issuer::{FailureClass, IssueError, IssueRequest, IssuedCert, Progress, Retry, Step};
 use crate::task::Shutdown;
 
 /// The wall clock is read again at least this often: a suspended machine wakes up late otherwise.
@@ -42,23 +42,31 @@ pub(super) struct Worker {
     shared: Shared,
     wanted: Wanted,
     id: CertId,
+    number: u64,
+    stop: Shutdown,
     current: Option<HeldCert>,
 }
 
 impl Worker {
-    pub(super) fn new(shared: Shared, wanted: Wanted) -> Self {
+    pub(super) fn new(shared: Shared, wanted: Wanted, number: u64, stop: Shutdown) -> Self {
         let id = CertId::of(&wanted.names);
-        Self { shared, wanted, id, current: None }
+        Self { shared, wanted, id, number, stop, current: None }
     }
 
-    /// Runs until the shutdown. An order under way is dropped then; its records go to the janitor and it is resumed later.
-    pub(super) async fn run(mut self, mut milestones: Milestones, shutdown: Shutdown) {
+    /// Runs until it is told to stop. An order under way is dropped then; its records go to the janitor and it is resumed later.
+    pub(super) async fn run(mut self, mut milestones: Milestones) {
+        let shutdown = self.stop.clone();
         let mut machine = self.load().await;
         self.show(&machine, None);
         done(&mut milestones.loaded);
         loop {
             let now = self.shared.clock.now();
-            match machine.next(now) {
+            let before = machine.state().clone();
+            let action = machine.next(now);
+            if *machine.state() != before {
+                self.show(&machine, None); // the clock was set: the next moment is another one
+            }
+            match action {
                 Action::SleepUntil(until) => {
                     done(&mut milestones.settled);
                     let wait = until.duration_since(now).unwrap_or_default().min(LONGEST_SLEEP);
@@ -69,7 +77,7 @@ impl Worker {
                 }
                 Action::Order => {
                     let event = tokio::select! {
-                        event = self.attempt(&machine) => event,
+                        event = self.attempt(&mut machine) => event,
                         () = shutdown.wait() => return,
                     };
                     let waited = matches!(event, Event::Busy);
@@ -109,7 +117,7 @@ impl Worker {
         match records.stand_ins(issuer, &self.wanted.names).await {
             Ok(bundles) => {
                 for bundle in bundles {
-                    self.send(Update::StandIn { id: self.id.clone(), bundle }).await;
+                    self.send(News::StandIn(bundle)).await;
                 }
             }
             Err(error) => {
@@ -125,9 +133,14 @@ impl Worker {
     }
 
     /// Takes the lease, looks again, orders, proves, stores, publishes: in this order.
-    async fn attempt(&mut self, machine: &Machine) -> Event {
-        let Ok(_permit) = self.shared.orders.clone().acquire_owned().await else {
-            return Event::Busy; // the semaphore is never closed
+    async fn attempt(&mut self, machine: &mut Machine) -> Event {
+        // An order that asks nobody does not queue behind those that wait for CAs.
+        let _permit = match self.wanted.issuer.is_instant() {
+            true => None,
+            false => match self.shared.orders.clone().acquire_owned().await {
+                Ok(permit) => Some(permit),
+                Err(_never_closed) => return Event::Busy,
+            },
         };
         let issuer = self.wanted.issuer.clone();
         let (records, now) = (self.shared.records.clone(), self.shared.clock.now());
@@ -140,12 +153,14 @@ impl Worker {
         };
         match records.load(issuer.id(), &self.id, &self.wanted.names).await {
             Ok(Found::Cert(cert)) => {
-                let known = self.current.as_ref().map(|c| c.bundle.serial());
-                if known != Some(cert.bundle.serial()) && cert.held.renew_at(now) > now {
-                    tracing::info!(certificate = %self.id, serial = cert.bundle.serial(), "another process has renewed it");
+                if self.is_news(&cert) {
                     let held = cert.held;
+                    tracing::info!(certificate = %self.id, serial = cert.bundle.serial(), "found in storage");
                     self.publish(cert).await;
-                    return Event::Renewed(held);
+                    machine.hold(held);
+                    if held.renew_at(now) > now {
+                        return Event::Renewed(held);
+                    }
                 }
             }
             Ok(Found::Nothing) if self.current.is_some() => {
@@ -161,30 +176,26 @@ impl Worker {
                 return Event::StorageLost(format!("{error}. Nothing is ordered while it cannot be read"));
             }
         }
+        let fingerprint = &self.wanted.fingerprint;
+        if let Some(theirs) = records.load_attempts(issuer.id(), &self.id, fingerprint).await
+            && theirs.failures > machine.failures()
+            && theirs.until > now
+        {
+            return Event::PeerFailed(theirs);
+        }
         self.show(machine, Some("starting".to_owned()));
         let request = IssueRequest { names: self.wanted.names.clone() };
         let event = self.order(&request).await;
         let ok = matches!(event, Event::Renewed(_));
-        self.shared.observer.ordered(&self.id, ok);
+        self.shared.observer.ordered(&self.wanted.names, ok);
         event
     }
 
     async fn order(&mut self, request: &IssueRequest) -> Event {
         let issuer = self.wanted.issuer.clone();
-        let progress = Steps { id: &self.id, views: &self.shared.views };
-        let issued = match issuer.issue(request, &progress).await {
+        let (issued, cert) = match self.issue(request).await {
             Ok(issued) => issued,
             Err(error) => return Event::Failed(error),
-        };
-        let cert = match HeldCert::prove(&issued, &request.names, self.shared.clock.now()) {
-            Ok(cert) => cert,
-            Err(reason) => {
-                let message = format!(
-                    "{:?}: the CA's certificate cannot be served: {reason}. The old one stays.",
-                    request.names
-                );
-                return Event::Failed(IssueError::new(FailureClass::Config, Retry::Park, message));
-            }
         };
         if let Err(error) = self.shared.records.store(issuer.id(), &self.id, &issued, &cert).await {
             // The order stays in the issuer's journal: the next attempt fetches the same certificate again.
@@ -202,12 +213,53 @@ impl Worker {
         Event::Renewed(held)
     }
 
+    /// Gets a certificate that is worth storing. What an interrupted order ends with may be what is held already (the crash
+    /// came after it was stored) or may have grown old meanwhile; then the order is let go and a new one made, once.
+    async fn issue(&self, request: &IssueRequest) -> Result<(IssuedCert, HeldCert), IssueError> {
+        let issuer = &self.wanted.issuer;
+        let progress = Steps { id: &self.id, views: &self.shared.views, stop: &self.stop };
+        let mut may_order_again = true;
+        loop {
+            let issued = issuer.issue(request, &progress).await?;
+            let proven = HeldCert::prove(&issued, &request.names, self.shared.clock.now());
+            let reason = match proven {
+                Ok(cert) if !issued.resumed || !self.is_stale(&cert) => return Ok((issued, cert)),
+                Ok(_) => "it is the one that is held already, or as old".to_owned(),
+                Err(reason) => reason,
+            };
+            // Whatever is wrong with it, asking for the same order again would not change it.
+            issuer.stored(request).await;
+            if !issued.resumed || !may_order_again {
+                let message = format!(
+                    "{:?}: the CA's certificate cannot be served: {reason}. What was served before stays; a new order is made                      at the next attempt.",
+                    request.names
+                );
+                return Err(IssueError::new(FailureClass::Config, Retry::Park, message));
+            }
+            may_order_again = false;
+            tracing::info!(certificate = %self.id, reason, "the interrupted order's certificate is of no use; ordering a new one");
+        }
+    }
+
+    fn is_stale(&self, cert: &HeldCert) -> bool {
+        let held = self.current.as_ref().is_some_and(|c| c.bundle.serial() == cert.bundle.serial());
+        held || cert.held.is_due_by_its_dates(self.shared.clock.now())
+    }
+
+    /// Whether a certificate from storage is another one than the current one, and not an older one.
+    fn is_news(&self, cert: &HeldCert) -> bool {
+        self.current.as_ref().is_none_or(|current| {
+            current.bundle.serial() != cert.bundle.serial() && current.held.not_after <= cert.held.not_after
+        })
+    }
+
     async fn publish(&mut self, cert: HeldCert) {
-        self.send(Update::Held { id: self.id.clone(), bundle: cert.bundle.clone() }).await;
+        self.send(News::Held(cert.bundle.clone())).await;
         self.current = Some(cert);
     }
 
-    async fn send(&self, update: Update) {
+    async fn send(&self, news: News) {
+        let update = Update { id: self.id.clone(), worker: self.number, news };
         if self.shared.updates.send(update).await.is_err() {
             tracing::debug!(certificate = %self.id, "the certificate manager has ended");
         }
@@ -253,8 +305,9 @@ impl Worker {
             last_error: error,
             step,
         };
-        self.shared.observer.changed(&view);
-        self.shared.views.put(view);
+        if self.shared.views.put(view.clone(), &self.stop) {
+            self.shared.observer.changed(&view);
+        }
     }
 }
 
@@ -262,12 +315,13 @@ impl Worker {
 struct Steps<'a> {
     id: &'a CertId,
     views: &'a Views,
+    stop: &'a Shutdown,
 }
 
 impl Progress for Steps<'_> {
     fn step(&self, step: Step) {
         tracing::info!(certificate = %self.id, "{step}");
-        self.views.step(self.id, step.to_string());
+        self.views.step(self.id, step.to_string(), self.stop);
     }
 }
 

@@ -244,10 +244,15 @@ fn derived(
     let mut homeless = Vec::new();
     let mut local = Vec::new();
     let covered = |host: &HostPattern| all.iter().flat_map(|w| &w.names).any(|name| name.covers(host));
+    // The local CA's signatures cost nothing, and browsers and OpenSSL refuse `*.localhost`: every name gets its own.
+    let by_local_ca =
+        |host: &HostPattern| host.is_local() || matches!(defaults.authority, Some(Authority::Local));
     let orphans: Vec<_> = hosts
         .iter()
         .filter(|(host, _)| !covered(host))
-        .filter(|(host, _)| !hosts.iter().any(|(other, _)| *other != *host && other.covers(host)))
+        .filter(|(host, _)| {
+            by_local_ca(host) || !hosts.iter().any(|(other, _)| *other != *host && other.covers(host))
+        })
         .copied()
         .collect();
     for (host, span) in orphans {

@@ -12,9 +12,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::clock::SharedClock;
-use crate::issuer::{
-    FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, Retry, Step,
-};
+use crate::issuer::{FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, Retry};
 use crate::secret::Secret;
 use crate::storage::{Expect, Key, Storage, StorageError};
 
@@ -63,7 +61,9 @@ impl LocalCa {
             let value = serde_json::to_vec(&root).map_err(|e| broken(e.to_string()))?;
             match self.storage.store(&key, &value, Expect::Absent).await {
                 Ok(_) => {
-                    tracing::info!("made the local CA's root certificate; browsers trust it once you do");
+                    tracing::info!(
+                        "made the local CA's root; to trust it, take the PEM in the field `certificate` of local-ca/root.json in the state directory"
+                    );
                     return Ok(root);
                 }
                 Err(StorageError::Conflict(_)) => {}
@@ -84,8 +84,11 @@ impl Issuer for LocalCa {
         true
     }
 
-    async fn issue(&self, request: &IssueRequest, progress: &dyn Progress) -> Result<IssuedCert, IssueError> {
-        progress.step(Step::Account);
+    async fn issue(
+        &self,
+        request: &IssueRequest,
+        _progress: &dyn Progress,
+    ) -> Result<IssuedCert, IssueError> {
         let failed = |what: String| {
             IssueError::new(
                 FailureClass::Config,
@@ -94,7 +97,6 @@ impl Issuer for LocalCa {
             )
         };
         let root = self.root().await.map_err(|e| failed(e.to_string()))?;
-        progress.step(Step::Finalize);
         sign(&root, request, self.clock.now()).map_err(|e| failed(e.to_string()))
     }
 
@@ -131,6 +133,7 @@ fn sign(root: &StoredRoot, request: &IssueRequest, now: SystemTime) -> Result<Is
     Ok(IssuedCert {
         chain_pem: format!("{}{}", leaf.pem(), root.certificate),
         key_pem: Secret::new(key.serialize_pem()),
+        resumed: false,
     })
 }
 
@@ -142,6 +145,7 @@ fn date(now: SystemTime, before: Duration, after: Duration) -> OffsetDateTime {
 mod tests {
     use super::*;
     use crate::clock::SystemClock;
+    use crate::issuer::Step;
     use crate::name::HostPattern;
     use crate::storage::MemoryStorage;
 

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use crate::support::alone;
 use crate::support::starlock::{Starlock, local_root};
 use crate::support::web::Upstream;
 
@@ -9,6 +10,7 @@ const GIB: u64 = 1 << 30;
 
 #[test]
 fn a_gibibyte_up_and_down_stays_under_64_mib() {
+    let _alone = alone();
     let app = Upstream::start("app");
     let mut starlock = Starlock::start(&format!(
         "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\n[log]\naccess = \"off\"\n[routes]\n\"app.localhost\" = \"{}\"\n",

@@ -25,7 +25,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::responder::{Responder, name, parent};
-use crate::support::dns::{Knot, PowerDns, Recursor, loopback, script, txt};
+use crate::support::dns::{Knot, PowerDns, Recursor, hook, loopback, script, txt};
 use crate::support::eventually;
 
 const CHALLENGE: &str = "_acme-challenge.example.test";
@@ -220,15 +220,7 @@ async fn exec_drives_a_program() {
     let rig = Rig::new(knot.address);
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("hook");
-    let (ip, key) = (knot.address.ip(), &knot.secret);
-    script(
-        &program,
-        &format!(
-            "#!/bin/sh\nset -eu\ncase $1 in present) what=add; ttl=1;; cleanup) what=delete; ttl=;; esac\n\
-             printf 'server {ip} 53\\nzone example.test\\nupdate %s %s %s TXT \"%s\"\\nsend\\n' $what $2 \"$ttl\" \"$3\" | \
-             nsupdate -v -y hmac-sha256:acme:{key}\n"
-        ),
-    );
+    hook(&knot, &program);
     let provider = rig.provider(ProviderKind::Exec { program });
     comes_and_goes(rig, provider, knot.address).await;
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use crate::support::pebble::{Options, Pebble, verify_chain};
+use crate::support::process::output;
 use crate::support::starlock::Starlock;
 use crate::support::stopper::{Stop, Stopper};
 use crate::support::web::{Upstream, curl, served_chain};
@@ -95,6 +96,19 @@ fn apex_and_wildcard_in_one_order_through_the_responder() {
     );
     let orders = pebble.log().matches("order-place").count();
     assert!(orders <= 1, "one order was enough, {orders} were made");
+
+    let metrics = output("curl", &["-sf", &format!("http://{}/metrics", starlock.address("metrics"))]);
+    for series in [
+        "starlock_certificate_not_after_timestamp_seconds{name=\"example.test\"}",
+        "starlock_certificate_not_after_timestamp_seconds{name=\"*.example.test\"}",
+        "starlock_certificate_next_action_timestamp_seconds{name=\"example.test\"}",
+        "starlock_certificate_renewals_total{name=\"*.example.test\",result=\"success\"} 1",
+        "starlock_http_requests_total{route=\"app.example.test\"",
+        "starlock_tls_handshakes_total{result=\"ok\"}",
+        "starlock_build_info{version=\"",
+    ] {
+        assert!(metrics.contains(series), "{series} is not in:\n{metrics}");
+    }
 
     assert_eq!(txt_at(responder, "_acme-challenge.example.test"), Vec::<String>::new());
     let refused = curl(https, &root, "https://example.org/", &[]).unwrap_err();

@@ -20,6 +20,7 @@ mod limits;
 mod listeners;
 #[path = "../../benches/load/mod.rs"]
 mod load;
+mod providers;
 mod proxying;
 mod reload;
 mod renewal;

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::load;
+use crate::support::alone;
 use crate::support::starlock::{Starlock, local_root};
 use crate::support::web::{Upstream, curl};
 
@@ -16,6 +17,7 @@ fn config(app: &Upstream, extra: &str) -> String {
 
 #[test]
 fn a_thousand_reloads_under_load_fail_nothing_and_grow_nothing() {
+    let _alone = alone();
     let app = Upstream::start("app");
     let mut starlock = Starlock::start(&config(&app, ""));
     let load = load::Load::start(load::Spec {

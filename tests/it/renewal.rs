@@ -7,10 +7,11 @@ use crate::load;
 use crate::support::pebble::{Options, Pebble};
 use crate::support::starlock::Starlock;
 use crate::support::web::Upstream;
-use crate::support::{free_port, local};
+use crate::support::{alone, free_port, local};
 
 #[test]
 fn three_renewals_under_load_fail_nothing() {
+    let _alone = alone();
     let responder = local(free_port());
     let pebble = Pebble::start(Options::with_dns(responder).valid_for(20));
     let app = Upstream::start("app");

@@ -125,3 +125,36 @@ fn a_lost_state_directory_orders_nothing() {
     assert!(certificate["last_error"].as_str().unwrap().contains("inventory.json"), "{certificate}");
     assert_eq!(pebble.log().matches("Issued certificate serial").count(), 1);
 }
+
+/// Forbids IPv6 sockets as a kernel without IPv6 does, then becomes the program that follows. A seccomp filter, since the kernel
+/// of the machine has IPv6: `socket(AF_INET6, ...)` is EAFNOSUPPORT.
+const WITHOUT_IPV6: &str = r#"
+import ctypes, os, platform, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+socket = {"x86_64": 41, "aarch64": 198}[platform.machine()]
+code = [(0x20, 0, 0, 0), (0x15, 0, 3, socket), (0x20, 0, 0, 16), (0x15, 0, 1, 10), (0x06, 0, 0, 0x00050000 | 97), (0x06, 0, 0, 0x7fff0000)]
+program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
+header = struct.pack("HxxxxxxP", len(code), ctypes.addressof(program))
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, header, 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+fn without_ipv6_the_dual_stack_address_falls_back_to_ipv4() {
+    let config = "[listen]\nhttps = [\"[::]:0\"]\nhttp = [\"[::]:0\"]\n[routes]\n\"a.localhost\" = { respond = 200, body = \"here\\n\" }\n";
+    let starlock = Starlock::start_as(config, |dir, command| {
+        let mut python = std::process::Command::new("python3");
+        python
+            .args(["-c", WITHOUT_IPV6])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .current_dir(dir);
+        python.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        python
+    });
+    let https = starlock.address("https");
+    assert!(https.is_ipv4(), "{https}");
+    let local = ([127, 0, 0, 1], https.port()).into();
+    assert_eq!(curl(local, &local_root(&starlock), "https://a.localhost/", &[]).unwrap(), "here\n");
+    assert!(starlock.log().contains("no IPv6"), "it is said");
+}

@@ -12,6 +12,7 @@ pub mod stopper;
 pub mod web;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Long enough for a loaded machine; a test that waits this long has failed.
@@ -30,6 +31,12 @@ pub fn free_port() -> u16 {
 
 pub fn local(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
+}
+
+/// Keeps tests that need the whole machine from running at once; hold it to the end of the test.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Asks until the answer is there. `what` is for the message when it never is.

@@ -20,14 +20,23 @@ impl Starlock {
     /// Writes the configuration and starts; returns when it serves. `{dir}` in the text is this instance's directory; the admin
     /// socket and the state directory are set unless the text does it.
     pub fn start(config: &str) -> Self {
-        Self::start_with(config, |_, _| {})
+        Self::start_as(config, |_, command| command)
     }
 
     /// As `start`, in other surroundings: `change` gets this instance's directory and the command.
     pub fn start_with(config: &str, change: impl FnOnce(&Path, &mut Command)) -> Self {
+        Self::start_as(config, |dir, mut command| {
+            change(dir, &mut command);
+            command
+        })
+    }
+
+    /// As `start`, by whatever command `wrap` makes of the usual one.
+    pub fn start_as(config: &str, wrap: impl FnOnce(&Path, Command) -> Command) -> Self {
         let dir = tempfile::tempdir().unwrap();
         write_config(dir.path(), config);
-        let process = spawn(dir.path(), |command| change(dir.path(), command));
+        let mut command = wrap(dir.path(), run(dir.path()));
+        let process = Process::start(&mut command, &dir.path().join("starlock.log"));
         let this = Self { dir, process };
         this.wait();
         this
@@ -149,9 +158,14 @@ pub fn write_config(dir: &Path, config: &str) {
     std::fs::write(dir.join("starlock.toml"), config.replace("{dir}", dir.to_str().unwrap())).unwrap();
 }
 
-fn spawn(dir: &Path, change: impl FnOnce(&mut Command)) -> Process {
+fn run(dir: &Path) -> Command {
     let mut command = binary(dir);
     command.args(["run", "--log-format", "text", "--log-level", "debug"]);
+    command
+}
+
+fn spawn(dir: &Path, change: impl FnOnce(&mut Command)) -> Process {
+    let mut command = run(dir);
     change(&mut command);
     Process::start(&mut command, &dir.join("starlock.log"))
 }
