@@ -171,7 +171,7 @@ acme = "local"
         ] {
             assert!(lines.iter().any(|line| line.starts_with(part)), "{part:?} is not in\n{text}");
         }
-        assert!(text.contains("Certificate\n  app.example.com\n"), "{text}");
+        assert!(text.contains("Certificate\n  app.example.com (by app.example.com)\n"), "{text}");
     }
 
     #[test]
