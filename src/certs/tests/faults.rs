@@ -1,6 +1,6 @@
 //! What goes wrong around an order: storage, interrupted orders, confused CAs, reloads at the wrong moment.
 
-use tokio::sync::Semaphore;
+use tokio::sync::watch;
 
 use super::*;
 use crate::storage::{Lease, Revision, StorageError, Stored};
@@ -10,13 +10,16 @@ use crate::storage::{Lease, Revision, StorageError, Stored};
 struct Faulty {
     inner: MemoryStorage,
     broken: AtomicBool,
-    stores: Semaphore,
+    open: watch::Sender<bool>,
 }
 
 impl Faulty {
     fn over(inner: &MemoryStorage) -> Arc<Self> {
-        let stores = Semaphore::new(Semaphore::MAX_PERMITS);
-        Arc::new(Self { inner: inner.clone(), broken: AtomicBool::new(false), stores })
+        Arc::new(Self {
+            inner: inner.clone(),
+            broken: AtomicBool::new(false),
+            open: watch::Sender::new(true),
+        })
     }
 
     fn check(&self) -> Result<(), StorageError> {
@@ -43,7 +46,7 @@ impl Storage for Faulty {
 
     async fn store(&self, key: &Key, value: &[u8], expect: Expect) -> Result<Revision, StorageError> {
         self.check()?;
-        let _permit = self.stores.acquire().await.unwrap();
+        self.open.subscribe().wait_for(|open| *open).await.unwrap();
         self.inner.store(key, value, expect).await
     }
 
@@ -201,15 +204,13 @@ async fn a_worker_that_is_told_to_end_shows_nothing_any_more() {
     let ca = ModelCa::new(&clock, 45 * DAY);
     ca.down.store(true, Ordering::SeqCst);
     let faulty = Faulty::over(&storage);
-    let held_back = faulty.stores.acquire_many(u32::MAX >> 3).await.unwrap();
-    let left = faulty.stores.available_permits();
-    let rest = faulty.stores.acquire_many(u32::try_from(left).unwrap_or(u32::MAX >> 3)).await;
+    faulty.open.send_replace(false);
     let process = Process::on(faulty.clone(), &clock);
     process.want(&ca, &[EXAMPLE]).await;
     tokio::time::sleep(Duration::from_secs(10)).await; // the order failed; its attempt is being written
     *process.count.last.lock().unwrap() = None;
     process.want(&ca, &[]).await;
-    drop((held_back, rest));
+    faulty.open.send_replace(true);
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert!(process.manager.views().is_empty(), "{:?}", process.manager.views());
     assert!(process.count.last.lock().unwrap().is_none(), "nor do metrics come back");
