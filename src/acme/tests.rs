@@ -1,9 +1,7 @@
 //! Orders against a model CA over HTTP: states that a real one shows once a year, and crashes after each write.
 
 use std::convert::Infallible;
-use std::path::Path;
 use std::sync::Mutex as StdMutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use bytes::Bytes;
@@ -22,9 +20,8 @@ use crate::challenge::{Batch, Challenge, PresentError, Presented};
 use crate::clock::SystemClock;
 use crate::issuer::{FailureClass, KeyKind, Retry};
 use crate::name::HostPattern;
-use crate::storage::{
-    Expect, FsStorage, Key, Lease, MemoryStorage, Revision, StorageError, StorageSpec, Stored,
-};
+use crate::storage::MemoryStorage;
+use crate::storage::dying_tests::Dying;
 use crate::task::{OnExit, Shutdown, Supervisor};
 
 /// An answer that is given instead of the CA's own, once.
@@ -443,62 +440,6 @@ async fn what_is_no_acme_server_is_said_to_be_none() {
     assert!(!error.message.contains("_acme-challenge"), "{error}");
 }
 
-/// A disk before which the process dies: the `n`-th write is carried out and nothing after it.
-#[derive(Debug)]
-struct Dying {
-    inner: FsStorage,
-    left: AtomicUsize,
-}
-
-impl Dying {
-    fn open(path: &Path, writes: usize) -> Arc<Self> {
-        let (inner, _) = FsStorage::open(&StorageSpec { path: path.to_owned() }).unwrap();
-        Arc::new(Self { inner, left: AtomicUsize::new(writes) })
-    }
-
-    /// Never comes back after the last write that was granted.
-    async fn after<T>(&self, result: T) -> T {
-        if self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) == Ok(1) {
-            std::future::pending::<()>().await;
-        }
-        result
-    }
-}
-
-#[async_trait]
-impl Storage for Dying {
-    async fn load(&self, key: &Key) -> Result<Option<Stored>, StorageError> {
-        self.inner.load(key).await
-    }
-
-    async fn load_previous(&self, key: &Key) -> Result<Option<Stored>, StorageError> {
-        self.inner.load_previous(key).await
-    }
-
-    async fn store(&self, key: &Key, value: &[u8], expect: Expect) -> Result<Revision, StorageError> {
-        let result = self.inner.store(key, value, expect).await;
-        self.after(result).await
-    }
-
-    async fn remove(&self, key: &Key) -> Result<(), StorageError> {
-        let result = self.inner.remove(key).await;
-        self.after(result).await
-    }
-
-    async fn set_aside(&self, key: &Key) -> Result<String, StorageError> {
-        let result = self.inner.set_aside(key).await;
-        self.after(result).await
-    }
-
-    async fn list(&self, prefix: &str) -> Result<Vec<Key>, StorageError> {
-        self.inner.list(prefix).await
-    }
-
-    async fn try_lease(&self, name: &Key) -> Result<Option<Box<dyn Lease>>, StorageError> {
-        self.inner.try_lease(name).await
-    }
-}
-
 /// Issues and lets go, as `certs` does; `None` if the process died at a write.
 async fn life(ca: &ModelCa, storage: Arc<Dying>) -> Option<IssuedCert> {
     let issuer = ca.issuer(storage.clone());
@@ -508,7 +449,7 @@ async fn life(ca: &ModelCa, storage: Arc<Dying>) -> Option<IssuedCert> {
         issued
     };
     let died = async {
-        while storage.left.load(Ordering::SeqCst) > 0 {
+        while !storage.is_dead() {
             tokio::task::yield_now().await;
         }
     };

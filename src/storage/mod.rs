@@ -2,6 +2,8 @@
 //!
 //! One value per certificate holds chain, key and meta together, so that one store is one transaction.
 
+#[cfg(test)]
+pub(crate) mod dying_tests;
 mod fs;
 mod memory;
 

@@ -3,6 +3,7 @@
 use tokio::sync::watch;
 
 use super::*;
+use crate::storage::dying_tests::Dying;
 use crate::storage::{Lease, Revision, StorageError, Stored};
 
 /// Storage that can be told to fail, and to hold every store back.
@@ -275,4 +276,48 @@ async fn two_processes_on_one_storage_ask_a_ca_that_refuses_as_often_as_one() {
     assert_eq!(a.served("example.com"), b.served("example.com"));
     a.stop().await;
     b.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_after_any_write_of_a_renewal_loses_nothing_that_was_good() {
+    for writes in 1.. {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), clock());
+        let ca = ModelCa::new(&clock, 9 * DAY);
+        let process = Process::on(Dying::open(dir.path(), usize::MAX), &clock);
+        process.want(&ca, &[EXAMPLE]).await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let first = process.served("example.com").unwrap();
+        process.stop().await;
+        tokio::time::sleep(5 * DAY).await;
+
+        let dying = Dying::open(dir.path(), writes);
+        let process = Process::on(dying.clone(), &clock);
+        process.want(&ca, &[EXAMPLE]).await;
+        assert_eq!(process.served("example.com").as_ref(), Some(&first));
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let died = dying.is_dead();
+        process.supervisor.shutdown().trigger();
+        process.supervisor.join(Duration::from_secs(1)).await;
+
+        let signed = ca.signed();
+        let process = Process::on(Dying::open(dir.path(), usize::MAX), &clock);
+        process.want(&ca, &[EXAMPLE]).await;
+        assert!(process.served("example.com").is_some(), "after write {writes}");
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let view = process.view();
+        assert!(
+            view.phase == Phase::Valid && view.serial.as_ref() != Some(&first),
+            "after write {writes}: {view:?}"
+        );
+        assert_eq!((signed, ca.signed()), (2, 2), "what was stored is found again, after write {writes}");
+        for entry in walkdir::WalkDir::new(dir.path()) {
+            let name = entry.unwrap().path().display().to_string();
+            assert!(!name.contains(".tmp-") && !name.contains("damaged"), "after write {writes}: {name}");
+        }
+        process.stop().await;
+        if !died {
+            assert!(writes > 1);
+            break;
+        }
+    }
 }
