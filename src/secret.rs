@@ -1,6 +1,7 @@
 //! Secrets: named in the configuration, read at load, zeroed when dropped, never printed.
 
 use std::fmt;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
@@ -96,11 +97,13 @@ impl SecretSource {
 
 fn read(path: &Path) -> Result<Secret, SecretError> {
     let unreadable = |reason: String| SecretError::Unreadable { path: path.to_owned(), reason };
-    let size = std::fs::metadata(path).map_err(|e| unreadable(e.to_string()))?.len();
-    if size > MAX_SECRET_BYTES {
-        return Err(unreadable(format!("{size} bytes is over the limit of {MAX_SECRET_BYTES}")));
+    // What is read counts, not what the file says of itself: a device says 0 and never ends.
+    let file = std::fs::File::open(path).map_err(|e| unreadable(e.to_string()))?;
+    let mut text = String::new();
+    file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text).map_err(|e| unreadable(e.to_string()))?;
+    if text.len() as u64 > MAX_SECRET_BYTES {
+        return Err(unreadable(format!("it is over the limit of {MAX_SECRET_BYTES} bytes")));
     }
-    let text = std::fs::read_to_string(path).map_err(|e| unreadable(e.to_string()))?;
     match text.trim() {
         "" => Err(SecretError::Empty(path.display().to_string())),
         value => Ok(Secret::new(value)),
@@ -151,6 +154,8 @@ mod tests {
         assert!(matches!(SecretSource::File(path.clone()).resolve(), Err(SecretError::Empty(_))));
         std::fs::write(&path, vec![b'a'; 70_000]).unwrap();
         assert!(SecretSource::File(path).resolve().unwrap_err().to_string().contains("limit"));
+        let endless = SecretSource::File("/dev/zero".into()).resolve();
+        assert!(endless.unwrap_err().to_string().contains("limit"));
         assert!(SecretSource::Credential("../x".into()).resolve().is_err());
         let error = SecretSource::Env("STARLOCK_NO_SUCH_VARIABLE".into()).resolve().unwrap_err();
         assert!(error.to_string().contains("STARLOCK_NO_SUCH_VARIABLE_FILE"));

@@ -6,6 +6,8 @@ mod journal;
 mod order;
 mod problem;
 mod spec;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

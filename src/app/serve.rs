@@ -24,7 +24,7 @@ use crate::dns::{TxtProvider, ZoneTurns};
 use crate::listen::{Inherited, Traffic};
 use crate::proxy::{Proxy, Snapshot, snapshot_cell};
 use crate::resolver::Hosts;
-use crate::storage::{FsStorage, Key, Lease, Storage};
+use crate::storage::{FsStorage, Key, Storage};
 use crate::task::{OnExit, Shutdown, Supervisor};
 use crate::telemetry::{AccessFormat, AccessLog, AccessTarget, Metrics};
 use crate::tls::{TlsServer, cert_store};
@@ -36,8 +36,11 @@ const IDLE_PER_SERVER: usize = 256;
 const END_LIMIT: Duration = Duration::from_secs(15);
 /// Blocking work of the control plane: files and secrets.
 const BLOCKING_THREADS: usize = 16;
+/// Files that are being written at the end get this long.
+const BLOCKING_LIMIT: Duration = Duration::from_secs(2);
 /// Who may sweep the journal of TXT records is asked this often, while another process has that right.
-const SWEEP: Backoff = Backoff::new(&[Duration::from_secs(30)]);
+const SWEEP_AGAIN: Duration = Duration::from_secs(30);
+const SWEEP: Backoff = Backoff::new(&[SWEEP_AGAIN]);
 
 /// Why the process ends with an error. The text is for a person.
 #[derive(Debug)]
@@ -60,7 +63,10 @@ pub fn serve(loader: Loader, config_path: String) -> Result<(), Failure> {
         .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map_err(|e| Failure::Start(format!("no runtime: {e}")))?;
-    runtime.block_on(run(loader, loaded.plan, config_path)).map_err(Failure::Start)
+    let outcome = runtime.block_on(run(loader, loaded.plan, config_path)).map_err(Failure::Start);
+    // Blocking work that hangs (a dead network disk, a pipe as a secret) must not keep a stopped process alive.
+    runtime.shutdown_timeout(BLOCKING_LIMIT);
+    outcome
 }
 
 async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), String> {
@@ -232,33 +238,40 @@ fn sweep(
     supervisor.spawn("sweep".into(), OnExit::Restart(SWEEP), move |shutdown| {
         let (janitor, storage, providers) = (janitor.clone(), storage.clone(), providers.clone());
         async move {
-            let _held_until_the_end = tokio::select! {
-                lease = right_to_sweep(&*storage) => lease,
-                () = shutdown.wait() => return,
-            };
-            match janitor.sweep(&providers).await {
-                Ok(swept) if swept.records > 0 => {
-                    tracing::info!(
-                        records = swept.records,
-                        "removing TXT records that a former run left behind"
-                    );
+            loop {
+                // Kept to the end once it is had.
+                let lease = match storage.try_lease(&Key::new(&["sweep"])).await {
+                    Ok(lease) => lease,
+                    Err(error) => {
+                        tracing::warn!(%error, "the right to sweep cannot be had; asked for again");
+                        None
+                    }
+                };
+                if lease.is_some() && swept(&janitor, &providers).await {
+                    return shutdown.wait().await;
                 }
-                Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "the journal of TXT records cannot be read"),
+                tokio::select! {
+                    () = tokio::time::sleep(SWEEP_AGAIN) => {}
+                    () = shutdown.wait() => return,
+                }
             }
-            shutdown.wait().await;
         }
     });
 }
 
-async fn right_to_sweep(storage: &dyn Storage) -> Box<dyn Lease> {
-    loop {
-        match storage.try_lease(&Key::new(&["sweep"])).await {
-            Ok(Some(lease)) => return lease,
-            Ok(None) => tracing::debug!("another process sweeps this storage"),
-            Err(error) => tracing::warn!(%error, "the right to sweep TXT records cannot be had"),
+/// Whether the journal could be read; then everything in it is on its way out.
+async fn swept(janitor: &Janitor, providers: &[Arc<dyn TxtProvider>]) -> bool {
+    match janitor.sweep(providers).await {
+        Ok(swept) => {
+            if swept.records > 0 {
+                tracing::info!(records = swept.records, "removing TXT records that a former run left behind");
+            }
+            true
         }
-        tokio::time::sleep(SWEEP.after(1)).await;
+        Err(error) => {
+            tracing::warn!(%error, "the journal of TXT records cannot be read; looked at again");
+            false
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! On `reqwest`, which `dns-update` brings along anyway; names are resolved in-process, so a static binary works too.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use http::{HeaderMap, Method, StatusCode};
 const MAX_BODY_BYTES: usize = 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What to ask.
-#[derive(Clone, Debug)]
+/// What to ask. `Debug` shows whom and how, never the path, the header fields or the body: they hold credentials.
+#[derive(Clone)]
 pub struct Question {
     /// The method.
     pub method: Method,
@@ -25,8 +26,14 @@ pub struct Question {
     pub body: Bytes,
 }
 
+impl fmt::Debug for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Question({} {})", self.method, host_of(&self.url))
+    }
+}
+
 /// What was answered, whatever the status.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Answer {
     /// The status.
     pub status: StatusCode,
@@ -34,6 +41,12 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// The whole body.
     pub body: Bytes,
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Answer({}, {} bytes)", self.status, self.body.len())
+    }
 }
 
 /// Why there is no answer.
@@ -189,6 +202,18 @@ mod tests {
             answer = client.ask(question) => answer,
             () = server => unreachable!(),
         }
+    }
+
+    #[test]
+    fn nothing_prints_a_credential() {
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", http::HeaderValue::from_static("Bearer hunter2"));
+        let url = "https://u:hunter2@api.test/hunter2?k=hunter2".to_owned();
+        let question =
+            Question { method: Method::PUT, url, headers: headers.clone(), body: "hunter2".into() };
+        let answer = Answer { status: StatusCode::OK, headers, body: "hunter2".into() };
+        let text = format!("{question:?} {answer:?}");
+        assert!(text.contains("api.test") && !text.contains("hunter2"), "{text}");
     }
 
     #[tokio::test]

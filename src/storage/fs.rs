@@ -111,6 +111,13 @@ impl FsStorage {
         Ok(file)
     }
 
+    /// Makes a directory of ours, and never the state directory itself: one that was deleted or unmounted under a running
+    /// process must not come back empty.
+    fn make_dir_below(&self, dir: &Path) -> io::Result<()> {
+        fs::metadata(&self.0)?;
+        make_dir(dir)
+    }
+
     fn file(&self, key: &Key) -> PathBuf {
         self.0.join(format!("{key}.json"))
     }
@@ -145,7 +152,7 @@ impl FsStorage {
         let (path, previous) = (self.file(key), self.previous(key));
         let dir = path.parent().unwrap_or(&self.0).to_owned();
         let failed = |error: io::Error| io_error("cannot store", &path, &error);
-        make_dir(&dir).map_err(failed)?;
+        self.make_dir_below(&dir).map_err(failed)?;
         let _lock = self.lock().map_err(failed)?;
         let current = self.read(key, &path)?;
         let holds = match expect {
@@ -159,25 +166,29 @@ impl FsStorage {
         if current.as_ref().is_some_and(|c| c.value == value) {
             return Ok(revision(value)); // the same again: the previous generation stays what it is
         }
-        let temporary = dir.join(format!(".tmp-{:016x}", rand::random::<u64>()));
+        let name = || dir.join(format!(".tmp-{:016x}", rand::random::<u64>()));
+        let (temporary, second) = (name(), name());
         let result = (|| {
+            // Before anything is replaced: without a file left, the store must fail as a whole.
+            let directory = File::open(&dir)?;
             let mut file = private().create_new(true).write(true).open(&temporary)?;
             file.write_all(value)?;
             file.sync_all()?;
             if current.is_some() {
                 // A second name for the current file, moved into place: at no moment is there no current value.
-                let second = dir.join(format!(".tmp-{:016x}", rand::random::<u64>()));
                 fs::hard_link(&path, &second)?;
                 fs::rename(&second, &previous)?;
             }
             fs::rename(&temporary, &path)?;
-            File::open(&dir)?.sync_all()
+            directory.sync_all()
         })();
         if let Err(error) = result {
-            if let Err(second) = fs::remove_file(&temporary)
-                && second.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %temporary.display(), error = %second, "a temporary file stays behind until the next start");
+            for path in [&temporary, &second] {
+                if let Err(error) = fs::remove_file(path)
+                    && error.kind() != io::ErrorKind::NotFound
+                {
+                    tracing::warn!(path = %path.display(), %error, "a temporary file stays behind until the next start");
+                }
             }
             return Err(failed(error));
         }
@@ -215,7 +226,10 @@ impl FsStorage {
         while let Some((dir, prefix)) = stack.pop() {
             let entries = match fs::read_dir(&dir) {
                 Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::metadata(&self.0).map_err(|e| io_error("cannot list", &self.0, &e))?;
+                    continue;
+                }
                 Err(error) => return Err(io_error("cannot list", &dir, &error)),
             };
             for entry in entries {
@@ -239,7 +253,7 @@ impl FsStorage {
     fn lease(&self, name: &Key) -> Result<Option<FsLease>, StorageError> {
         let path = self.0.join("leases").join(name.as_str().replace('/', "~"));
         let failed = |error: io::Error| io_error("cannot take the lease", &path, &error);
-        make_dir(&self.0.join("leases")).map_err(failed)?;
+        self.make_dir_below(&self.0.join("leases")).map_err(failed)?;
         let mut file =
             private().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -250,8 +264,10 @@ impl FsStorage {
         let mut text = String::new();
         (&mut file).take(64).read_to_string(&mut text).map_err(failed)?;
         let fencing = text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) + 1;
-        file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
-        writeln!(file, "{fencing} pid {}", std::process::id()).map_err(failed)?;
+        // Written over and then cut: on a full disk the number must not begin anew.
+        let line = format!("{fencing} pid {}\n", std::process::id());
+        file.rewind().and_then(|()| file.write_all(line.as_bytes())).map_err(failed)?;
+        file.set_len(line.len() as u64).map_err(failed)?;
         Ok(Some(FsLease { _file: file, fencing }))
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! One value per certificate holds chain, key and meta together, so that one store is one transaction.
 
+#[cfg(test)]
+pub(crate) mod dying_tests;
 mod fs;
 mod memory;
 
@@ -9,9 +11,13 @@ use std::fmt;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use sha2::{Digest, Sha256};
 
 pub use fs::FsStorage;
 pub use memory::MemoryStorage;
+
+/// File names hold 255 bytes: two segments and what is put around them.
+const MAX_SEGMENT: usize = 100;
 
 /// Where state lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +32,8 @@ pub struct Key(String);
 
 impl Key {
     /// Joins segments; every character that a key cannot hold becomes `_` (`*` becomes `_` too), and an empty segment
-    /// or a leading dot gets a `_` in front.
+    /// or a leading dot gets a `_` in front. A segment that would not fit into a file's name is cut and ends with a digest of
+    /// the whole.
     pub fn new(segments: &[&str]) -> Self {
         let safe = |segment: &&str| {
             let mut text: String = segment
@@ -36,6 +43,14 @@ impl Key {
                 .collect();
             if text.is_empty() || text.starts_with('.') {
                 text.insert(0, '_');
+            }
+            if text.len() > MAX_SEGMENT {
+                let digest = Sha256::digest(segment.as_bytes());
+                text.truncate(MAX_SEGMENT - 17);
+                text = format!(
+                    "{text}-{}",
+                    digest.iter().take(8).map(|b| format!("{b:02x}")).collect::<String>()
+                );
             }
             text
         };
@@ -152,6 +167,49 @@ mod tests {
     fn keys_cannot_leave_their_place() {
         assert_eq!(Key::new(&["certs", "*.Example.com"]).as_str(), "certs/_.example.com");
         assert_eq!(Key::new(&["..", "a/b", ""]).as_str(), "_../a_b/_");
+    }
+
+    #[tokio::test]
+    async fn the_longest_names_fit_into_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let (storage, _) = FsStorage::open(&StorageSpec { path: dir.path().join("state") }).unwrap();
+        let name = |last: &str| format!("{}{last}", "abcdefgh.".repeat(27));
+        let keys = ["one", "two"].map(|last| Key::new(&["certs", &"x".repeat(300), &name(last)]));
+        assert_ne!(keys[0], keys[1]);
+        for key in &keys {
+            storage.store(key, b"first", Expect::Absent).await.unwrap();
+            storage.store(key, b"second", Expect::Anything).await.unwrap();
+            assert!(storage.try_lease(key).await.unwrap().is_some());
+            storage.set_aside(key).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_vanished_is_not_made_again_by_whoever_writes_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let (storage, _) = FsStorage::open(&StorageSpec { path: path.clone() }).unwrap();
+        std::fs::remove_dir_all(&path).unwrap();
+        let key = Key::new(&["certs", "a"]);
+        assert!(storage.try_lease(&key).await.is_err());
+        assert!(storage.store(&key, b"x", Expect::Anything).await.is_err());
+        assert!(storage.list("certs").await.is_err());
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_store_that_fails_half_way_leaves_the_old_value_and_no_temporary_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (storage, _) = FsStorage::open(&StorageSpec { path: dir.path().to_owned() }).unwrap();
+        let key = Key::new(&["certs", "a"]);
+        storage.store(&key, b"good", Expect::Anything).await.unwrap();
+        // Renaming a file over a directory fails, after the new value was written and the old one linked.
+        std::fs::create_dir(dir.path().join("certs/a~previous.json")).unwrap();
+        assert!(storage.store(&key, b"new", Expect::Anything).await.is_err());
+        assert_eq!(storage.load(&key).await.unwrap().unwrap().value, b"good");
+        let names: Vec<_> =
+            std::fs::read_dir(dir.path().join("certs")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(!names.iter().any(|n| n.to_string_lossy().starts_with(".tmp-")), "{names:?}");
     }
 
     /// Everything that `Storage` promises, asked of both implementations.

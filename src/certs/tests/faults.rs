@@ -1,8 +1,9 @@
 //! What goes wrong around an order: storage, interrupted orders, confused CAs, reloads at the wrong moment.
 
-use tokio::sync::Semaphore;
+use tokio::sync::watch;
 
 use super::*;
+use crate::storage::dying_tests::Dying;
 use crate::storage::{Lease, Revision, StorageError, Stored};
 
 /// Storage that can be told to fail, and to hold every store back.
@@ -10,13 +11,16 @@ use crate::storage::{Lease, Revision, StorageError, Stored};
 struct Faulty {
     inner: MemoryStorage,
     broken: AtomicBool,
-    stores: Semaphore,
+    open: watch::Sender<bool>,
 }
 
 impl Faulty {
     fn over(inner: &MemoryStorage) -> Arc<Self> {
-        let stores = Semaphore::new(Semaphore::MAX_PERMITS);
-        Arc::new(Self { inner: inner.clone(), broken: AtomicBool::new(false), stores })
+        Arc::new(Self {
+            inner: inner.clone(),
+            broken: AtomicBool::new(false),
+            open: watch::Sender::new(true),
+        })
     }
 
     fn check(&self) -> Result<(), StorageError> {
@@ -43,7 +47,7 @@ impl Storage for Faulty {
 
     async fn store(&self, key: &Key, value: &[u8], expect: Expect) -> Result<Revision, StorageError> {
         self.check()?;
-        let _permit = self.stores.acquire().await.unwrap();
+        self.open.subscribe().wait_for(|open| *open).await.unwrap();
         self.inner.store(key, value, expect).await
     }
 
@@ -201,15 +205,13 @@ async fn a_worker_that_is_told_to_end_shows_nothing_any_more() {
     let ca = ModelCa::new(&clock, 45 * DAY);
     ca.down.store(true, Ordering::SeqCst);
     let faulty = Faulty::over(&storage);
-    let held_back = faulty.stores.acquire_many(u32::MAX >> 3).await.unwrap();
-    let left = faulty.stores.available_permits();
-    let rest = faulty.stores.acquire_many(u32::try_from(left).unwrap_or(u32::MAX >> 3)).await;
+    faulty.open.send_replace(false);
     let process = Process::on(faulty.clone(), &clock);
     process.want(&ca, &[EXAMPLE]).await;
     tokio::time::sleep(Duration::from_secs(10)).await; // the order failed; its attempt is being written
     *process.count.last.lock().unwrap() = None;
     process.want(&ca, &[]).await;
-    drop((held_back, rest));
+    faulty.open.send_replace(true);
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert!(process.manager.views().is_empty(), "{:?}", process.manager.views());
     assert!(process.count.last.lock().unwrap().is_none(), "nor do metrics come back");
@@ -274,4 +276,48 @@ async fn two_processes_on_one_storage_ask_a_ca_that_refuses_as_often_as_one() {
     assert_eq!(a.served("example.com"), b.served("example.com"));
     a.stop().await;
     b.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_after_any_write_of_a_renewal_loses_nothing_that_was_good() {
+    for writes in 1.. {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), clock());
+        let ca = ModelCa::new(&clock, 9 * DAY);
+        let process = Process::on(Dying::open(dir.path(), usize::MAX), &clock);
+        process.want(&ca, &[EXAMPLE]).await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let first = process.served("example.com").unwrap();
+        process.stop().await;
+        tokio::time::sleep(5 * DAY).await;
+
+        let dying = Dying::open(dir.path(), writes);
+        let process = Process::on(dying.clone(), &clock);
+        process.want(&ca, &[EXAMPLE]).await;
+        assert_eq!(process.served("example.com").as_ref(), Some(&first));
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let died = dying.is_dead();
+        process.supervisor.shutdown().trigger();
+        process.supervisor.join(Duration::from_secs(1)).await;
+
+        let signed = ca.signed();
+        let process = Process::on(Dying::open(dir.path(), usize::MAX), &clock);
+        process.want(&ca, &[EXAMPLE]).await;
+        assert!(process.served("example.com").is_some(), "after write {writes}");
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let view = process.view();
+        assert!(
+            view.phase == Phase::Valid && view.serial.as_ref() != Some(&first),
+            "after write {writes}: {view:?}"
+        );
+        assert_eq!((signed, ca.signed()), (2, 2), "what was stored is found again, after write {writes}");
+        for entry in walkdir::WalkDir::new(dir.path()) {
+            let name = entry.unwrap().path().display().to_string();
+            assert!(!name.contains(".tmp-") && !name.contains("damaged"), "after write {writes}: {name}");
+        }
+        process.stop().await;
+        if !died {
+            assert!(writes > 1);
+            break;
+        }
+    }
 }
