@@ -131,12 +131,25 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         plan: plan.clone(),
     };
     let admin = AdminServer::bind(&app.plan.admin).map_err(|e| e.to_string())?;
-    let prepared = app.prepare(&traffic, plan).await?;
-    sweep(&janitor, &storage, prepared.issuers.providers.clone(), &supervisor);
-    app.commit(prepared).await;
+    let board = Board::default();
+    let begun = tokio::select! {
+        begun = async {
+            let prepared = app.prepare(&traffic, plan).await?;
+            sweep(&janitor, &storage, prepared.issuers.providers.clone(), &supervisor);
+            app.commit(prepared).await;
+            Ok::<(), String>(())
+        } => Some(begun),
+        () = stop.asked() => None,
+    };
+    match begun {
+        Some(begun) => begun?,
+        None => {
+            drain(app, &board, &supervisor, &mut stop).await;
+            return Ok(());
+        }
+    }
 
     let (reloads, mut commands) = mpsc::channel(1);
-    let board = Board::default();
     let control = Arc::new(AppControl {
         started,
         config_path,
@@ -163,9 +176,15 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
             () = traffic.failed() => break Err("a traffic thread has ended; the log says why".to_owned()),
             () = supervisor.fatal() => break Err("a task that Starlock needs has ended; the log says which".to_owned()),
             _ = reopen.recv() => app.access.reopen(),
-            _ = hangup.recv() => drop(reload(&mut app, &board, metrics_address).await),
+            _ = hangup.recv() => tokio::select! {
+                result = reload(&mut app, &board, metrics_address) => drop(result),
+                () = stop.asked() => break Ok(()), // half a reload is of no concern to a process that ends
+            },
             Some(ReloadCommand(answer)) = commands.recv() => {
-                let result = reload(&mut app, &board, metrics_address).await;
+                let result = tokio::select! {
+                    result = reload(&mut app, &board, metrics_address) => result,
+                    () = stop.asked() => break Ok(()),
+                };
                 if answer.send(result).is_err() {
                     tracing::debug!("whoever asked for the reload has gone");
                 }

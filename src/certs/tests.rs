@@ -29,6 +29,7 @@ struct ModelCa {
     lifetime: Duration,
     takes: Duration,
     down: AtomicBool,
+    broken: AtomicBool,
     instant: bool,
     /// What an order of a former run would end with.
     interrupted: Mutex<Option<IssuedCert>>,
@@ -46,6 +47,7 @@ impl ModelCa {
             lifetime,
             takes: Duration::from_secs(5),
             down: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
             instant: false,
             interrupted: Mutex::default(),
             confused: Mutex::default(),
@@ -72,6 +74,7 @@ impl Issuer for ModelCa {
         if self.down.load(Ordering::SeqCst) {
             return Err(IssueError::new(FailureClass::CaDown, Retry::Backoff, "the model CA is down"));
         }
+        assert!(!self.broken.load(Ordering::SeqCst), "on purpose");
         if let Some(issued) = self.interrupted.lock().unwrap().clone() {
             return Ok(issued);
         }

@@ -1,8 +1,10 @@
 //! One certificate: a thin loop around the state machine.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::manager::{News, Update, Wanted};
@@ -12,7 +14,7 @@ use super::view::{CertObserver, CertView, Phase, Views};
 use crate::backoff;
 use crate::clock::{self, SharedClock};
 use crate::issuer::{FailureClass, IssueError, IssueRequest, IssuedCert, Progress, Retry, Step};
-use crate::task::Shutdown;
+use crate::task::{self, Shutdown};
 
 /// The wall clock is read again at least this often: a suspended machine wakes up late otherwise.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -220,7 +222,16 @@ impl Worker {
         let progress = Steps { id: &self.id, views: &self.shared.views, stop: &self.stop };
         let mut may_order_again = true;
         loop {
-            let issued = issuer.issue(request, &progress).await?;
+            // A panic must not come back on the schedule of restarts, which knows nothing of a CA's limits.
+            let issued = AssertUnwindSafe(issuer.issue(request, &progress)).catch_unwind().await;
+            let issued = issued.unwrap_or_else(|panic| {
+                let message = format!(
+                    "{:?}: the order stopped at an error in Starlock itself ({}): please report it. Tried again by itself.",
+                    request.names,
+                    task::panic_text(panic.as_ref())
+                );
+                Err(IssueError::new(FailureClass::Config, Retry::Backoff, message))
+            })?;
             let proven = HeldCert::prove(&issued, &request.names, self.shared.clock.now());
             let reason = match proven {
                 Ok(cert) if !issued.resumed || !self.is_stale(&cert) => return Ok((issued, cert)),

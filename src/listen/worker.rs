@@ -6,7 +6,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
@@ -22,6 +22,8 @@ use crate::tls::TlsServer;
 
 /// How long accepting pauses when the system cannot give us another connection.
 const PAUSE: Duration = Duration::from_millis(100);
+/// While nothing can be accepted, that is said this often.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
 
 /// What all workers share.
 #[derive(Debug)]
@@ -158,6 +160,7 @@ impl<S: Service> Worker<S> {
                 _ = stage.wait_for(|stage| *stage != Stage::Serving) => {}
             }
         });
+        let mut said: Option<Instant> = None;
         loop {
             let settings = self.shared.settings.load_full();
             let accepted = tokio::select! {
@@ -172,7 +175,11 @@ impl<S: Service> Worker<S> {
                 Ok((stream, peer)) => self.enter(&endpoint, stream, peer),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "no connection can be accepted; trying again");
+                    // Ten times a second it would fill the disk that may be the trouble.
+                    if said.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
+                        tracing::warn!(%error, "no connection can be accepted; trying again");
+                        said = Some(Instant::now());
+                    }
                     tokio::time::sleep(PAUSE).await;
                 }
             }

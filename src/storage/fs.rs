@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rustix::fs::{FlockOperation, flock};
@@ -15,6 +16,10 @@ use crate::task;
 
 /// A larger file is none of ours.
 const MAX_VALUE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// A process holds the lock while it writes one file. One that holds it for longer has stopped or hangs.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
+const LOCK_POLL: Duration = Duration::from_millis(2);
 
 /// Values as files of mode 0600 below a directory of mode 0700.
 ///
@@ -104,11 +109,29 @@ impl FsStorage {
         Ok(())
     }
 
-    /// Held for the time of one store, so that `Expect` holds between processes too.
+    /// Held for the time of one store, so that `Expect` holds between processes too. Waits at most [`LOCK_LIMIT`].
     fn lock(&self) -> io::Result<File> {
+        self.lock_within(LOCK_LIMIT)
+    }
+
+    pub(super) fn lock_within(&self, limit: Duration) -> io::Result<File> {
         let file = private().create(true).truncate(false).write(true).open(self.0.join(".lock"))?;
-        flock(&file, FlockOperation::LockExclusive)?;
-        Ok(file)
+        let begun = Instant::now();
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < limit => {
+                    std::thread::sleep(LOCK_POLL); // blocking, as every call here is
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let text = format!("another process has held .lock for {limit:?}");
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+                }
+                other => {
+                    other?;
+                    return Ok(file);
+                }
+            }
+        }
     }
 
     /// Makes a directory of ours, and never the state directory itself: one that was deleted or unmounted under a running

@@ -185,6 +185,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_process_that_stopped_with_the_lock_does_not_stop_others_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let (storage, _) = FsStorage::open(&StorageSpec { path: dir.path().to_owned() }).unwrap();
+        let held = storage.lock_within(std::time::Duration::ZERO).unwrap();
+        let error = storage.lock_within(std::time::Duration::from_millis(10)).unwrap_err();
+        assert!(error.to_string().contains("another process"), "{error}");
+        drop(held);
+        storage.lock_within(std::time::Duration::ZERO).unwrap();
+    }
+
+    #[tokio::test]
     async fn a_directory_that_vanished_is_not_made_again_by_whoever_writes_next() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");

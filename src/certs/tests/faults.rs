@@ -321,3 +321,20 @@ async fn a_crash_after_any_write_of_a_renewal_loses_nothing_that_was_good() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_issuer_that_panics_is_asked_on_the_schedule_and_told_of() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let ca = ModelCa::new(&clock, 9 * DAY);
+    let (process, _) = settled(&storage, &clock, &ca).await;
+    let first = process.served("example.com");
+    ca.broken.store(true, Ordering::SeqCst);
+    let asked = ca.asked.load(Ordering::SeqCst);
+    tokio::time::sleep(5 * DAY).await;
+    let asked = ca.asked.load(Ordering::SeqCst) - asked;
+    assert!((2..=6).contains(&asked), "{asked} times in half a day");
+    let view = process.view();
+    assert!(view.phase == Phase::Waiting && view.last_error.unwrap().contains("on purpose"));
+    assert_eq!(process.served("example.com"), first);
+    process.stop().await;
+}
