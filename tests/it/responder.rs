@@ -48,7 +48,8 @@ impl Responder {
     pub fn start() -> Self {
         let spec = spec(loopback());
         let (writer, reader) = zones(&spec);
-        let bound = Bound::bind(&spec.listen).unwrap();
+        // A child that another test is just starting may hold the probing socket until it becomes its program.
+        let bound = eventually("the responder's port is free", || Bound::bind(&spec.listen).ok());
         let address = bound.addresses()[0];
         let running = bound.start(reader, &Shutdown::new()).unwrap();
         Self { address, table: writer.txt_table(), writer, _running: running }
