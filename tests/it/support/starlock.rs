@@ -105,14 +105,17 @@ impl Starlock {
         serde_json::from_slice(&output.stdout).expect("certs prints a JSON array")
     }
 
-    /// Waits until the certificate that holds `name` is valid and its serial is not `old`.
+    /// Waits until a certificate that holds `name` and whose serial is not `old` is there and is served.
     pub fn serial_other_than(&self, name: &str, old: Option<&str>) -> String {
+        let https = self.address("https");
         eventually(&format!("a new certificate for {name}"), || {
             let certificates = self.certificates();
             let holds =
                 |c: &&Value| c["names"].as_array().is_some_and(|names| names.iter().any(|n| n == name));
             let serial = certificates.iter().find(holds)?["serial"].as_str()?.to_owned();
-            (Some(serial.as_str()) != old).then_some(serial)
+            // What is shown is in the table a few milliseconds later.
+            let served = served_serial(https, &name.replace('*', "probe"));
+            (Some(serial.as_str()) != old && served.as_deref() == Some(&*serial)).then_some(serial)
         })
     }
 }
@@ -126,6 +129,15 @@ pub fn local_root(starlock: &Starlock) -> String {
 pub fn root_of_local_ca(state: &Path) -> String {
     let stored = std::fs::read_to_string(state.join("local-ca/root.json")).unwrap();
     serde_json::from_str::<Value>(&stored).unwrap()["certificate"].as_str().unwrap().to_owned()
+}
+
+fn served_serial(https: SocketAddr, host: &str) -> Option<String> {
+    let https =
+        (if https.ip().is_unspecified() { [127, 0, 0, 1].into() } else { https.ip() }, https.port()).into();
+    let chain = super::web::served_chain(https, host);
+    let (_, pem) = x509_parser::pem::parse_x509_pem(chain.as_bytes()).ok()?;
+    let digits: String = pem.parse_x509().ok()?.raw_serial().iter().map(|b| format!("{b:02x}")).collect();
+    Some(digits.strip_prefix("00").unwrap_or(&digits).to_owned())
 }
 
 /// Runs the binary in `dir`, with a clean environment apart from what it needs.
