@@ -331,12 +331,8 @@ impl CertRecords {
     }
 }
 
-/// What a process takes before it orders.
-pub(super) fn lease_key(issuer: &IssuerId, id: &CertId) -> Key {
-    Key::new(&["certs", issuer.as_str(), id.as_str()])
-}
-
-fn cert_key(issuer: &IssuerId, id: &CertId) -> Key {
+/// Where a certificate is kept, and what a process takes the lease of before it orders.
+pub(super) fn cert_key(issuer: &IssuerId, id: &CertId) -> Key {
     Key::new(&["certs", issuer.as_str(), id.as_str()])
 }
 

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::manager::{News, Update, Wanted};
-use super::record::{CertId, CertRecords, Found, HeldCert, lease_key};
+use super::record::{CertId, CertRecords, Found, HeldCert, cert_key};
 use super::state::{Action, Event, Machine, State};
 use super::view::{CertObserver, CertView, Phase, Views};
 use crate::backoff;
@@ -146,7 +146,7 @@ impl Worker {
         };
         let issuer = self.wanted.issuer.clone();
         let (records, now) = (self.shared.records.clone(), self.shared.clock.now());
-        let _lease = match records.storage.try_lease(&lease_key(issuer.id(), &self.id)).await {
+        let _lease = match records.storage.try_lease(&cert_key(issuer.id(), &self.id)).await {
             Ok(Some(lease)) => lease,
             Ok(None) => return Event::Busy,
             Err(error) => {

@@ -322,8 +322,9 @@ fn redirect(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<Action> {
         );
     }
     let target: At<String> = fields.slot("redirect").given()?;
-    let url = match scalar::web_url(&target.value) {
-        Ok(url) => url,
+    let read = scalar::web_url(&target.value).and_then(|url| Ok((location(&url.path)?, url)));
+    let (location, url) = match read {
+        Ok(read) => read,
         Err(wrong) => {
             decoder.push(refusal(
                 &wrong,
@@ -335,18 +336,6 @@ fn redirect(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<Action> {
         }
     };
     let status = status.and_then(|s| u16::try_from(s.value).ok()).unwrap_or(308);
-    let location = match location(&url.path) {
-        Ok(location) => location,
-        Err(wrong) => {
-            decoder.push(refusal(
-                &wrong,
-                target.span,
-                "`redirect` must be a URL that clients can go to",
-                "redirect",
-            ));
-            return None;
-        }
-    };
     let spec = RedirectSpec { origin: url.origin().into(), path: location, status };
     Some(Action::Redirect { url: At { value: url, span: target.span }, spec })
 }
