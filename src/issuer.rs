@@ -2,11 +2,11 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 
-use crate::name::HostPattern;
+use crate::name::{HostName, HostPattern};
 use crate::secret::Secret;
 
 /// Who signs, and as whom: part of every storage key, so that a staging certificate is never taken for a real one.
@@ -45,6 +45,10 @@ pub enum KeyKind {
     P256,
     /// ECDSA on P-384.
     P384,
+    /// RSA of 2048 bits.
+    Rsa2048,
+    /// RSA of 4096 bits.
+    Rsa4096,
 }
 
 /// What to sign.
@@ -52,6 +56,15 @@ pub enum KeyKind {
 pub struct IssueRequest {
     /// Sorted, without duplicates, not empty.
     pub names: Arc<[HostPattern]>,
+    /// The leaf (DER) whose place the new certificate takes. A CA that knows ARI is told (RFC 9773 section 5).
+    pub replaces: Option<Arc<[u8]>>,
+}
+
+impl IssueRequest {
+    /// For names that replace nothing.
+    pub fn new(names: Arc<[HostPattern]>) -> Self {
+        Self { names, replaces: None }
+    }
 }
 
 /// What came back. The chain starts with the leaf; the key matches it (the issuer has checked).
@@ -63,6 +76,69 @@ pub struct IssuedCert {
     pub key_pem: Secret,
     /// Whether it comes from an order of an earlier call: it may be old, or known already.
     pub resumed: bool,
+    /// What the CA counted for it in this call.
+    pub spent: Spent,
+}
+
+/// What a CA has counted against its limits during one call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// An account was registered.
+    pub registered: bool,
+    /// A new order was taken.
+    pub ordered: bool,
+    /// The order was taken as the successor of another certificate (ARI's `replaces`).
+    pub replaced: bool,
+    /// Names whose authorization failed.
+    pub failed: Vec<HostName>,
+}
+
+/// When the CA wants a certificate to be renewed (RFC 9773 section 4.2). The issuer has checked that the window is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RenewalHint {
+    /// Beginning of the window.
+    pub start: SystemTime,
+    /// Its end, after `start`.
+    pub end: SystemTime,
+    /// Where the CA says why, if it does.
+    pub explanation: Option<String>,
+    /// Ask again then.
+    pub again_at: SystemTime,
+}
+
+/// So many at once, and one more each `every` (RFC 8555 knows no such thing; CAs document it).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rate {
+    /// How many may be used at once.
+    pub burst: u32,
+    /// After this time one more may be.
+    pub every: Duration,
+}
+
+/// A CA's limits as it publishes them. `None`: not limited, as far as is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CaLimits {
+    /// Certificates for one exact set of names.
+    pub names: Option<Rate>,
+    /// Certificates for one registered domain.
+    pub domain: Option<Rate>,
+    /// Orders of one account.
+    pub orders: Option<Rate>,
+    /// Failed authorizations of one name.
+    pub failures: Option<Rate>,
+    /// Accounts of one address.
+    pub accounts: Option<Rate>,
+    /// Failures in a row after which the CA pauses a name.
+    pub pause_after: Option<u32>,
+}
+
+/// Whom the limits of an issuer are counted for: one CA, whatever the profile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// The CA.
+    pub ca: IssuerId,
+    /// What it allows.
+    pub limits: CaLimits,
 }
 
 /// Signs certificates.
@@ -80,6 +156,22 @@ pub trait Issuer: Send + Sync + fmt::Debug {
     /// Whether `issue` asks nobody and takes milliseconds: a start may wait for it.
     fn is_instant(&self) -> bool {
         false
+    }
+
+    /// What the CA allows; `None` if nobody counts.
+    fn budget(&self) -> Option<&Budget> {
+        None
+    }
+
+    /// When the CA wants `leaf` (DER) to be renewed; `None` if it does not say such things. Asks the CA once.
+    async fn renewal_hint(&self, _leaf: &[u8]) -> Result<Option<RenewalHint>, IssueError> {
+        Ok(None)
+    }
+
+    /// Has `leaf` (DER) revoked (RFC 8555 section 7.6) with a reason of RFC 5280 section 5.3.1. Revoking twice is fine.
+    async fn revoke(&self, _leaf: &[u8], _reason: u8) -> Result<(), IssueError> {
+        let message = format!("{} does not revoke certificates", self.id());
+        Err(IssueError::new(FailureClass::Config, Retry::Park, message))
     }
 
     /// Once a certificate is stored durably, or is of no use: forgets what was kept to resume its order, so that the next
@@ -188,11 +280,13 @@ pub struct IssueError {
     pub retry: Retry,
     /// For a person: what happened, to which name, what it means, what to do.
     pub message: String,
+    /// What the CA counted all the same.
+    pub spent: Spent,
 }
 
 impl IssueError {
-    /// An error with a verdict.
+    /// An error with a verdict, of which the CA counted nothing.
     pub fn new(class: FailureClass, retry: Retry, message: impl Into<String>) -> Self {
-        Self { class, retry, message: message.into() }
+        Self { class, retry, message: message.into(), spent: Spent::default() }
     }
 }

@@ -1,8 +1,10 @@
 //! Ordering certificates by ACME (RFC 8555). The only room that names `instant_acme`.
 
 mod account;
+mod authorize;
 mod client;
 mod journal;
+mod key;
 mod order;
 mod problem;
 mod spec;

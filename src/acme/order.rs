@@ -3,29 +3,26 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use instant_acme::{
-    Account, AuthorizationStatus, ChallengeStatus, ChallengeType, Error, Identifier, NewOrder, Order,
-    OrderStatus, Problem,
-};
-use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384};
+use instant_acme::{Account, AuthorizationStatus, Error, Identifier, NewOrder, Order, OrderStatus, Problem};
 use tokio::time::Instant;
 
+use super::authorize::{VALIDATION_LIMIT, fetch_authorizations};
 use super::client::{LastAnswer, RecordingClient};
 use super::journal::{self, OrderJournal, PendingOrder};
+use super::key;
 use super::problem::{self, Context};
 use super::signed;
-use crate::challenge::{Challenge, ChallengeSolver};
+use crate::challenge::ChallengeSolver;
 use crate::clock::Clock;
-use crate::issuer::{FailureClass, IssueError, IssueRequest, IssuedCert, KeyKind, Progress, Retry, Step};
+use crate::issuer::{
+    FailureClass, IssueError, IssueRequest, IssuedCert, KeyKind, Progress, Retry, Spent, Step,
+};
 use crate::name::{HostName, HostPattern};
-use crate::secret::Secret;
 use crate::storage::StorageError;
 
-/// A CA that has not looked by then is down.
-const VALIDATION_LIMIT: Duration = Duration::from_secs(300);
 /// A CA that has not signed by then is down; the order is resumed later.
 const ISSUANCE_LIMIT: Duration = Duration::from_secs(600);
-const FIRST_POLL: Duration = Duration::from_millis(250);
+pub(super) const FIRST_POLL: Duration = Duration::from_millis(250);
 const LONGEST_POLL: Duration = Duration::from_secs(10);
 /// A CA that asks for more is asked again after a day all the same.
 const LONGEST_ABSENCE: Duration = Duration::from_secs(24 * 3600);
@@ -76,14 +73,6 @@ impl From<StorageError> for OrderError {
     }
 }
 
-/// An authorization that is not valid yet.
-struct Open {
-    index: usize,
-    challenge: Challenge,
-    /// Whether the CA was told in an earlier run.
-    told: bool,
-}
-
 impl OrderRun<'_> {
     pub(super) async fn run(&self) -> Result<IssuedCert, OrderError> {
         let (mut order, pending) = self.begin().await?;
@@ -119,7 +108,12 @@ impl OrderRun<'_> {
             }
             self.journal.discard().await?;
         }
-        let mut pending = PendingOrder { key_pem: self.new_key()?, url: None, resumed: false };
+        let mut pending = PendingOrder {
+            key_pem: key::generate(self.key_kind)
+                .map_err(|e| self.config(&format!("cannot make a key: {e}")))?,
+            url: None,
+            resumed: false,
+        };
         self.journal.save(&pending).await?;
         let identifiers = self.identifiers()?;
         let new_order = NewOrder::new(&identifiers);
@@ -161,7 +155,8 @@ impl OrderRun<'_> {
         }
         if order.state().status == OrderStatus::Ready {
             self.progress.step(Step::Finalize);
-            let csr = self.csr(pending)?;
+            let csr = key::csr(&pending.key_pem, &self.request.names)
+                .map_err(|e| self.config(&format!("cannot make the CSR: {e}")))?;
             signed!(order.finalize_csr(&csr)).map_err(|e| {
                 match (&e, self.judge(&e, "finalising the order")) {
                     // The key is the order's: with another kind in the configuration, only another order helps.
@@ -187,104 +182,16 @@ impl OrderRun<'_> {
             false => self.judge(&error, "fetching the certificate"),
         })?;
         match chain {
-            Some(chain_pem) => {
-                Ok(IssuedCert { chain_pem, key_pem: pending.key_pem.clone(), resumed: pending.resumed })
-            }
+            Some(chain_pem) => Ok(IssuedCert {
+                chain_pem,
+                key_pem: pending.key_pem.clone(),
+                resumed: pending.resumed,
+                spent: Spent::default(),
+            }),
             None => {
                 Err(self.ca_down("the CA went back to processing after it had said the certificate is ready"))
             }
         }
-    }
-
-    /// Proves every name whose authorization is not valid yet, batch by batch; records are always taken away again.
-    async fn authorize(&self, order: &mut Order) -> Result<(), OrderError> {
-        let open = self.open_authorizations(order).await?;
-        let challenges: Vec<Challenge> = open.iter().map(|o| o.challenge.clone()).collect();
-        for batch in self.solver.batches(&challenges) {
-            self.progress.step(Step::Present { records: batch.len() });
-            let presented = self.solver.present(&batch).await.map_err(|error| {
-                let (class, retry) = match error.permanent {
-                    true => (FailureClass::Config, Retry::Park),
-                    false => (FailureClass::Dns, Retry::Backoff),
-                };
-                OrderError::Verdict(IssueError::new(
-                    class,
-                    retry,
-                    format!("{}: {}", self.names, error.message),
-                ))
-            })?;
-            self.progress.step(Step::Validate);
-            let outcome = self.validate(order, open.iter().filter(|o| batch.contains(&o.challenge))).await;
-            presented.clean_up().await;
-            outcome?;
-        }
-        Ok(())
-    }
-
-    async fn open_authorizations(&self, order: &mut Order) -> Result<Vec<Open>, OrderError> {
-        signed!(fetch_authorizations(order)).map_err(|e| self.judge(&e, "reading the authorizations"))?;
-        let mut open = Vec::new();
-        let mut index = 0;
-        let mut authorizations = order.authorizations();
-        while let Some(next) = authorizations.next().await {
-            let mut authorization = next.map_err(|e| self.judge(&e, "reading the authorizations"))?;
-            let status = authorization.status;
-            index += 1;
-            if status == AuthorizationStatus::Valid {
-                continue;
-            }
-            let name = match authorization.identifier().identifier {
-                Identifier::Dns(name) => HostName::parse(name).ok(),
-                _ => None,
-            };
-            let offered = authorization.challenge(ChallengeType::Dns01);
-            let (Some(name), Some(challenge)) = (name, offered) else {
-                return Err(self.config("the CA does not offer dns-01 for one of the names"));
-            };
-            open.push(Open {
-                index: index - 1,
-                challenge: Challenge { name, value: challenge.key_authorization().dns_value() },
-                told: challenge.status != ChallengeStatus::Pending,
-            });
-        }
-        Ok(open)
-    }
-
-    async fn validate<'o>(
-        &self,
-        order: &mut Order,
-        batch: impl Iterator<Item = &'o Open>,
-    ) -> Result<(), OrderError> {
-        let batch: Vec<&Open> = batch.collect();
-        for open in batch.iter().filter(|o| !o.told) {
-            signed!(tell(order, open.index))
-                .map_err(|e| self.judge(&e, "telling the CA that the records are there"))?;
-        }
-        let deadline = Instant::now() + VALIDATION_LIMIT;
-        for open in batch {
-            let mut wait = FIRST_POLL;
-            loop {
-                let (status, problem) = signed!(look(order, open.index))
-                    .map_err(|e| self.judge(&e, "asking for the validation's result"))?;
-                match (status, problem) {
-                    (AuthorizationStatus::Valid, _) => break,
-                    (AuthorizationStatus::Pending, _) if Instant::now() < deadline => {
-                        // Not left before the deadline, whatever the CA asks for: the records stand here.
-                        let left = deadline.saturating_duration_since(Instant::now());
-                        let asked = self.asked_to_wait().map(|asked| asked.min(left));
-                        self.pause(&mut wait, asked).await;
-                    }
-                    (AuthorizationStatus::Pending, _) => {
-                        return Err(self.ca_down("the CA did not finish validating within 5 minutes"));
-                    }
-                    (_, problem) => {
-                        // What the CA says of the order may lag behind; the authorization alone decides.
-                        return Err(OrderError::Dead(self.refused(problem.as_ref(), &open.challenge.name)));
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     async fn wait_for(
@@ -328,12 +235,12 @@ impl OrderRun<'_> {
     }
 
     /// How long the CA's last answer asked to wait.
-    fn asked_to_wait(&self) -> Option<Duration> {
+    pub(super) fn asked_to_wait(&self) -> Option<Duration> {
         self.client.retry_after().and_then(|moment| moment.duration_since(self.clock.now()).ok())
     }
 
     /// Waits as long as the CA asked, or a little longer each time.
-    async fn pause(&self, wait: &mut Duration, asked: Option<Duration>) {
+    pub(super) async fn pause(&self, wait: &mut Duration, asked: Option<Duration>) {
         let pause = asked.map_or(*wait, |asked| asked.max(FIRST_POLL));
         *wait = (*wait * 2).min(LONGEST_POLL);
         tokio::time::sleep(pause).await;
@@ -350,26 +257,7 @@ impl OrderRun<'_> {
         Ok(identifiers)
     }
 
-    fn new_key(&self) -> Result<Secret, OrderError> {
-        let algorithm = match self.key_kind {
-            KeyKind::P256 => &PKCS_ECDSA_P256_SHA256,
-            KeyKind::P384 => &PKCS_ECDSA_P384_SHA384,
-        };
-        let key =
-            KeyPair::generate_for(algorithm).map_err(|e| self.config(&format!("cannot make a key: {e}")))?;
-        Ok(Secret::new(key.serialize_pem()))
-    }
-
-    fn csr(&self, pending: &PendingOrder) -> Result<Vec<u8>, OrderError> {
-        let bad = |e: rcgen::Error| self.config(&format!("cannot make the CSR: {e}"));
-        let key = KeyPair::from_pem(pending.key_pem.expose()).map_err(bad)?;
-        let names: Vec<String> = self.request.names.iter().map(ToString::to_string).collect();
-        let mut params = CertificateParams::new(names).map_err(bad)?;
-        params.distinguished_name = DistinguishedName::new();
-        Ok(params.serialize_request(&key).map_err(bad)?.der().to_vec())
-    }
-
-    fn judge(&self, error: &Error, doing: &str) -> OrderError {
+    pub(super) fn judge(&self, error: &Error, doing: &str) -> OrderError {
         if let Error::Api(problem) = error
             && problem::kind(problem) == "accountDoesNotExist"
         {
@@ -379,7 +267,7 @@ impl OrderRun<'_> {
         OrderError::Verdict(problem::judge(error, self.client.last().as_ref(), &context, self.clock.now()))
     }
 
-    fn refused(&self, problem: Option<&Problem>, name: &HostName) -> IssueError {
+    pub(super) fn refused(&self, problem: Option<&Problem>, name: &HostName) -> IssueError {
         let doing = format!("validating {name}");
         let context = Context { ca: self.ca, names: self.names, doing: &doing, validating: true };
         match problem {
@@ -428,48 +316,15 @@ impl OrderRun<'_> {
             && matches!(self.client.last(), Some(LastAnswer::Answer { status, .. }) if gone.contains(&status))
     }
 
-    fn ca_down(&self, what: &str) -> OrderError {
+    pub(super) fn ca_down(&self, what: &str) -> OrderError {
         let message = format!("{}: {}: {what}. The order is resumed by itself.", self.names, self.ca);
         OrderError::Verdict(IssueError::new(FailureClass::CaDown, Retry::Backoff, message))
     }
 
-    fn config(&self, what: &str) -> OrderError {
+    pub(super) fn config(&self, what: &str) -> OrderError {
         let message = format!("{}: {}: {what}.", self.names, self.ca);
         OrderError::Verdict(IssueError::new(FailureClass::Config, Retry::Park, message))
     }
-}
-
-/// Fetches what is not known of the authorizations; what was fetched is kept in the order.
-async fn fetch_authorizations(order: &mut Order) -> Result<(), Error> {
-    let mut authorizations = order.authorizations();
-    while let Some(authorization) = authorizations.next().await {
-        authorization?;
-    }
-    Ok(())
-}
-
-async fn tell(order: &mut Order, index: usize) -> Result<(), Error> {
-    let mut authorizations = order.authorizations();
-    for _ in 0..index {
-        authorizations.next().await.transpose()?;
-    }
-    let Some(mut authorization) = authorizations.next().await.transpose()? else { return Ok(()) };
-    match authorization.challenge(ChallengeType::Dns01) {
-        Some(mut challenge) => challenge.set_ready().await,
-        None => Ok(()),
-    }
-}
-
-async fn look(order: &mut Order, index: usize) -> Result<(AuthorizationStatus, Option<Problem>), Error> {
-    let mut authorizations = order.authorizations();
-    for _ in 0..index {
-        authorizations.next().await.transpose()?;
-    }
-    let Some(mut authorization) = authorizations.next().await.transpose()? else {
-        return Err(Error::Str("an authorization of the order"));
-    };
-    let state = authorization.refresh().await?;
-    Ok((state.status, state.challenges.iter().find_map(|c| c.error.clone())))
 }
 
 async fn refresh(order: &mut Order) -> Result<(), Error> {

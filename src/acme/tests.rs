@@ -299,7 +299,7 @@ impl Progress for Silent {
 }
 
 fn request() -> IssueRequest {
-    IssueRequest { names: ["example.com", "*.example.com"].map(|n| HostPattern::parse(n).unwrap()).into() }
+    IssueRequest::new(["example.com", "*.example.com"].map(|n| HostPattern::parse(n).unwrap()).into())
 }
 
 fn memory() -> Arc<dyn Storage> {

@@ -10,7 +10,7 @@ use crate::acme::{AcmeIssuer, AcmeSpec};
 use crate::certs::Wanted;
 use crate::challenge::{Dns01Solver, Janitor, OwnResponder};
 use crate::clock::SharedClock;
-use crate::config::{IssuerPlan, Plan};
+use crate::config::{AcmePlan, IssuerPlan, Plan};
 use crate::dns::{self, ProviderKind, ProviderSpec, Surroundings, TxtProvider, VendorValue, ZoneTurns};
 use crate::issuer::Issuer;
 use crate::local_ca::LocalCa;
@@ -38,41 +38,60 @@ pub(super) struct Issuers {
 
 /// Reads secrets and roots, asks nobody. The error is for a person. `responder` is where our own responder answers.
 pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> Result<Issuers, String> {
-    let mut providers: Vec<(&ProviderSpec, Arc<dyn TxtProvider>, Arc<Dns01Solver>)> = Vec::new();
-    let mut acme: Vec<(&AcmeSpec, &ProviderSpec, Arc<dyn Issuer>)> = Vec::new();
+    let mut maker = Maker { plan, ground, responder, solvers: Vec::new(), acme: Vec::new() };
     let local: Arc<dyn Issuer> = Arc::new(LocalCa::new(ground.storage.clone(), ground.clock.clone()));
     let mut wanted = Vec::with_capacity(plan.certificates.len());
     for certificate in &plan.certificates {
         let names: Arc<[_]> = certificate.names.clone().into();
         let (issuer, fingerprint) = match &certificate.issuer {
             IssuerPlan::Local => (local.clone(), "local".to_owned()),
-            IssuerPlan::Acme { acme: spec, dns } => {
-                let known = acme.iter().find(|(a, d, _)| *a == spec && *d == dns);
-                let issuer = match known {
-                    Some((_, _, issuer)) => issuer.clone(),
-                    None => {
-                        let solver = match providers.iter().find(|(d, _, _)| *d == dns) {
-                            Some((_, _, solver)) => solver.clone(),
-                            None => {
-                                let (provider, solver) = solver(plan, dns, ground, responder)?;
-                                providers.push((dns, provider, solver.clone()));
-                                solver
-                            }
-                        };
-                        let storage = ground.storage.clone();
-                        let issuer = AcmeIssuer::new(spec.clone(), solver, storage, ground.clock.clone());
-                        let issuer: Arc<dyn Issuer> = Arc::new(issuer.map_err(|e| format!("acme: {e}"))?);
-                        acme.push((spec, dns, issuer.clone()));
-                        issuer
-                    }
-                };
-                (issuer, fingerprint(spec, dns, plan, responder))
+            IssuerPlan::Acme(acme) => {
+                (maker.issuer(&acme.acme, acme.dns.as_ref())?, fingerprint(acme, plan, responder))
             }
         };
         wanted.push(Wanted { names, issuer, fingerprint });
     }
-    let providers = providers.into_iter().map(|(_, provider, _)| provider).collect();
+    let providers = maker.solvers.into_iter().map(|(_, (provider, _))| provider).collect();
     Ok(Issuers { wanted, providers })
+}
+
+/// Makes one issuer for each distinct CA and provider, and one solver for each distinct provider.
+struct Maker<'a> {
+    plan: &'a Plan,
+    ground: &'a Ground,
+    responder: &'a [SocketAddr],
+    solvers: Vec<(&'a ProviderSpec, Solver)>,
+    acme: Vec<(&'a AcmeSpec, Option<&'a ProviderSpec>, Arc<dyn Issuer>)>,
+}
+
+impl<'a> Maker<'a> {
+    fn issuer(
+        &mut self,
+        spec: &'a AcmeSpec,
+        dns: Option<&'a ProviderSpec>,
+    ) -> Result<Arc<dyn Issuer>, String> {
+        if let Some((_, _, issuer)) = self.acme.iter().find(|(a, d, _)| *a == spec && *d == dns) {
+            return Ok(issuer.clone());
+        }
+        let Some(provider) = dns else { return Err("acme: nobody answers the challenge".to_owned()) };
+        let solver = self.solver(provider)?;
+        let (storage, clock) = (self.ground.storage.clone(), self.ground.clock.clone());
+        let issuer: Arc<dyn Issuer> = Arc::new(
+            AcmeIssuer::new(spec.clone(), solver, storage, clock).map_err(|e| format!("acme: {e}"))?,
+        );
+        self.acme.push((spec, dns, issuer.clone()));
+        Ok(issuer)
+    }
+
+    fn solver(&mut self, spec: &'a ProviderSpec) -> Result<Arc<Dns01Solver>, String> {
+        if let Some((_, (_, solver))) = self.solvers.iter().find(|(known, _)| *known == spec) {
+            return Ok(solver.clone());
+        }
+        let made = solver(self.plan, spec, self.ground, self.responder)?;
+        let solver = made.1.clone();
+        self.solvers.push((spec, made));
+        Ok(solver)
+    }
 }
 
 type Solver = (Arc<dyn TxtProvider>, Arc<Dns01Solver>);
@@ -103,13 +122,13 @@ fn solver(
 
 /// Changes with everything that an attempt depends on, the contents of secrets included: whoever mends a token and reloads
 /// wants to be tried at once.
-fn fingerprint(acme: &AcmeSpec, dns: &ProviderSpec, plan: &Plan, responder: &[SocketAddr]) -> String {
+fn fingerprint(acme: &AcmePlan, plan: &Plan, responder: &[SocketAddr]) -> String {
     let mut digest = Sha256::new();
-    digest.update(format!("{acme:?}\n{dns:?}\n"));
-    if matches!(dns.kind, ProviderKind::Builtin) {
+    digest.update(format!("{acme:?}\n"));
+    if acme.is_builtin() {
         digest.update(format!("{:?}\n{responder:?}\n", plan.responder));
     }
-    for (name, source) in secrets(dns) {
+    for (name, source) in acme.dns.iter().flat_map(secrets) {
         // An unreadable secret is the business of `dns::build`, which has refused the plan before.
         let value = source.resolve().map(|s| s.expose().to_owned()).unwrap_or_default();
         digest.update(format!("{name}\0{value}\0"));

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::policy::Held;
 use super::state::{Attempts, Failure};
-use crate::issuer::{FailureClass, IssuedCert, IssuerId};
+use crate::issuer::{FailureClass, IssuedCert, IssuerId, Spent};
 use crate::name::HostPattern;
 use crate::secret::Secret;
 use crate::storage::{Expect, Key, Storage, StorageError};
@@ -346,7 +346,12 @@ fn inventory_key() -> Key {
 
 fn parse(value: &[u8], names: &[HostPattern]) -> Result<HeldCert, String> {
     let stored: StoredCert = serde_json::from_slice(value).map_err(|e| e.to_string())?;
-    let issued = IssuedCert { chain_pem: stored.chain, key_pem: Secret::new(stored.key), resumed: true };
+    let issued = IssuedCert {
+        chain_pem: stored.chain,
+        key_pem: Secret::new(stored.key),
+        resumed: true,
+        spent: Spent::default(),
+    };
     HeldCert::prove(&issued, names, SystemTime::UNIX_EPOCH + Duration::from_secs(stored.stored_at))
 }
 

@@ -12,7 +12,7 @@ use rcgen::{CertificateParams, KeyPair};
 use super::*;
 use crate::clock::{SharedClock, TokioClock};
 use crate::issuer::{
-    FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, Retry, Step,
+    FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, Retry, Spent, Step,
 };
 use crate::name::HostPattern;
 use crate::secret::Secret;
@@ -100,7 +100,12 @@ impl ModelCa {
         params.not_before = self.clock.now().into();
         params.not_after = (self.clock.now() + self.lifetime).into();
         let chain_pem = params.self_signed(&key).unwrap().pem();
-        IssuedCert { chain_pem, key_pem: Secret::new(key.serialize_pem()), resumed: false }
+        IssuedCert {
+            chain_pem,
+            key_pem: Secret::new(key.serialize_pem()),
+            resumed: false,
+            spent: Spent::default(),
+        }
     }
 }
 

@@ -186,7 +186,7 @@ impl Worker {
             return Event::PeerFailed(theirs);
         }
         self.show(machine, Some("starting".to_owned()));
-        let request = IssueRequest { names: self.wanted.names.clone() };
+        let request = IssueRequest::new(self.wanted.names.clone());
         let event = self.order(&request).await;
         let ok = matches!(event, Event::Renewed(_));
         self.shared.observer.ordered(&self.wanted.names, ok);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use super::options::ConfigArgs;
 use super::{CONFIG, colours, count, fail, print, records, verdict};
-use crate::config::{CertificatePlan, Expect, IssuerPlan, Loaded, Plan};
+use crate::config::{AcmePlan, CertificatePlan, Expect, IssuerPlan, Loaded, Plan};
 use crate::dns::ProviderKind;
 use crate::name::HostPattern;
 use crate::proxy::{ActionSpec, RouteHost, RouteSpec, Router};
@@ -111,7 +111,7 @@ pub(super) fn names(certificate: &CertificatePlan) -> String {
 
 /// Who signs, and who answers DNS-01.
 pub(super) fn issuer(issuer: &IssuerPlan) -> String {
-    let IssuerPlan::Acme { acme, dns } = issuer else {
+    let IssuerPlan::Acme(AcmePlan { acme, dns, .. }) = issuer else {
         return "the local CA: only clients that trust its root accept it".to_owned();
     };
     let directory = acme.directory.as_str();
@@ -122,6 +122,7 @@ pub(super) fn issuer(issuer: &IssuerPlan) -> String {
         _ if directory.contains("acme-v02.api.letsencrypt.org") => "Let's Encrypt",
         other => other,
     };
+    let Some(dns) = dns else { return ca.to_owned() };
     let answerer = match &dns.kind {
         ProviderKind::Builtin => "the built-in responder answers".to_owned(),
         ProviderKind::Rfc2136 { server, .. } => format!("DNS UPDATE to {server}"),

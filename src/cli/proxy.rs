@@ -138,7 +138,7 @@ mod tests {
         let public = plan(
             "--from app.example.com --to http://10.0.0.1 --dns cloudflare --dns-key token=env:CF --email a@b.example",
         );
-        assert!(matches!(public.certificates[0].issuer, IssuerPlan::Acme { .. }));
+        assert!(matches!(public.certificates[0].issuer, IssuerPlan::Acme(_)));
     }
 
     #[test]

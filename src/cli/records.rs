@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use crate::config::{IssuerPlan, Plan};
-use crate::dns::ProviderKind;
 use crate::name::{DnsName, HostPattern};
 
 /// The directory whose CAA identifier is known.
@@ -45,9 +44,9 @@ pub(super) fn to_add(plan: &Plan) -> Vec<String> {
 pub(super) fn caa(plan: &Plan) -> Vec<String> {
     let mut bases: BTreeSet<DnsName> = BTreeSet::new();
     for certificate in &plan.certificates {
-        if let IssuerPlan::Acme { acme, dns } = &certificate.issuer
-            && dns.kind == ProviderKind::Builtin
-            && acme.directory.contains(LETS_ENCRYPT)
+        if let IssuerPlan::Acme(acme) = &certificate.issuer
+            && acme.is_builtin()
+            && acme.acme.directory.contains(LETS_ENCRYPT)
         {
             bases.extend(certificate.names.iter().filter_map(HostPattern::base).map(DnsName::from));
         }

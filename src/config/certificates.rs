@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use super::decode::Decoder;
 use super::error::{Problem, Span};
 use super::issuer::{self, Authority};
-use super::plan::{CertificatePlan, IssuerPlan};
+use super::plan::{AcmePlan, CertificatePlan, IssuerPlan};
 use super::routes::Route;
 use super::value::{At, Fields, Slot};
-use crate::acme::{LETS_ENCRYPT, LETS_ENCRYPT_STAGING};
-use crate::dns::{ProviderKind, ProviderSpec};
+use crate::acme::{AcmeSpec, LETS_ENCRYPT, LETS_ENCRYPT_STAGING};
+use crate::dns::ProviderSpec;
 use crate::name::{DnsName, HostPattern};
 
 /// The most names that a CA takes in one order.
@@ -153,7 +153,7 @@ fn listed(
                 refuse_private(decoder, &acme.directory, name);
             }
             match dns {
-                Slot::Given(dns) => Some(IssuerPlan::Acme { acme, dns: dns.value.clone() }),
+                Slot::Given(dns) => Some(by_acme(acme, dns.value.clone())),
                 Slot::Broken => None,
                 Slot::Absent => {
                     no_dns(decoder, span.clone(), &plain);
@@ -164,6 +164,10 @@ fn listed(
     };
     let plan = issuer.map(|issuer| CertificatePlan { names: plain.clone(), issuer });
     Some(Wanted { plan, names: plain, span })
+}
+
+fn by_acme(acme: AcmeSpec, dns: ProviderSpec) -> IssuerPlan {
+    IssuerPlan::Acme(AcmePlan { acme, fallback: Vec::new(), dns: Some(dns) })
 }
 
 fn check_names(decoder: &mut Decoder<'_>, names: &[At<HostPattern>], before: &[Wanted]) {
@@ -265,7 +269,7 @@ fn derived(
             (Some(Authority::Acme(acme)), dns) => {
                 refuse_private(decoder, &acme.directory, &At { value: host.clone(), span: span.clone() });
                 match dns {
-                    Slot::Given(dns) => Some(IssuerPlan::Acme { acme: acme.clone(), dns: dns.value.clone() }),
+                    Slot::Given(dns) => Some(by_acme(acme.clone(), dns.value.clone())),
                     Slot::Absent => {
                         homeless.push(At { value: host.clone(), span: span.clone() });
                         None
@@ -298,7 +302,8 @@ fn derived(
 
 /// The `_acme-challenge` names that the built-in responder answers for, sorted.
 pub(super) fn challenge_names(plans: &[CertificatePlan]) -> Vec<DnsName> {
-    let builtin = |plan: &&CertificatePlan| matches!(&plan.issuer, IssuerPlan::Acme { dns, .. } if dns.kind == ProviderKind::Builtin);
+    let builtin =
+        |plan: &&CertificatePlan| matches!(&plan.issuer, IssuerPlan::Acme(acme) if acme.is_builtin());
     let names = plans.iter().filter(builtin).flat_map(|plan| &plan.names);
     let challenges: BTreeSet<DnsName> =
         names.filter_map(HostPattern::base).map(DnsName::acme_challenge).collect();

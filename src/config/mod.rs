@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 pub use environment::Environment;
 pub use error::{LoadError, Problem, Problems, Severity};
 pub use expect::{Expect, ExpectRequest, Want};
-pub use plan::{CertificatePlan, IssuerPlan, Plan};
+pub use plan::{AcmePlan, CertificatePlan, IssuerPlan, Plan};
 pub use schema::{json_schema, reference};
 
 /// What a good file says.
@@ -191,12 +191,12 @@ mod tests {
             plan.responder.unwrap().challenge_names.iter().map(ToString::to_string).collect();
         assert_eq!(challenge, ["_acme-challenge.example.com"]);
         let own = plan.certificates.iter().find(|c| c.names[0].to_string() == "example.org").unwrap();
-        let IssuerPlan::Acme { acme, dns } = &own.issuer else { panic!("{own:?}") };
+        let IssuerPlan::Acme(AcmePlan { acme, dns: Some(dns), .. }) = &own.issuer else { panic!("{own:?}") };
         assert_eq!((acme.directory.as_str(), acme.email.as_deref()), ("https://ca.internal/dir", None));
         assert_eq!(acme.key, crate::issuer::KeyKind::P256, "nothing is inherited");
         assert!(matches!(&dns.kind, ProviderKind::Rfc2136 { server, .. } if server.port() == 53));
         let default = plan.certificates.iter().find(|c| c.names[0].to_string() == "example.com").unwrap();
-        assert!(matches!(&default.issuer, IssuerPlan::Acme { acme, .. } if acme.email.is_some()));
+        assert!(matches!(&default.issuer, IssuerPlan::Acme(plan) if plan.acme.email.is_some()));
     }
 
     #[test]
@@ -253,7 +253,8 @@ mod tests {
                 )
             };
             let loaded = load(&text(""));
-            let IssuerPlan::Acme { dns, .. } = &loaded.plan.certificates[0].issuer else {
+            let IssuerPlan::Acme(AcmePlan { dns: Some(dns), .. }) = &loaded.plan.certificates[0].issuer
+            else {
                 panic!("{}", vendor.name)
             };
             let ProviderKind::Vendor { name, keys } = &dns.kind else { panic!("{}", vendor.name) };

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::acme::AcmeSpec;
-use crate::dns::ProviderSpec;
+use crate::dns::{ProviderKind, ProviderSpec};
 use crate::listen::ListenSpec;
 use crate::name::HostPattern;
 use crate::proxy::ProxySpec;
@@ -42,17 +42,30 @@ pub struct CertificatePlan {
     pub issuer: IssuerPlan,
 }
 
+/// How a certificate is got by ACME.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcmePlan {
+    /// Which CA and as whom.
+    pub acme: AcmeSpec,
+    /// Tried in this order when the CA is down or refuses.
+    pub fallback: Vec<AcmeSpec>,
+    /// Who writes TXT records, where the challenge needs them.
+    pub dns: Option<ProviderSpec>,
+}
+
+impl AcmePlan {
+    /// Whether the built-in responder answers.
+    pub fn is_builtin(&self) -> bool {
+        self.dns.as_ref().is_some_and(|dns| dns.kind == ProviderKind::Builtin)
+    }
+}
+
 /// Who signs a certificate.
 #[allow(clippy::large_enum_variant, reason = "one for each certificate, made once")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IssuerPlan {
-    /// A CA, by DNS-01.
-    Acme {
-        /// Which CA and as whom.
-        acme: AcmeSpec,
-        /// Who answers the challenge.
-        dns: ProviderSpec,
-    },
+    /// A CA, by ACME.
+    Acme(AcmePlan),
     /// The local CA.
     Local,
 }

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::clock::SharedClock;
-use crate::issuer::{FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, Retry};
+use crate::issuer::{
+    FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, Retry, Spent,
+};
 use crate::secret::Secret;
 use crate::storage::{Expect, Key, Storage, StorageError};
 
@@ -134,6 +136,7 @@ fn sign(root: &StoredRoot, request: &IssueRequest, now: SystemTime) -> Result<Is
         chain_pem: format!("{}{}", leaf.pem(), root.certificate),
         key_pem: Secret::new(key.serialize_pem()),
         resumed: false,
+        spent: Spent::default(),
     })
 }
 
@@ -159,7 +162,7 @@ mod tests {
     async fn one_root_signs_everything_and_survives() {
         let storage = Arc::new(MemoryStorage::new());
         let names = ["app.localhost", "127.0.0.1"].map(|n| HostPattern::parse(n).unwrap());
-        let request = IssueRequest { names: names.into() };
+        let request = IssueRequest::new(names.into());
         let first = LocalCa::new(storage.clone(), Arc::new(SystemClock));
         let root = first.root_pem().await.unwrap();
         let again = LocalCa::new(storage, Arc::new(SystemClock));

@@ -31,11 +31,35 @@ pub struct Options {
     pub validity: u64,
     /// Percent of authorizations that are reused.
     pub authz_reuse: u8,
+    /// Percent of nonces that are refused.
+    pub nonce_reject: u8,
+    /// The Pebble of a newer Debian: ARI, profiles, dns-account-01, dns-persist-01.
+    pub newer: bool,
+    /// Where it looks for http-01 and tls-alpn-01.
+    pub http_port: u16,
+    pub tls_port: u16,
+    /// Key identifier and HMAC key (base64url) of the external account that it demands.
+    pub external_account: Option<(String, String)>,
+    /// Names and lifetimes in seconds of its profiles (newer only), beside `default`.
+    pub profiles: Vec<(String, u64)>,
+    /// Further variables: `PEBBLE_ALTERNATE_ROOTS`, `PEBBLE_CHAIN_LENGTH`.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Options {
     pub fn with_dns(dns: SocketAddr) -> Self {
-        Self { dns, validity: 3600, authz_reuse: 0 }
+        Self {
+            dns,
+            validity: 3600,
+            authz_reuse: 0,
+            nonce_reject: 20,
+            newer: false,
+            http_port: 5002,
+            tls_port: 5001,
+            external_account: None,
+            profiles: Vec::new(),
+            environment: Vec::new(),
+        }
     }
 
     pub fn valid_for(mut self, seconds: u64) -> Self {
@@ -117,28 +141,53 @@ impl Pebble {
 }
 
 fn spawn(dir: &TempDir, options: &Options, acme_port: u16, management_port: u16) -> Process {
-    let config = serde_json::json!({ "pebble": {
+    let mut config = serde_json::json!({ "pebble": {
         "listenAddress": format!("127.0.0.1:{acme_port}"),
         "managementListenAddress": format!("127.0.0.1:{management_port}"),
         "certificate": dir.path().join("directory.pem"),
         "privateKey": dir.path().join("directory.key"),
-        "httpPort": 5002,
-        "tlsPort": 5001,
+        "httpPort": options.http_port,
+        "tlsPort": options.tls_port,
         "ocspResponderURL": "",
-        "externalAccountBindingRequired": false,
-        "certificateValidityPeriod": options.validity,
+        "externalAccountBindingRequired": options.external_account.is_some(),
     }});
+    let section = &mut config["pebble"];
+    if options.newer {
+        let default = [("default".to_owned(), options.validity)];
+        section["profiles"] = default
+            .iter()
+            .chain(&options.profiles)
+            .map(|(name, validity)| {
+                let profile = serde_json::json!({ "description": name, "validityPeriod": validity });
+                (name.clone(), profile)
+            })
+            .collect::<serde_json::Map<_, _>>()
+            .into();
+    } else {
+        section["certificateValidityPeriod"] = options.validity.into();
+    }
+    if let Some((kid, hmac)) = &options.external_account {
+        section["externalAccountMACKeys"] = serde_json::json!({ kid: hmac });
+    }
     let file = dir.path().join("pebble.json");
     std::fs::write(&file, config.to_string()).unwrap();
-    let mut command = Command::new("pebble");
+    let mut command = Command::new(if options.newer { newer_program() } else { "pebble".into() });
     command
         .arg("-config")
         .arg(&file)
         .args(["-dnsserver", &options.dns.to_string()])
         .env("PEBBLE_VA_NOSLEEP", "1")
-        .env("PEBBLE_WFE_NONCEREJECT", "20")
-        .env("PEBBLE_AUTHZREUSE", options.authz_reuse.to_string());
+        .env("PEBBLE_WFE_NONCEREJECT", options.nonce_reject.to_string())
+        .env("PEBBLE_AUTHZREUSE", options.authz_reuse.to_string())
+        .envs(options.environment.iter().cloned());
     Process::start(&mut command, &dir.path().join("pebble.log"))
+}
+
+/// Unpacked by `scripts/newer-debs`.
+fn newer_program() -> PathBuf {
+    let program = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/sid/usr/bin/pebble"));
+    assert!(program.exists(), "run: scripts/newer-debs sid pebble ({} is missing)", program.display());
+    program
 }
 
 /// A root and a leaf for `localhost`, as the package ships none. Returns the root's file.

@@ -1,6 +1,10 @@
 //! Every section of the file as a table of keys. What is not here is unknown; what is `later` is refused by name.
 
+mod certificates;
+
 use super::table::{Key, Kind, More, Section, Words};
+
+pub(super) use certificates::{ACME, CAS, CERTIFICATE, DNS, LATER_PROVIDERS, OWN_PROVIDERS, RESPONDER};
 
 const SECONDS: Kind = Kind::Duration { zero: false };
 
@@ -99,149 +103,6 @@ pub(super) static LISTEN: Section = section(
         ),
         Key::later("proxy_protocol", "Peers that must speak the PROXY protocol"),
         Key::new("default_sni", Kind::Host, "", "The name whose certificate clients without SNI get"),
-    ],
-);
-
-/// `acme.ca`, beside directory URLs.
-pub(super) static CAS: Words =
-    Words { now: &["letsencrypt", "letsencrypt-staging", "local"], later: &["zerossl", "google", "sslcom"] };
-static KEYS: Words = Words { now: &["p256", "p384"], later: &["rsa2048", "rsa4096"] };
-static CHALLENGES: Words = Words {
-    now: &["auto", "dns-01"],
-    later: &["http-01", "tls-alpn-01", "dns-account-01", "dns-persist-01"],
-};
-
-pub(super) static ACME: Section = growing(
-    "ca",
-    "[acme]",
-    "Who signs certificates",
-    &[
-        Key::new("email", Kind::Text, "", "Contact for the CA"),
-        Key::new(
-            "ca",
-            Kind::Text,
-            "\"letsencrypt\"",
-            "letsencrypt, letsencrypt-staging, local, or the URL of an ACME directory",
-        ),
-        Key::new("ca_root", Kind::Path, "", "PEM file with a root to trust for a private ACME directory"),
-        Key::new("key", Kind::Word(&KEYS), "\"p256\"", "The kind of private key to make"),
-        Key::new("challenge", Kind::Word(&CHALLENGES), "\"auto\"", "How control of a name is proven"),
-        Key::later("fallback", "CAs that are tried when the first is down or refuses"),
-        Key::later("eab", "External account binding"),
-        Key::later("profile", "A profile that the CA offers"),
-        Key::later("preferred_chain", "Which of the CA's chains to serve"),
-        Key::later("rehearse", "Orders new sets of names at the CA's staging first"),
-    ],
-);
-
-static CHECKS: Words = Words { now: &["authoritative", "off"], later: &["doh", "wait"] };
-
-pub(super) static PROPAGATION: Section = growing(
-    "check",
-    "propagation",
-    "How to know that a record is visible",
-    &[
-        Key::new(
-            "check",
-            Kind::Word(&CHECKS),
-            "\"authoritative\"",
-            "Whom to ask: every authoritative server, or nobody",
-        ),
-        Key::new(
-            "timeout",
-            SECONDS,
-            "\"120s\"",
-            "How long to wait before giving up; the CA is told nothing then",
-        ),
-    ],
-);
-
-pub(super) static DNS: Section = Section {
-    name: "[dns]",
-    doc: "Who answers DNS-01",
-    keys: &[
-        Key::required("provider", Kind::Text, "Who: builtin, rfc2136, exec, httpreq, or a DNS vendor"),
-        Key::new("zone", Kind::Dns, "", "The zone to write into, instead of finding it"),
-        Key::new("ttl", SECONDS, "\"60s\"", "TTL of the records"),
-        Key::new("timeout", SECONDS, "\"30s\"", "Time for one call to the provider"),
-        Key::new(
-            "propagation",
-            Kind::Or(&Kind::Word(&CHECKS), &PROPAGATION),
-            "\"authoritative\"",
-            "How to know that the records are visible",
-        ),
-        Key::new(
-            "resolvers",
-            Kind::List(&Kind::Server(53)),
-            "",
-            "DNS servers used to find authoritative servers; default: the system's",
-        ),
-    ],
-    more: More::Provider,
-    grows_from: "provider",
-};
-
-static ALGORITHMS: Words = Words { now: &["hmac-sha256", "hmac-sha384", "hmac-sha512"], later: &[] };
-
-/// Providers that are no vendor, and their own keys.
-pub(super) static OWN_PROVIDERS: &[(&str, &[Key])] = &[
-    ("builtin", &[]),
-    (
-        "rfc2136",
-        &[
-            Key::required("server", Kind::Server(53), "Where updates go"),
-            Key::required("key_name", Kind::Text, "Name of the TSIG key"),
-            Key::required("secret", Kind::Secret, "The TSIG key in base64"),
-            Key::new("algorithm", Kind::Word(&ALGORITHMS), "\"hmac-sha256\"", "Algorithm of the TSIG key"),
-        ],
-    ),
-    ("exec", &[Key::required("program", Kind::Path, "Called as PROGRAM present|cleanup FQDN. VALUE")]),
-    (
-        "httpreq",
-        &[
-            Key::required("endpoint", Kind::Text, "POST goes to ENDPOINT/present and ENDPOINT/cleanup"),
-            Key::new("username", Kind::Text, "", "User name for basic authentication"),
-            Key::new("password", Kind::Secret, "", "Password for basic authentication"),
-        ],
-    ),
-];
-
-/// Providers that are refused until their feature exists.
-pub(super) static LATER_PROVIDERS: &[&str] = &["acme-dns"];
-
-pub(super) static CERTIFICATE: Section = section(
-    "[[certificates]]",
-    "One certificate",
-    &[
-        Key::required("names", Kind::List(&Kind::Pattern), "Its names; `*.` stands for exactly one label"),
-        Key::new("dns", Kind::Or(&Kind::Text, &DNS), "", "Who answers DNS-01; replaces [dns] as a whole"),
-        Key::new("acme", Kind::Or(&Kind::Text, &ACME), "", "Who signs it; replaces [acme] as a whole"),
-        Key::later("cert", "A certificate file that someone else renews"),
-        Key::later("key", "The private key beside `cert`"),
-        Key::later("deploy", "Files to write and a hook to run after each renewal"),
-    ],
-);
-
-static NAME_SERVER: Section = section(
-    "nameservers",
-    "One name of the responder",
-    &[
-        Key::required("name", Kind::Dns, "The name in the NS record"),
-        Key::new("addresses", Kind::List(&Kind::Ip), "[]", "Its addresses as the world sees them"),
-    ],
-);
-
-pub(super) static RESPONDER: Section = section(
-    "[responder]",
-    "The built-in authoritative DNS server",
-    &[
-        Key::required("listen", Kind::List(&Kind::Listen(53)), "Where it listens, UDP and TCP"),
-        Key::new("zone", Kind::Dns, "", "Its own zone, only for CNAME delegation"),
-        Key::required(
-            "nameservers",
-            Kind::List(&Kind::Table(&NAME_SERVER)),
-            "Its names as the world knows them",
-        ),
     ],
 );
 
