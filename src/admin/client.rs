@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::{CertificateStatus, Health, Refusal, ReloadReport, Status};
+use super::{AccountCommand, AccountStatus, CertificateStatus, Health, Refusal, ReloadReport, Status};
 
 /// Time for an answer to a question.
 const QUICK: Duration = Duration::from_secs(5);
@@ -81,6 +81,17 @@ impl Client {
     /// Makes it read its configuration again, and waits for the outcome.
     pub fn reload(&self) -> Result<ReloadReport, ClientError> {
         self.good("POST", "/reload", SLOW)
+    }
+
+    /// The account at each CA.
+    pub fn accounts(&self) -> Result<Vec<AccountStatus>, ClientError> {
+        self.good("GET", "/accounts", QUICK)
+    }
+
+    /// Does something with the account at `ca`, and waits for the CA.
+    pub fn account(&self, ca: &str, command: &AccountCommand) -> Result<AccountStatus, ClientError> {
+        let (method, path) = command.request(ca);
+        self.good(method, &path, SLOW)
     }
 
     /// Whether it does its work. An unhealthy process is an answer, not an error.

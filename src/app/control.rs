@@ -7,8 +7,12 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Reloaded;
-use crate::admin::{CertificateStatus, Control, Health, LastReload, ListenerStatus, ReloadReport, Status};
+use super::{Reloaded, accounts};
+use crate::acme::{Accounts, AcmeSpec};
+use crate::admin::{
+    AccountCommand, AccountStatus, CertificateStatus, Control, Health, LastReload, ListenerStatus,
+    ReloadReport, Status,
+};
 use crate::certs::{CertManager, CertView};
 use crate::clock::{self, SharedClock};
 use crate::listen::Traffic;
@@ -23,6 +27,8 @@ pub(super) struct Shown {
     pub(super) listeners: Vec<ListenerStatus>,
     pub(super) last_reload: Option<LastReload>,
     pub(super) draining: bool,
+    /// Every CA of the plan in force.
+    pub(super) cas: Vec<AcmeSpec>,
 }
 
 pub(super) type Board = Arc<Mutex<Shown>>;
@@ -32,6 +38,7 @@ pub(super) struct AppControl {
     pub(super) config_path: String,
     pub(super) clock: SharedClock,
     pub(super) certs: CertManager,
+    pub(super) accounts: Accounts,
     pub(super) metrics: Arc<Metrics>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) board: Board,
@@ -73,6 +80,14 @@ impl Control for AppControl {
         Ok(ReloadReport { changed, changes, warnings })
     }
 
+    async fn accounts(&self) -> Vec<AccountStatus> {
+        accounts::list(&self.accounts, &self.cas()).await
+    }
+
+    async fn account(&self, ca: &str, command: AccountCommand) -> Result<AccountStatus, String> {
+        accounts::act(&self.accounts, &self.cas(), ca, command).await
+    }
+
     async fn health(&self) -> Health {
         let draining = self.board.lock().unwrap_or_else(PoisonError::into_inner).draining;
         let now = self.clock.now();
@@ -85,6 +100,12 @@ impl Control for AppControl {
             (false, None) => None,
         };
         Health { healthy: reason.is_none(), reason }
+    }
+}
+
+impl AppControl {
+    fn cas(&self) -> Vec<AcmeSpec> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner).cas.clone()
     }
 }
 
