@@ -45,9 +45,7 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
         let names: Arc<[_]> = certificate.names.clone().into();
         let (issuer, fingerprint) = match &certificate.issuer {
             IssuerPlan::Local => (local.clone(), "local".to_owned()),
-            IssuerPlan::Acme(acme) => {
-                (maker.issuer(&acme.acme, acme.dns.as_ref())?, fingerprint(acme, plan, responder))
-            }
+            IssuerPlan::Acme(acme) => (preferred(maker.issuers(acme)?), fingerprint(acme, plan, responder)),
         };
         wanted.push(Wanted { names, issuer, fingerprint });
     }
@@ -64,7 +62,18 @@ struct Maker<'a> {
     acme: Vec<(&'a AcmeSpec, Option<&'a ProviderSpec>, Arc<dyn Issuer>)>,
 }
 
+/// What a certificate is ordered from. Those after the first are made, so that what is wrong with them is said at load.
+fn preferred(issuers: Vec<Arc<dyn Issuer>>) -> Arc<dyn Issuer> {
+    issuers.into_iter().next().unwrap_or_else(|| unreachable!("a plan names a CA"))
+}
+
 impl<'a> Maker<'a> {
+    /// One for each CA of a certificate, the preferred one first.
+    fn issuers(&mut self, plan: &'a AcmePlan) -> Result<Vec<Arc<dyn Issuer>>, String> {
+        let specs = std::iter::once(&plan.acme).chain(&plan.fallback);
+        specs.map(|spec| self.issuer(spec, plan.dns.as_ref())).collect()
+    }
+
     fn issuer(
         &mut self,
         spec: &'a AcmeSpec,
@@ -128,8 +137,11 @@ fn fingerprint(acme: &AcmePlan, plan: &Plan, responder: &[SocketAddr]) -> String
     if acme.is_builtin() {
         digest.update(format!("{:?}\n{responder:?}\n", plan.responder));
     }
-    for (name, source) in acme.dns.iter().flat_map(secrets) {
-        // An unreadable secret is the business of `dns::build`, which has refused the plan before.
+    let bindings = std::iter::once(&acme.acme).chain(&acme.fallback).filter_map(|spec| spec.eab.as_ref());
+    let bindings = bindings.map(|eab| (eab.kid.as_str(), &eab.hmac));
+    for (name, source) in acme.dns.iter().flat_map(secrets).chain(bindings) {
+        // An unreadable secret is the business of `dns::build`, which has refused the plan before; that of an external account is
+        // of use once and may be gone.
         let value = source.resolve().map(|s| s.expose().to_owned()).unwrap_or_default();
         digest.update(format!("{name}\0{value}\0"));
     }

@@ -83,7 +83,22 @@ const ROOMS: &[(&str, &[&str])] = &[
             "admin",
         ],
     ),
-    ("cli", &["app", "admin", "config", "clock", "name", "telemetry", "proxy", "dns", "issuer", "responder"]),
+    (
+        "cli",
+        &[
+            "app",
+            "acme",
+            "admin",
+            "config",
+            "clock",
+            "name",
+            "telemetry",
+            "proxy",
+            "dns",
+            "issuer",
+            "responder",
+        ],
+    ),
 ];
 
 /// A crate (or a path inside one) and the only rooms that may name it.
