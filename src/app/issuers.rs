@@ -43,13 +43,15 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
     let mut wanted = Vec::with_capacity(plan.certificates.len());
     for certificate in &plan.certificates {
         let names: Arc<[_]> = certificate.names.clone().into();
-        let (issuer, fingerprint) = match &certificate.issuer {
-            IssuerPlan::Local => (local.clone(), "local".to_owned()),
+        let (issuers, fingerprint) = match &certificate.issuer {
+            IssuerPlan::Local => (vec![local.clone()], "local".to_owned()),
             IssuerPlan::Acme(acme) => {
-                (maker.issuer(&acme.acme, acme.dns.as_ref())?, fingerprint(acme, plan, responder))
+                let all = std::iter::once(&acme.acme).chain(&acme.fallback);
+                let issuers = all.map(|spec| maker.issuer(spec, acme.dns.as_ref()));
+                (issuers.collect::<Result<Vec<_>, _>>()?, fingerprint(acme, plan, responder))
             }
         };
-        wanted.push(Wanted { names, issuer, fingerprint });
+        wanted.push(Wanted { names, issuers: issuers.into(), fingerprint });
     }
     let providers = maker.solvers.into_iter().map(|(_, (provider, _))| provider).collect();
     Ok(Issuers { wanted, providers })
