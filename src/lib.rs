@@ -27,6 +27,7 @@ pub mod conn;
 pub mod dns;
 pub mod http_client;
 pub mod issuer;
+pub mod ledger;
 pub mod listen;
 pub mod local_ca;
 pub mod name;

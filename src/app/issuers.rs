@@ -43,11 +43,11 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
     let mut wanted = Vec::with_capacity(plan.certificates.len());
     for certificate in &plan.certificates {
         let names: Arc<[_]> = certificate.names.clone().into();
-        let (issuer, fingerprint) = match &certificate.issuer {
-            IssuerPlan::Local => (local.clone(), "local".to_owned()),
-            IssuerPlan::Acme(acme) => (preferred(maker.issuers(acme)?), fingerprint(acme, plan, responder)),
+        let (issuers, fingerprint) = match &certificate.issuer {
+            IssuerPlan::Local => (vec![local.clone()], "local".to_owned()),
+            IssuerPlan::Acme(acme) => (maker.issuers(acme)?, fingerprint(acme, plan, responder)),
         };
-        wanted.push(Wanted { names, issuer, fingerprint });
+        wanted.push(Wanted { names, issuers: issuers.into(), fingerprint });
     }
     let providers = maker.solvers.into_iter().map(|(_, (provider, _))| provider).collect();
     Ok(Issuers { wanted, providers })
@@ -60,11 +60,6 @@ struct Maker<'a> {
     responder: &'a [SocketAddr],
     solvers: Vec<(&'a ProviderSpec, Solver)>,
     acme: Vec<(&'a AcmeSpec, Option<&'a ProviderSpec>, Arc<dyn Issuer>)>,
-}
-
-/// What a certificate is ordered from. Those after the first are made, so that what is wrong with them is said at load.
-fn preferred(issuers: Vec<Arc<dyn Issuer>>) -> Arc<dyn Issuer> {
-    issuers.into_iter().next().unwrap_or_else(|| unreachable!("a plan names a CA"))
 }
 
 impl<'a> Maker<'a> {
