@@ -101,6 +101,10 @@ impl RecordingClient {
         Self { http, clock, skew, last: Arc::default(), directory: Arc::default() }
     }
 
+    pub(super) fn now(&self) -> SystemTime {
+        self.clock.now()
+    }
+
     pub(super) fn last(&self) -> Option<LastAnswer> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -117,6 +121,13 @@ impl RecordingClient {
     pub(super) fn says_gone(&self) -> bool {
         let gone = [StatusCode::NOT_FOUND, StatusCode::GONE];
         matches!(self.last(), Some(LastAnswer::Answer { status, .. }) if gone.contains(&status))
+    }
+
+    /// Whether the last answer was a refusal that asking again would not change.
+    pub(super) fn says_no(&self) -> bool {
+        let later = [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT];
+        let no = |status: &StatusCode| status.is_client_error() && !later.contains(status);
+        matches!(self.last(), Some(LastAnswer::Answer { status, .. }) if no(&status))
     }
 
     /// The URL of what the last request created, whatever else there was to say of the answer.

@@ -1,5 +1,7 @@
 //! What is kept of an account, and a key roll-over that was interrupted.
 
+use std::time::{Duration, SystemTime};
+
 use instant_acme::Error;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -9,6 +11,9 @@ use super::problem;
 use super::session::Session;
 use crate::issuer::IssuerId;
 use crate::storage::{Expect, Key, Revision, Storage, StorageError};
+
+/// A request that was cut off has been taken, or lost, after this time: its nonce has grown old too.
+const ON_ITS_WAY: Duration = Duration::from_secs(600);
 
 /// The key is written before the CA hears of it: a crash in between finds the same account again.
 #[derive(Clone, Serialize, Deserialize)]
@@ -21,6 +26,9 @@ pub(super) struct StoredAccount {
     /// The key of a roll-over that the CA has not answered yet: one of the two is the account's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) next_key: Option<String>,
+    /// When the CA was asked to take it, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) next_since: Option<u64>,
     /// A person has deactivated it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) deactivated: bool,
@@ -61,6 +69,7 @@ impl Kept {
                 key: encode(made.der()),
                 url: None,
                 next_key: None,
+                next_since: None,
                 deactivated: false,
             };
             match storage.store(&key, &bytes(&account)?, Expect::Absent).await {
@@ -96,8 +105,9 @@ impl Kept {
     }
 
     /// Takes `next` in hand before the CA hears of it.
-    pub(super) fn offer(&mut self, next: &AccountKey) {
+    pub(super) fn offer(&mut self, next: &AccountKey, now: SystemTime) {
         self.account.next_key = Some(encode(next.der()));
+        self.account.next_since = Some(seconds(now));
     }
 
     /// Ends a roll-over with what the CA said.
@@ -105,10 +115,12 @@ impl Kept {
         if let (Some(next), true) = (self.account.next_key.take(), rolled) {
             self.account.key = next;
         }
+        self.account.next_since = None;
     }
 }
 
-/// Finds out how an interrupted roll-over ended: the CA knows either key. The outer error is the CA's, the inner storage's.
+/// Finds out how an interrupted roll-over ended: the CA knows either key. While the request may still be on its way, a CA that
+/// does not know the new key yet decides nothing: the old one is gone on with. The outer error is the CA's, the inner storage's.
 pub(super) async fn settle(
     kept: &mut Kept,
     storage: &dyn Storage,
@@ -126,9 +138,17 @@ pub(super) async fn settle(
             Err(Error::Api(refusal)) if problem::kind(&refusal) == "accountDoesNotExist" => false,
             Err(error) => return Err(error),
         };
+    let now = seconds(session.client.now());
+    if !rolled && kept.account.next_since.is_some_and(|since| now.abs_diff(since) < ON_ITS_WAY.as_secs()) {
+        return Ok(Ok(()));
+    }
     tracing::info!(rolled, "an interrupted roll-over of the account's key was settled with the CA");
     kept.conclude(rolled);
     Ok(kept.save(storage).await)
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn bytes(account: &StoredAccount) -> Result<Vec<u8>, StorageError> {

@@ -29,6 +29,11 @@ pub enum AccountError {
     /// It was deactivated before.
     #[error("the account at {0} is deactivated")]
     Deactivated(String),
+    /// The last roll-over was cut off, and the CA may still get to hear of it.
+    #[error(
+        "the last roll-over of the key at {0} was cut off and has not ended yet; try again in ten minutes"
+    )]
+    Rolling(String),
     /// The CA cannot do it.
     #[error("{0} does not support this")]
     Unsupported(String),
@@ -123,7 +128,10 @@ impl Accounts {
             let payload = json!({ "account": open.url, "oldKey": open.session.key.jwk() }).to_string();
             let inner = next.sign(json!({ "jwk": next.jwk(), "url": url }), &payload);
             let inner = inner.map_err(|e| AccountError::Ca(e.to_string()))?;
-            open.kept.offer(&next);
+            if open.kept.account.next_key.is_some() {
+                return Err(AccountError::Rolling(open.host));
+            }
+            open.kept.offer(&next, self.clock.now());
             open.kept.save(&*self.storage).await?;
             match open.session.post(&url, &inner).await {
                 Ok(_) => open.kept.conclude(true),

@@ -52,7 +52,9 @@ pub(super) async fn hint(
     let url = format!("{}/{id}", base.trim_end_matches('/'));
     let answer = match Session::get_plain(client, &url).await {
         Ok(answer) => answer,
-        Err(Error::Api(_) | Error::Json(_)) if client.says_gone() => return Ok(None),
+        // Nothing is known of it: another CA's certificate, or one that a restored CA has forgotten.
+        Err(Error::Api(_)) if client.says_no() => return Ok(None),
+        Err(Error::Json(_)) if client.says_gone() => return Ok(None),
         Err(error) => return Err(error),
     };
     let info: RenewalInfo = serde_json::from_slice(&answer.body)?;

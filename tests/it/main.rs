@@ -11,6 +11,7 @@
 
 mod architecture;
 mod bodies;
+mod ca_features;
 mod challenge;
 mod config_errors;
 mod example;

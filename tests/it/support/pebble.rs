@@ -113,6 +113,23 @@ impl Pebble {
         self.manage("/roots/0").expect("Pebble serves its root")
     }
 
+    /// A root or an alternate one, as PEM.
+    pub fn alternate_root(&self, index: u32) -> Option<String> {
+        self.manage(&format!("/roots/{index}"))
+    }
+
+    /// What ARI says from now on of a certificate, word for word (newer only).
+    pub fn set_renewal_info(&self, leaf_pem: &str, response: &str) {
+        let body = serde_json::json!({ "Certificate": leaf_pem, "ARIResponse": response }).to_string();
+        let output = Command::new("curl")
+            .args(["-sSf", "--max-time", "5", "--cacert"])
+            .arg(&self.ca_root)
+            .args(["--data-binary", &body, &format!("{}/set-renewal-info/", self.management)])
+            .output()
+            .expect("curl is installed");
+        assert!(output.status.success(), "{output:?}");
+    }
+
     /// `Valid`, `Revoked`, or `None` for a serial that Pebble does not know.
     pub fn status_of(&self, serial: &str) -> Option<String> {
         let answer = self.manage(&format!("/cert-status-by-serial/{serial}"))?;

@@ -94,6 +94,11 @@ impl Stopper {
         });
     }
 
+    /// How many requests were held since `arm`.
+    pub fn hits(&self) -> u32 {
+        *self.state.hits.lock().unwrap()
+    }
+
     /// Lets everything through again, what is held included.
     pub fn release(&self) {
         *self.state.stop.lock().unwrap() = None;
