@@ -120,7 +120,7 @@ fn builder(client: &RecordingClient) -> instant_acme::AccountBuilder {
     Account::builder_with_http(Box::new(client.clone()))
 }
 
-fn storage_key(issuer: &IssuerId) -> Key {
+pub(super) fn storage_key(issuer: &IssuerId) -> Key {
     Key::new(&["accounts", issuer.as_str()])
 }
 

@@ -25,7 +25,7 @@ use crate::challenge::ChallengeSolver;
 use crate::clock::SharedClock;
 use crate::http_client::{HttpClient, HttpError};
 use crate::issuer::{IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, Step};
-use crate::storage::Storage;
+use crate::storage::{Key, Storage};
 
 pub use spec::{AcmeSpec, LETS_ENCRYPT, LETS_ENCRYPT_STAGING};
 
@@ -79,6 +79,11 @@ impl AcmeIssuer {
     /// The identity of a CA: its directory. The account is one for each directory, and its contact is no part of it.
     pub fn id_of(spec: &AcmeSpec) -> IssuerId {
         IssuerId::new(spec.directory.trim_start_matches("https://").trim_start_matches("http://"))
+    }
+
+    /// Where the account at a CA is kept: a JSON object whose `url` is the account's, once it is registered.
+    pub fn account_key(spec: &AcmeSpec) -> Key {
+        account::storage_key(&Self::id_of(spec))
     }
 
     fn ca(&self) -> String {

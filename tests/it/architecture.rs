@@ -51,6 +51,25 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("admin", &["backoff", "clock", "task", "telemetry"]),
     (
+        "doctor",
+        &[
+            "name",
+            "secret",
+            "clock",
+            "task",
+            "issuer",
+            "http_client",
+            "resolver",
+            "storage",
+            "dns",
+            "responder",
+            "challenge",
+            "acme",
+            "config",
+            "admin",
+        ],
+    ),
+    (
         "app",
         &[
             "name",
@@ -78,7 +97,23 @@ const ROOMS: &[(&str, &[&str])] = &[
             "admin",
         ],
     ),
-    ("cli", &["app", "admin", "config", "clock", "name", "telemetry", "proxy", "dns", "issuer", "responder"]),
+    (
+        "cli",
+        &[
+            "app",
+            "admin",
+            "config",
+            "clock",
+            "doctor",
+            "name",
+            "telemetry",
+            "proxy",
+            "dns",
+            "issuer",
+            "responder",
+            "task",
+        ],
+    ),
 ];
 
 /// A crate (or a path inside one) and the only rooms that may name it.
