@@ -71,6 +71,9 @@ pub(super) fn judge(facts: &ChallengeFacts) -> Vec<Note> {
                 .why(never)
                 .fix(format!("serve the zone of {name}, or delete the CNAME at {}", challenge.to_fqdn()))
         }
+        Err(error @ LookupError::NoZone { reason, .. }) if !reason.is_empty() => fail("challenge.refused", error.to_string())
+            .why(never)
+            .fix(format!("ask it by hand: dig {base} SOA; if only dig +cd {base} SOA answers, DNSSEC is broken there; other resolvers: [dns] resolvers = [\"9.9.9.9:53\"]")),
         Err(error @ LookupError::NoZone { .. }) => fail("challenge.no-zone", error.to_string())
             .why("a name that the public DNS does not know gets no certificate from a public CA")
             .fix(format!("register and delegate the domain of {base} (whois {base}), or correct the name in [routes] or [[certificates]]")),
