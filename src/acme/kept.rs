@@ -36,7 +36,7 @@ pub(super) struct Kept {
 impl Kept {
     /// The account at `ca`, if one is kept.
     pub(super) async fn load(storage: &dyn Storage, ca: &IssuerId) -> Result<Option<Self>, StorageError> {
-        let key = Key::new(&["accounts", ca.as_str()]);
+        let key = storage_key(ca);
         let Some(found) = storage.load(&key).await? else { return Ok(None) };
         let account = serde_json::from_slice(&found.value)
             .map_err(|e| StorageError::Damaged { key: key.clone(), reason: e.to_string() })?;
@@ -49,7 +49,7 @@ impl Kept {
         ca: &IssuerId,
         directory: &str,
     ) -> Result<Self, StorageError> {
-        let key = Key::new(&["accounts", ca.as_str()]);
+        let key = storage_key(ca);
         for _ in 0..2 {
             if let Some(kept) = Self::load(storage, ca).await? {
                 return Ok(kept);
@@ -144,4 +144,9 @@ fn encode(bytes: &[u8]) -> String {
 fn decode(text: &str) -> Option<Vec<u8>> {
     use base64::prelude::{BASE64_STANDARD, Engine};
     BASE64_STANDARD.decode(text).ok()
+}
+
+/// Where the account of a CA is kept.
+pub(super) fn storage_key(ca: &IssuerId) -> Key {
+    Key::new(&["accounts", ca.as_str()])
 }
