@@ -9,7 +9,8 @@
 //! * [`tls`] holds the certificates being served; [`storage`] keeps state; [`dns`] writes TXT records;
 //!   [`upstream`] picks and connects to servers.
 //! * [`responder`] answers DNS questions; [`challenge`] proves control of a name; [`listen`] accepts
-//!   connections; [`proxy`] routes and forwards; [`local_ca`] signs for laptops.
+//!   connections; [`proxy`] routes and forwards; [`local_ca`] signs for laptops, and
+//!   [`trust`] has systems and browsers believe it.
 //! * [`acme`] orders certificates; [`certs`] decides when.
 //! * [`config`] turns a file into a plan; [`admin`] is the socket operators talk to; [`app`] wires it all;
 //!   [`cli`] is what a person types.
@@ -38,4 +39,5 @@ pub mod storage;
 pub mod task;
 pub mod telemetry;
 pub mod tls;
+pub mod trust;
 pub mod upstream;

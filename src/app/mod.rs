@@ -6,6 +6,7 @@
 mod control;
 mod issuers;
 mod observer;
+mod offline;
 mod responders;
 mod serve;
 mod systemd;
@@ -24,6 +25,7 @@ use crate::proxy::{Snapshot, SnapshotPublisher};
 use crate::task::{self, Supervisor};
 use crate::telemetry::{AccessLog, AccessTarget, Metrics};
 
+pub use offline::local_roots;
 pub use serve::{Failure, serve};
 
 /// Reads the configuration, from wherever it is: called at start and at each reload. Blocking. The error is for a person.

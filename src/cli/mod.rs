@@ -20,6 +20,7 @@ mod reload;
 mod run;
 mod schema;
 mod status;
+mod trust;
 mod verdict;
 
 use std::io::{IsTerminal, Write};
@@ -81,6 +82,8 @@ enum Verb {
         #[command(flatten)]
         socket: SocketArgs,
     },
+    /// Print the local CA's root, or have the system and browsers trust it.
+    Trust(trust::Arguments),
     /// Serve one host without any file.
     Proxy(proxy::Arguments),
     /// Print the JSON Schema of the configuration.
@@ -119,6 +122,7 @@ pub fn main() -> ExitCode {
         Verb::Status { socket, json } => status::run(&socket, json),
         Verb::Reload { socket } => reload::run(&socket),
         Verb::Health { socket } => health::run(&socket),
+        Verb::Trust(arguments) => trust::run(&arguments),
         Verb::Schema { text } => schema::run(text),
         Verb::Completions { shell } => completions::run(shell),
         Verb::Man => man::run(),

@@ -23,6 +23,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("upstream", &["name", "secret", "clock", "backoff", "task", "conn", "resolver", "telemetry"]),
     ("responder", &["name", "task", "dns", "storage", "telemetry"]),
     ("local_ca", &["name", "clock", "secret", "issuer", "storage"]),
+    ("trust", &[]),
     ("challenge", &["name", "clock", "backoff", "task", "dns", "resolver", "tls", "storage", "telemetry"]),
     ("listen", &["name", "clock", "task", "tls", "conn", "telemetry"]),
     ("proxy", &["name", "secret", "clock", "task", "conn", "upstream", "telemetry"]),
@@ -78,7 +79,22 @@ const ROOMS: &[(&str, &[&str])] = &[
             "admin",
         ],
     ),
-    ("cli", &["app", "admin", "config", "clock", "name", "telemetry", "proxy", "dns", "issuer", "responder"]),
+    (
+        "cli",
+        &[
+            "app",
+            "admin",
+            "config",
+            "clock",
+            "name",
+            "telemetry",
+            "proxy",
+            "dns",
+            "issuer",
+            "responder",
+            "trust",
+        ],
+    ),
 ];
 
 /// A crate (or a path inside one) and the only rooms that may name it.

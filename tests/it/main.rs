@@ -20,6 +20,7 @@ mod limits;
 mod listeners;
 #[path = "../../benches/load/mod.rs"]
 mod load;
+mod local_ca;
 mod providers;
 mod proxying;
 mod reload;
