@@ -10,7 +10,8 @@
 //!   [`upstream`] picks and connects to servers.
 //! * [`responder`] answers DNS questions; [`challenge`] proves control of a name; [`listen`] accepts
 //!   connections; [`proxy`] routes and forwards; [`local_ca`] signs for laptops, and
-//!   [`trust`] has systems and browsers believe it.
+//!   [`trust`] has systems and browsers believe it; [`import`] reads what other
+//!   programs keep.
 //! * [`acme`] orders certificates; [`certs`] decides when.
 //! * [`config`] turns a file into a plan; [`admin`] is the socket operators talk to; [`app`] wires it all;
 //!   [`cli`] is what a person types.
@@ -27,6 +28,7 @@ pub mod config;
 pub mod conn;
 pub mod dns;
 pub mod http_client;
+pub mod import;
 pub mod issuer;
 pub mod listen;
 pub mod local_ca;

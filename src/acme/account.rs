@@ -11,12 +11,12 @@ use crate::storage::{Expect, Key, Revision, Storage, StorageError};
 
 /// What is kept. The key is written before the CA hears of it: a crash in between finds the same account again.
 #[derive(Serialize, Deserialize)]
-struct StoredAccount {
-    directory: String,
+pub(super) struct StoredAccount {
+    pub(super) directory: String,
     /// PKCS#8 DER, base64.
-    key: String,
+    pub(super) key: String,
     /// The account's URL, once the CA has told it.
-    url: Option<String>,
+    pub(super) url: Option<String>,
 }
 
 /// Why there is no account.
@@ -120,11 +120,11 @@ fn builder(client: &RecordingClient) -> instant_acme::AccountBuilder {
     Account::builder_with_http(Box::new(client.clone()))
 }
 
-fn storage_key(issuer: &IssuerId) -> Key {
+pub(super) fn storage_key(issuer: &IssuerId) -> Key {
     Key::new(&["accounts", issuer.as_str()])
 }
 
-async fn store(
+pub(super) async fn store(
     storage: &dyn Storage,
     key: &Key,
     account: &StoredAccount,
@@ -149,7 +149,7 @@ fn unusable(names: &str, error: &StorageError) -> AccountError {
     AccountError::Issue(IssueError::new(FailureClass::Config, Retry::Backoff, message))
 }
 
-fn encode(bytes: &[u8]) -> String {
+pub(super) fn encode(bytes: &[u8]) -> String {
     use base64::prelude::{BASE64_STANDARD, Engine};
     BASE64_STANDARD.encode(bytes)
 }

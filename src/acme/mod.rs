@@ -3,6 +3,7 @@
 mod account;
 mod authorize;
 mod client;
+mod import;
 mod journal;
 mod key;
 mod order;
@@ -27,6 +28,7 @@ use crate::http_client::{HttpClient, HttpError};
 use crate::issuer::{IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, Step};
 use crate::storage::Storage;
 
+pub use import::import_account;
 pub use spec::{AcmeSpec, LETS_ENCRYPT, LETS_ENCRYPT_STAGING};
 
 /// For one exchange with the CA.

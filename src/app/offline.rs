@@ -29,6 +29,17 @@ pub fn local_roots(plan: &Plan) -> Result<Vec<LocalRoot>, String> {
     })
 }
 
+/// Opens a plan's state directory for writing: only as the user whose files it holds.
+pub(super) fn open_as_owner(plan: &Plan) -> Result<Arc<dyn Storage>, String> {
+    match is_ours(&plan.storage.path) {
+        true => open(plan),
+        false => Err(format!(
+            "{} belongs to another user, who could not read what is written there now: run this as that user",
+            plan.storage.path.display()
+        )),
+    }
+}
+
 /// Opens a plan's state directory; warnings go to the log.
 fn open(plan: &Plan) -> Result<Arc<dyn Storage>, String> {
     let (storage, warnings) = FsStorage::open(&plan.storage).map_err(|e| e.to_string())?;
@@ -43,7 +54,7 @@ fn is_ours(path: &Path) -> bool {
     std::fs::metadata(path).map_or(true, |meta| meta.uid() == rustix::process::geteuid().as_raw())
 }
 
-fn block_on<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+pub(super) fn block_on<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|e| format!("no runtime: {e}"))?.block_on(work)
 }

@@ -1,5 +1,6 @@
 //! When to order, what to serve. Knows no CA, only [`Issuer`](crate::issuer::Issuer)s.
 
+mod import;
 mod manager;
 mod policy;
 mod record;
@@ -9,6 +10,7 @@ mod tests;
 mod view;
 mod worker;
 
+pub use import::{Imported, import_certificate};
 pub use manager::{CertManager, Wanted};
 pub use record::CertId;
 pub use view::{CertObserver, CertView, Phase};

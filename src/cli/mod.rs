@@ -12,6 +12,7 @@ mod check;
 mod completions;
 mod explain;
 mod health;
+mod import;
 mod man;
 mod options;
 mod proxy;
@@ -82,6 +83,8 @@ enum Verb {
         #[command(flatten)]
         socket: SocketArgs,
     },
+    /// Take certificates and ACME accounts over from certbot, Caddy, acme.sh or Traefik.
+    Import(import::Arguments),
     /// Print the local CA's root, or have the system and browsers trust it.
     Trust(trust::Arguments),
     /// Serve one host without any file.
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
         Verb::Status { socket, json } => status::run(&socket, json),
         Verb::Reload { socket } => reload::run(&socket),
         Verb::Health { socket } => health::run(&socket),
+        Verb::Import(arguments) => import::run(&arguments),
         Verb::Trust(arguments) => trust::run(&arguments),
         Verb::Schema { text } => schema::run(text),
         Verb::Completions { shell } => completions::run(shell),

@@ -24,6 +24,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("responder", &["name", "task", "dns", "storage", "telemetry"]),
     ("local_ca", &["name", "clock", "secret", "issuer", "storage"]),
     ("trust", &[]),
+    ("import", &["secret"]),
     ("challenge", &["name", "clock", "backoff", "task", "dns", "resolver", "tls", "storage", "telemetry"]),
     ("listen", &["name", "clock", "task", "tls", "conn", "telemetry"]),
     ("proxy", &["name", "secret", "clock", "task", "conn", "upstream", "telemetry"]),
@@ -70,6 +71,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "upstream",
             "responder",
             "local_ca",
+            "import",
             "challenge",
             "listen",
             "proxy",
@@ -93,6 +95,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "issuer",
             "responder",
             "trust",
+            "import",
         ],
     ),
 ];

@@ -15,6 +15,7 @@ mod challenge;
 mod config_errors;
 mod example;
 mod http2;
+mod import;
 mod issuance;
 mod limits;
 mod listeners;
