@@ -1,6 +1,7 @@
 //! When to order, what to serve. Knows no CA, only [`Issuer`](crate::issuer::Issuer)s.
 
 mod attempt;
+mod import;
 mod manager;
 mod memo;
 pub(crate) mod policy;
@@ -11,6 +12,7 @@ mod tests;
 mod view;
 mod worker;
 
+pub use import::{Imported, import_certificate};
 pub use manager::{CertManager, Wanted};
 pub use policy::{Why, Window};
 pub use record::CertId;

@@ -13,6 +13,7 @@ mod completions;
 mod doctor;
 mod explain;
 mod health;
+mod import;
 mod man;
 mod options;
 mod proxy;
@@ -20,6 +21,7 @@ mod reload;
 mod run;
 mod schema;
 mod status;
+mod trust;
 mod verdict;
 
 use std::io::{IsTerminal, Write};
@@ -83,6 +85,10 @@ enum Verb {
         #[command(flatten)]
         socket: SocketArgs,
     },
+    /// Take certificates and ACME accounts over from certbot, Caddy, acme.sh or Traefik.
+    Import(import::Arguments),
+    /// Print the local CA's root, or have the system and browsers trust it.
+    Trust(trust::Arguments),
     /// Serve one host without any file.
     Proxy(proxy::Arguments),
     /// Print the JSON Schema of the configuration.
@@ -122,6 +128,8 @@ pub fn main() -> ExitCode {
         Verb::Status { socket, json } => status::run(&socket, json),
         Verb::Reload { socket } => reload::run(&socket),
         Verb::Health { socket } => health::run(&socket),
+        Verb::Import(arguments) => import::run(&arguments),
+        Verb::Trust(arguments) => trust::run(&arguments),
         Verb::Schema { text } => schema::run(text),
         Verb::Completions { shell } => completions::run(shell),
         Verb::Man => man::run(),
