@@ -51,7 +51,7 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
                 (issuers.collect::<Result<Vec<_>, _>>()?, fingerprint(acme, plan, responder))
             }
         };
-        wanted.push(Wanted { names, issuers: issuers.into(), fingerprint });
+        wanted.push(Wanted { names, issuers: issuers.into(), rehearsal: None, rehearse: false, fingerprint });
     }
     let providers = maker.solvers.into_iter().map(|(_, (provider, _))| provider).collect();
     Ok(Issuers { wanted, providers })

@@ -1,9 +1,13 @@
 //! When to order, what to serve. Knows no CA, only [`Issuer`](crate::issuer::Issuer)s.
 
 mod attempt;
+mod command;
+mod generations;
+mod jobs;
 mod manager;
 mod memo;
 pub(crate) mod policy;
+mod proof;
 mod record;
 pub(crate) mod state;
 #[cfg(test)]
@@ -11,6 +15,8 @@ mod tests;
 mod view;
 mod worker;
 
+pub use command::{Exported, Verb};
+pub use jobs::JobView;
 pub use manager::{CertManager, Wanted};
 pub use policy::{Why, Window};
 pub use record::CertId;
