@@ -11,7 +11,8 @@
 //! * [`responder`] answers DNS questions; [`challenge`] proves control of a name; [`listen`] accepts
 //!   connections; [`proxy`] routes and forwards; [`local_ca`] signs for laptops.
 //! * [`acme`] orders certificates; [`certs`] decides when.
-//! * [`config`] turns a file into a plan; [`admin`] is the socket operators talk to; [`app`] wires it all;
+//! * [`config`] turns a file into a plan; [`admin`] is the socket operators talk to; [`doctor`] looks at
+//!   everything before a CA is asked; [`app`] wires it all;
 //!   [`cli`] is what a person types.
 
 pub mod acme;
@@ -25,6 +26,7 @@ pub mod clock;
 pub mod config;
 pub mod conn;
 pub mod dns;
+pub mod doctor;
 pub mod http_client;
 pub mod issuer;
 pub mod ledger;

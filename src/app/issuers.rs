@@ -45,11 +45,7 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
         let names: Arc<[_]> = certificate.names.clone().into();
         let (issuers, fingerprint) = match &certificate.issuer {
             IssuerPlan::Local => (vec![local.clone()], "local".to_owned()),
-            IssuerPlan::Acme(acme) => {
-                let all = std::iter::once(&acme.acme).chain(&acme.fallback);
-                let issuers = all.map(|spec| maker.issuer(spec, acme.dns.as_ref()));
-                (issuers.collect::<Result<Vec<_>, _>>()?, fingerprint(acme, plan, responder))
-            }
+            IssuerPlan::Acme(acme) => (maker.issuers(acme)?, fingerprint(acme, plan, responder)),
         };
         wanted.push(Wanted { names, issuers: issuers.into(), rehearsal: None, rehearse: false, fingerprint });
     }
@@ -67,6 +63,12 @@ struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
+    /// One for each CA of a certificate, the preferred one first.
+    fn issuers(&mut self, plan: &'a AcmePlan) -> Result<Vec<Arc<dyn Issuer>>, String> {
+        let specs = std::iter::once(&plan.acme).chain(&plan.fallback);
+        specs.map(|spec| self.issuer(spec, plan.dns.as_ref())).collect()
+    }
+
     fn issuer(
         &mut self,
         spec: &'a AcmeSpec,
@@ -130,8 +132,11 @@ fn fingerprint(acme: &AcmePlan, plan: &Plan, responder: &[SocketAddr]) -> String
     if acme.is_builtin() {
         digest.update(format!("{:?}\n{responder:?}\n", plan.responder));
     }
-    for (name, source) in acme.dns.iter().flat_map(secrets) {
-        // An unreadable secret is the business of `dns::build`, which has refused the plan before.
+    let bindings = std::iter::once(&acme.acme).chain(&acme.fallback).filter_map(|spec| spec.eab.as_ref());
+    let bindings = bindings.map(|eab| (eab.kid.as_str(), &eab.hmac));
+    for (name, source) in acme.dns.iter().flat_map(secrets).chain(bindings) {
+        // An unreadable secret is the business of `dns::build`, which has refused the plan before; that of an external account is
+        // of use once and may be gone.
         let value = source.resolve().map(|s| s.expose().to_owned()).unwrap_or_default();
         digest.update(format!("{name}\0{value}\0"));
     }

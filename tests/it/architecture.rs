@@ -55,6 +55,25 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("admin", &["backoff", "clock", "task", "telemetry"]),
     (
+        "doctor",
+        &[
+            "name",
+            "secret",
+            "clock",
+            "task",
+            "issuer",
+            "http_client",
+            "resolver",
+            "storage",
+            "dns",
+            "responder",
+            "challenge",
+            "acme",
+            "config",
+            "admin",
+        ],
+    ),
+    (
         "app",
         &[
             "name",
@@ -83,7 +102,24 @@ const ROOMS: &[(&str, &[&str])] = &[
             "admin",
         ],
     ),
-    ("cli", &["app", "admin", "config", "clock", "name", "telemetry", "proxy", "dns", "issuer", "responder"]),
+    (
+        "cli",
+        &[
+            "app",
+            "acme",
+            "admin",
+            "config",
+            "clock",
+            "doctor",
+            "name",
+            "telemetry",
+            "proxy",
+            "dns",
+            "issuer",
+            "responder",
+            "task",
+        ],
+    ),
 ];
 
 /// A crate (or a path inside one) and the only rooms that may name it.
