@@ -47,7 +47,7 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
             IssuerPlan::Local => (vec![local.clone()], "local".to_owned()),
             IssuerPlan::Acme(acme) => (maker.issuers(acme)?, fingerprint(acme, plan, responder)),
         };
-        wanted.push(Wanted { names, issuers: issuers.into(), fingerprint });
+        wanted.push(Wanted { names, issuers: issuers.into(), rehearsal: None, rehearse: false, fingerprint });
     }
     let providers = maker.solvers.into_iter().map(|(_, (provider, _))| provider).collect();
     Ok(Issuers { wanted, providers })

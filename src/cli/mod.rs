@@ -8,6 +8,7 @@
 #![allow(clippy::print_stderr, reason = "this room talks to people")]
 
 mod certs;
+mod certs_do;
 mod check;
 mod completions;
 mod doctor;
@@ -65,7 +66,7 @@ enum Verb {
     Doctor(doctor::Arguments),
     /// Say which route a URL takes and why, with which certificate, upstream and time-outs.
     Explain(explain::Arguments),
-    /// Show certificates as the running process holds them.
+    /// Show certificates as the running process holds them; renew, revoke, export them, or go back to the one before.
     Certs(certs::Arguments),
     /// Show the running process.
     Status {
