@@ -1,13 +1,10 @@
 //! When to order, what to serve. Knows no CA, only [`Issuer`](crate::issuer::Issuer)s.
 
 mod attempt;
-<<<<<<< HEAD
-mod import;
-=======
 mod command;
 mod generations;
+mod import;
 mod jobs;
->>>>>>> engine
 mod manager;
 mod memo;
 pub(crate) mod policy;
@@ -19,12 +16,9 @@ mod tests;
 mod view;
 mod worker;
 
-<<<<<<< HEAD
-pub use import::{Imported, import_certificate};
-=======
 pub use command::{Exported, Verb};
+pub use import::{Imported, import_certificate};
 pub use jobs::JobView;
->>>>>>> engine
 pub use manager::{CertManager, Wanted};
 pub use policy::{Why, Window};
 pub use record::CertId;

@@ -7,6 +7,7 @@
 )]
 #![allow(clippy::print_stderr, reason = "this room talks to people")]
 
+mod accounts;
 mod certs;
 mod certs_do;
 mod check;
@@ -68,6 +69,8 @@ enum Verb {
     Explain(explain::Arguments),
     /// Show certificates as the running process holds them; renew, revoke, export them, or go back to the one before.
     Certs(certs::Arguments),
+    /// Show and change accounts at CAs.
+    Accounts(accounts::Arguments),
     /// Show the running process.
     Status {
         #[command(flatten)]
@@ -126,6 +129,7 @@ pub fn main() -> ExitCode {
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Explain(arguments) => explain::run(&arguments),
         Verb::Certs(arguments) => certs::run(&arguments),
+        Verb::Accounts(arguments) => accounts::run(&arguments),
         Verb::Status { socket, json } => status::run(&socket, json),
         Verb::Reload { socket } => reload::run(&socket),
         Verb::Health { socket } => health::run(&socket),
