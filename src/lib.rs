@@ -29,6 +29,7 @@ pub mod dns;
 pub mod doctor;
 pub mod http_client;
 pub mod issuer;
+pub mod ledger;
 pub mod listen;
 pub mod local_ca;
 pub mod name;

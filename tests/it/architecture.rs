@@ -22,6 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("dns", &["name", "secret", "clock", "backoff", "resolver", "http_client", "task"]),
     ("upstream", &["name", "secret", "clock", "backoff", "task", "conn", "resolver", "telemetry"]),
     ("responder", &["name", "task", "dns", "storage", "telemetry"]),
+    ("ledger", &["name", "clock", "issuer", "storage"]),
     ("local_ca", &["name", "clock", "secret", "issuer", "storage"]),
     ("challenge", &["name", "clock", "backoff", "task", "dns", "resolver", "tls", "storage", "telemetry"]),
     ("listen", &["name", "clock", "task", "tls", "conn", "telemetry"]),
@@ -30,7 +31,10 @@ const ROOMS: &[(&str, &[&str])] = &[
         "acme",
         &["name", "secret", "clock", "backoff", "task", "issuer", "challenge", "storage", "http_client"],
     ),
-    ("certs", &["name", "secret", "clock", "backoff", "task", "issuer", "storage", "tls", "telemetry"]),
+    (
+        "certs",
+        &["name", "secret", "clock", "backoff", "task", "issuer", "storage", "ledger", "tls", "telemetry"],
+    ),
     (
         "config",
         &[
@@ -87,6 +91,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "dns",
             "upstream",
             "responder",
+            "ledger",
             "local_ca",
             "challenge",
             "listen",
@@ -101,6 +106,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "app",
+            "acme",
             "admin",
             "config",
             "clock",
@@ -123,6 +129,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("dns_update", &["dns"]),
     ("hickory_server", &["responder"]),
     ("clap", &["cli"]),
+    ("psl", &["ledger"]),
     ("toml", &["config"]),
     ("listenfd", &["listen", "responder"]),
     ("arc_swap", &["tls", "proxy", "listen", "responder", "upstream", "app"]),
