@@ -44,7 +44,7 @@ pub(super) struct Kept {
 impl Kept {
     /// The account at `ca`, if one is kept.
     pub(super) async fn load(storage: &dyn Storage, ca: &IssuerId) -> Result<Option<Self>, StorageError> {
-        let key = Key::new(&["accounts", ca.as_str()]);
+        let key = storage_key(ca);
         let Some(found) = storage.load(&key).await? else { return Ok(None) };
         let account = serde_json::from_slice(&found.value)
             .map_err(|e| StorageError::Damaged { key: key.clone(), reason: e.to_string() })?;
@@ -57,7 +57,7 @@ impl Kept {
         ca: &IssuerId,
         directory: &str,
     ) -> Result<Self, StorageError> {
-        let key = Key::new(&["accounts", ca.as_str()]);
+        let key = storage_key(ca);
         for _ in 0..2 {
             if let Some(kept) = Self::load(storage, ca).await? {
                 return Ok(kept);
@@ -72,13 +72,23 @@ impl Kept {
                 next_since: None,
                 deactivated: false,
             };
-            match storage.store(&key, &bytes(&account)?, Expect::Absent).await {
-                Ok(revision) => return Ok(Self { account, key, revision }),
+            match Self::make(storage, ca, account).await {
                 Err(StorageError::Conflict(_)) => {}
-                Err(error) => return Err(error),
+                made => return made,
             }
         }
         Err(StorageError::Conflict(key))
+    }
+
+    /// Keeps the first account of `ca`; a conflict if there is one already.
+    pub(super) async fn make(
+        storage: &dyn Storage,
+        ca: &IssuerId,
+        account: StoredAccount,
+    ) -> Result<Self, StorageError> {
+        let key = storage_key(ca);
+        let revision = storage.store(&key, &bytes(&account)?, Expect::Absent).await?;
+        Ok(Self { account, key, revision })
     }
 
     /// Writes it, if nobody else has meanwhile.
@@ -156,7 +166,7 @@ fn bytes(account: &StoredAccount) -> Result<Vec<u8>, StorageError> {
         .map_err(|e| StorageError::Io { what: "cannot write the account".into(), reason: e.to_string() })
 }
 
-fn encode(bytes: &[u8]) -> String {
+pub(super) fn encode(bytes: &[u8]) -> String {
     use base64::prelude::{BASE64_STANDARD, Engine};
     BASE64_STANDARD.encode(bytes)
 }
@@ -164,4 +174,9 @@ fn encode(bytes: &[u8]) -> String {
 fn decode(text: &str) -> Option<Vec<u8>> {
     use base64::prelude::{BASE64_STANDARD, Engine};
     BASE64_STANDARD.decode(text).ok()
+}
+
+/// Where the account of a CA is kept.
+pub(super) fn storage_key(ca: &IssuerId) -> Key {
+    Key::new(&["accounts", ca.as_str()])
 }

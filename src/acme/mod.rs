@@ -4,6 +4,7 @@ mod account;
 mod authorize;
 mod chain;
 mod client;
+mod import;
 mod journal;
 mod jws;
 mod kept;
@@ -41,8 +42,9 @@ use crate::issuer::{
     Budget, FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, RenewalHint,
     Retry, Spent, Step,
 };
-use crate::storage::Storage;
+use crate::storage::{Key, Storage};
 
+pub use import::import_account;
 pub use known::{KNOWN_CAS, KnownCa, LETS_ENCRYPT, LETS_ENCRYPT_STAGING};
 pub use manage::{AccountError as ManageError, AccountInfo, Accounts};
 pub use spec::{AcmeSpec, EabSpec};
@@ -108,6 +110,11 @@ impl AcmeIssuer {
             None => ca,
             Some(profile) => IssuerId::new(&format!("{ca}.profile.{profile}")),
         }
+    }
+
+    /// Where the account at a CA is kept: a JSON object whose `url` is the account's, once it is registered.
+    pub fn account_key(spec: &AcmeSpec) -> Key {
+        kept::storage_key(&ca_of(spec))
     }
 
     fn host(&self) -> String {

@@ -10,10 +10,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Reloaded, accounts};
 use crate::acme::{Accounts, AcmeSpec};
 use crate::admin::{
-    AccountCommand, AccountStatus, CertificateStatus, Control, Health, LastReload, ListenerStatus,
-    ReloadReport, Status,
+    AccountCommand, AccountStatus, CertificateStatus, CertificateVerb, Control, ExportedCertificate, Health,
+    JobStatus, LastReload, ListenerStatus, ReloadReport, Status,
 };
-use crate::certs::{CertManager, CertView};
+use crate::certs::{CertId, CertManager, CertView, JobView, Verb};
 use crate::clock::{self, SharedClock};
 use crate::listen::Traffic;
 use crate::telemetry::Metrics;
@@ -101,6 +101,38 @@ impl Control for AppControl {
         };
         Health { healthy: reason.is_none(), reason }
     }
+
+    async fn command(&self, id: &str, verb: CertificateVerb) -> Result<u64, String> {
+        let verb = match verb {
+            CertificateVerb::Renew { force } => Verb::Renew { force },
+            CertificateVerb::Rehearse => Verb::Rehearse,
+            CertificateVerb::Revoke { reason } => Verb::Revoke { reason },
+            CertificateVerb::RollBack => Verb::RollBack,
+        };
+        self.certs.command(&self.known(id)?, verb).await
+    }
+
+    async fn job(&self, number: u64) -> Option<JobStatus> {
+        let JobView { steps, outcome } = self.certs.job(number)?;
+        let (done, ok) = (outcome.is_some(), matches!(outcome, Some(Ok(_))));
+        let message = match outcome {
+            Some(Ok(text) | Err(text)) => text,
+            None => String::new(),
+        };
+        Some(JobStatus { steps, done, ok, message })
+    }
+
+    async fn export(&self, id: &str) -> Result<ExportedCertificate, String> {
+        let exported = self.certs.export(&self.known(id)?).await?;
+        Ok(ExportedCertificate { chain: exported.chain_pem, key: exported.key_pem.expose().to_owned() })
+    }
+}
+
+impl AppControl {
+    fn known(&self, id: &str) -> Result<CertId, String> {
+        let view = self.certs.views().into_iter().find(|view| view.id.as_str() == id);
+        view.map(|view| view.id).ok_or_else(|| format!("there is no certificate {id}"))
+    }
 }
 
 impl AppControl {
@@ -115,6 +147,7 @@ fn state(view: &CertView) -> String {
 
 fn certificate(view: &CertView) -> CertificateStatus {
     CertificateStatus {
+        id: view.id.to_string(),
         names: view.names.iter().map(ToString::to_string).collect(),
         issuer: view.issuer.to_string(),
         serial: view.serial.clone(),

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::options::ConfigArgs;
-use super::{CONFIG, colours, count, fail, print, records, verdict};
+use super::{CONFIG, colours, count, fail, print, verdict};
 use crate::acme::AcmeSpec;
 use crate::config::{AcmePlan, CertificatePlan, Expect, IssuerPlan, Loaded, Plan};
 use crate::dns::ProviderKind;
+use crate::doctor::records;
 use crate::name::HostPattern;
 use crate::proxy::{ActionSpec, RouteHost, RouteSpec, Router};
 
