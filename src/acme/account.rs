@@ -120,12 +120,12 @@ impl Opening<'_> {
         *registered = answer.status == http::StatusCode::CREATED;
         let url = answer.headers.get(http::header::LOCATION).and_then(|v| v.to_str().ok());
         let url = url.ok_or(Error::Str("the account's URL"))?.to_owned();
-        match *registered {
-            true => tracing::info!(issuer = %self.ca, account = url, "account registered at the CA"),
-            false => {
-                tracing::info!(issuer = %self.ca, account = url, "the CA knows the account's key already")
-            }
-        }
+        let news = if *registered {
+            "account registered at the CA"
+        } else {
+            "the CA knows the account's key already"
+        };
+        tracing::info!(issuer = %self.ca, account = url, "{news}");
         Ok(url)
     }
 

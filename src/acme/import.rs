@@ -27,6 +27,7 @@ pub async fn import_account(
         key: encode(key_pkcs8),
         url: url.map(ToOwned::to_owned),
         next_key: None,
+        next_since: None,
         deactivated: false,
     };
     match Kept::make(storage, &ca, account).await {

@@ -38,6 +38,7 @@ struct Order {
     authorizations: Vec<&'static str>,
     certificate: Option<String>,
     no_certificate_url: bool,
+    replaces: Option<String>,
 }
 
 #[derive(Default)]
@@ -47,8 +48,13 @@ struct Book {
     accounts: usize,
     /// What the next validations end with.
     refuse: bool,
+    /// Whether the CA knows ARI, and then whether it says so of an order that it took as a successor.
+    ari: bool,
+    echoes: bool,
     /// Whether the CA says of an order that it is invalid once an authorization is.
     lags_behind: bool,
+    /// Whether the answer to a new order ends in its middle.
+    cut_order: bool,
     signer: Option<(String, KeyPair)>,
     instead: Vec<Instead>,
     log: Vec<String>,
@@ -155,7 +161,10 @@ async fn answer(
         }
         return Ok(response.status(instead.status).body(Full::new(instead.body.into())).unwrap());
     }
-    let (status, location, text) = book.respond(&path, &payload);
+    let (status, location, mut text) = book.respond(&path, &payload);
+    if path == "/new-order" && book.cut_order {
+        text.truncate(20);
+    }
     if let Some(location) = location {
         response = response.header("location", location);
     }
@@ -169,6 +178,13 @@ impl Book {
         let number = |n: usize| parts.get(n).and_then(|t| t.parse::<usize>().ok()).unwrap_or(usize::MAX);
         let json: Value = serde_json::from_slice(payload).unwrap_or_default();
         match parts[0] {
+            "dir" if self.ari => (
+                200,
+                None,
+                json!({ "newNonce": format!("{url}/nonce"), "newAccount": format!("{url}/new-account"),
+                        "newOrder": format!("{url}/new-order"), "renewalInfo": format!("{url}/ari") })
+                .to_string(),
+            ),
             "dir" => (
                 200,
                 None,
@@ -190,7 +206,14 @@ impl Book {
                     .map(|i| i["value"].as_str().unwrap().to_owned())
                     .collect();
                 let authorizations = vec!["pending"; names.len()];
-                self.orders.push(Order { names, status: "pending", authorizations, ..Order::default() });
+                let replaces = json["replaces"].as_str().filter(|_| self.echoes).map(ToOwned::to_owned);
+                self.orders.push(Order {
+                    names,
+                    status: "pending",
+                    authorizations,
+                    replaces,
+                    ..Order::default()
+                });
                 let n = self.orders.len() - 1;
                 (201, Some(format!("{url}/order/{n}")), self.order(n))
             }
@@ -217,6 +240,7 @@ impl Book {
                         .unwrap();
                 csr.params.not_before = time::OffsetDateTime::now_utc();
                 csr.params.not_after = csr.params.not_before + time::Duration::days(30);
+                csr.params.use_authority_key_identifier_extension = true;
                 let chain = csr.signed_by(&signer).unwrap().pem();
                 let order = &mut self.orders[number(1)];
                 (order.certificate, order.status) = (Some(chain), "valid");
@@ -238,6 +262,9 @@ impl Book {
             (0..order.names.len()).map(|i| format!("{url}/authz/{n}/{i}")).collect();
         let mut json = json!({ "status": order.status, "identifiers": identifiers, "authorizations": authorizations,
                                "finalize": format!("{url}/finalize/{n}") });
+        if let Some(replaces) = &order.replaces {
+            json["replaces"] = replaces.as_str().into();
+        }
         if order.status == "valid" && !order.no_certificate_url {
             json["certificate"] = format!("{url}/cert/{n}").into();
         }
@@ -486,4 +513,60 @@ async fn a_crash_after_any_write_of_an_order_costs_at_most_one_more_order() {
         }
     }
     assert!(deaths >= 5, "{deaths} writes: key, account, order's key, order's URL, its end");
+}
+
+#[tokio::test]
+async fn a_successor_is_one_order_whatever_the_ca_makes_of_it() {
+    let (ca, storage) = (ModelCa::start().await, memory());
+    ca.book().ari = true;
+    let issuer = ca.issuer(storage);
+    let first = issuer.issue(&request(), &Silent).await.unwrap();
+    issuer.stored(&request()).await;
+    let (_, leaf) = x509_parser::pem::parse_x509_pem(first.chain_pem.as_bytes()).unwrap();
+    let renewal = IssueRequest { replaces: Some(leaf.contents.into()), ..request() };
+    // Whether it says so, says nothing, stops in the middle of its answer, refuses, or wants to be left alone.
+    let refused = || Some((409, problem("alreadyReplaced", "somebody was quicker")));
+    let limited = || Some((429, problem("rateLimited", "too many new orders")));
+    type Row = (&'static str, bool, Option<(u16, String)>, usize, Option<bool>);
+    let cases: [Row; 4] = [
+        ("it echoes", true, None, 1, Some(true)),
+        ("it does not echo", false, None, 1, Some(false)),
+        ("it refuses", true, refused(), 2, Some(false)),
+        ("it counts", true, limited(), 1, None),
+    ];
+    for (what, echoes, instead, asked, replaced) in cases {
+        let (orders, before) = (ca.book().orders.len(), ca.asked("/new-order"));
+        ca.book().echoes = echoes;
+        if let Some((status, body)) = instead {
+            ca.instead("/new-order", status, body);
+        }
+        let result = issuer.issue(&renewal, &Silent).await;
+        assert_eq!(ca.asked("/new-order") - before, asked, "{what}");
+        assert_eq!(ca.book().orders.len() - orders, usize::from(replaced.is_some()), "{what}: one order");
+        let spent = match (result, replaced) {
+            (Ok(issued), Some(_)) => issued.spent,
+            (Err(error), None) => error.spent,
+            (result, _) => panic!("{what}: {result:?}"),
+        };
+        let expected =
+            Spent { ordered: replaced.is_some(), replaced: replaced == Some(true), ..Spent::default() };
+        assert_eq!(spent, expected, "{what}");
+        issuer.stored(&renewal).await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_ca_counted_is_told_with_the_failure() {
+    let (ca, storage) = (ModelCa::start().await, memory());
+    ca.book().refuse = true;
+    let error = ca.issuer(storage).issue(&request(), &Silent).await.unwrap_err();
+    let failed = vec![crate::name::HostName::parse("example.com").unwrap()];
+    assert_eq!(error.spent, Spent { registered: true, ordered: true, replaced: false, failed });
+
+    // An order whose answer is cut off exists: it is not paid for twice.
+    let (ca, storage) = (ModelCa::start().await, memory());
+    ca.book().cut_order = true;
+    let issued = ca.issuer(storage).issue(&request(), &Silent).await.unwrap();
+    assert!(usable(&issued) && issued.spent.ordered);
+    assert_eq!((ca.book().orders.len(), ca.asked("/new-order")), (1, 1));
 }
