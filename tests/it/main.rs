@@ -16,6 +16,7 @@ mod challenge;
 mod config_errors;
 mod doctor;
 mod example;
+mod faults;
 mod http2;
 mod import;
 mod issuance;

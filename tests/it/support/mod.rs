@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod dns;
+pub mod fault_proxy;
 pub mod h2;
 pub mod pebble;
 pub mod process;

@@ -1,0 +1,140 @@
+//! What goes wrong between Starlock and the CA: whose turn it is, when it is tried again, what a person reads. Traffic is unharmed.
+//!
+//! `faults.expected` holds the whole table, ports masked. `STARLOCK_BLESS=1` writes it anew: read it as the person would.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::support::fault_proxy::{Fault, FaultProxy};
+use crate::support::pebble::{Options, Pebble};
+use crate::support::starlock::{Starlock, local_root};
+use crate::support::web::curl;
+use crate::support::{PATIENCE, free_port, local};
+
+const DAY: i64 = 86_400;
+
+const FAULTS: &[(&str, Fault)] = &[
+    ("every answer comes 300 ms late", Fault::Latency(Duration::from_millis(300))),
+    ("the connection is reset in the middle of the answer to a new order", Fault::Reset),
+    ("503 in HTML with Retry-After: 120", Fault::Unavailable),
+    ("429 with Retry-After: 7200", Fault::TooMany),
+    ("the directory's JSON is truncated", Fault::Truncated),
+    ("the directory's certificate has expired", Fault::ExpiredCertificate),
+    ("our clock is a day behind the CA's", Fault::Clock(DAY)),
+    ("our clock is a day ahead of the CA's", Fault::Clock(-DAY)),
+    ("the order becomes invalid", Fault::OrderInvalid),
+    ("the challenge becomes invalid", Fault::ChallengeInvalid),
+    ("the order stays in processing, with Retry-After: 7200", Fault::Processing),
+];
+
+#[test]
+fn every_fault_has_its_class_its_next_attempt_and_its_words() {
+    let environment = vec![("PEBBLE_VA_ALWAYS_VALID".to_owned(), "1".to_owned())];
+    let mut pebble =
+        Pebble::start(Options { environment, nonce_reject: 0, ..Options::with_dns(local(free_port())) });
+    let mut table = String::new();
+    for (what, fault) in FAULTS {
+        table.push_str(&format!("{what}\n{}\n", outcome(&pebble, *fault)));
+        pebble.restart();
+    }
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/faults.expected");
+    if std::env::var_os("STARLOCK_BLESS").is_some() {
+        std::fs::write(&golden, &table).unwrap();
+    }
+    let expected = std::fs::read_to_string(golden).unwrap_or_default();
+    assert!(table == expected, "the table differs from faults.expected:\n{table}");
+}
+
+fn outcome(pebble: &Pebble, fault: Fault) -> String {
+    let proxy = FaultProxy::before(pebble, fault);
+    let starlock = Starlock::start_with(&config(&proxy.directory_url), |dir, _| {
+        std::fs::write(dir.join("root.pem"), &proxy.root_pem).unwrap();
+    });
+    let (https, root) = (starlock.address("https"), local_root(&starlock));
+    let end = Instant::now() + PATIENCE;
+    let certificate = loop {
+        let answer = curl(https, &root, "https://app.localhost/", &["-o", "/dev/null", "-w", "%{http_code}"]);
+        assert_eq!(answer.as_deref(), Ok("204"), "{fault:?}: what is served is served on");
+        let found = starlock.certificates().into_iter().find(|c| c["names"][0] == "example.test").unwrap();
+        if found["last_error"].is_string() && found["state"] != "ordering" || found["serial"].is_string() {
+            break found;
+        }
+        assert!(Instant::now() < end, "{fault:?}: nothing became of it: {found}\n{}", starlock.log());
+    };
+    let log = starlock.log();
+    let said: Vec<&str> = log.lines().filter(|line| line.contains("clock and the CA's differ")).collect();
+    assert!(said.len() <= 1, "a wrong clock is said once: {said:?}");
+    let mut text = String::new();
+    if let Some(line) = said.first() {
+        let direction = if line.contains("ahead=true") { "ahead" } else { "behind" };
+        text.push_str(&format!("  warned: the clocks differ, ours is {direction}\n"));
+    }
+    let orders = pebble.log().matches("Added order ").count();
+    match certificate["last_error"].as_str() {
+        None => text.push_str("  issued\n"),
+        Some(error) => {
+            let marked = log.lines().filter(|line| line.contains("next_attempt="));
+            let line = marked.last().unwrap_or_default();
+            let class = line.split("class=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("?");
+            let next = certificate["next_action_at"].as_str().map_or_else(|| "never".to_owned(), wait);
+            let state = certificate["state"].as_str().unwrap_or_default();
+            text.push_str(&format!("  {class}, {state}, next attempt in {next}\n  {}\n", masked(error)));
+        }
+    }
+    // An answer that was lost on its way may hide an order; nothing else makes a second one.
+    assert!(orders <= 1, "{fault:?}: {orders} orders");
+    text
+}
+
+fn config(directory: &str) -> String {
+    let port = free_port();
+    format!(
+        r#"
+[listen]
+https = ["127.0.0.1:0"]
+http = []
+[acme]
+ca = "{directory}"
+ca_root = "{{dir}}/root.pem"
+[dns]
+provider = "builtin"
+[responder]
+listen = ["127.0.0.1:{port}"]
+nameservers = [{{ name = "ns.example.test", addresses = ["127.0.0.1"] }}]
+[log]
+access = "off"
+[[certificates]]
+names = ["example.test"]
+[routes]
+"app.localhost" = {{ respond = 204 }}
+"example.test" = {{ respond = 204 }}
+"#
+    )
+}
+
+/// How long from now, in words that jitter does not change.
+fn wait(at: &str) -> String {
+    let at: jiff::Timestamp = at.parse().unwrap();
+    let seconds = at.as_second() - jiff::Timestamp::now().as_second();
+    match seconds {
+        0..40 => "less than a minute".to_owned(),
+        40..80 => "a minute".to_owned(),
+        80..3_600 => format!("{} minutes", (seconds + 30) / 60),
+        3_600..72_000 => format!("{} hours", (seconds + 1800) / 3600),
+        _ => "a day".to_owned(),
+    }
+}
+
+/// Ports and the paths of orders are others each time.
+fn masked(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("localhost:") {
+        let (before, after) = rest.split_at(at + "localhost:".len());
+        out.push_str(before);
+        out.push_str("PORT");
+        rest = after.trim_start_matches(|c: char| c.is_ascii_digit());
+    }
+    out.push_str(rest);
+    out
+}
