@@ -292,10 +292,10 @@ impl OrderRun<'_> {
     fn come_back(&self, asked: Duration, doing: &str) -> OrderError {
         let moment = self.clock.now() + asked.min(LONGEST_ABSENCE);
         let message = format!(
-            "{}: {} asked to come back in {} s while {doing}. The order is resumed then by itself.",
+            "{}: {} asked to come back in {} min while {doing}. The order is resumed then by itself.",
             self.names,
             self.ca,
-            asked.as_secs()
+            asked.as_secs().div_ceil(60)
         );
         OrderError::Verdict(IssueError::new(FailureClass::CaDown, Retry::At(moment), message))
     }

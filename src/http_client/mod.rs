@@ -169,7 +169,11 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     while let Some(inner) = cause.source() {
         cause = inner;
     }
-    cause.to_string()
+    match cause.to_string() {
+        // rustls explains this one with the address of its manual.
+        text if text.contains("close_notify") => "the connection was closed in the middle of it".to_owned(),
+        text => text,
+    }
 }
 
 #[cfg(test)]
