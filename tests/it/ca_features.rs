@@ -115,9 +115,8 @@ fn common_name_of(pem: &str) -> String {
 
 fn top_issuer(chain: &str) -> String {
     let last = Pem::iter_from_buffer(chain.as_bytes()).last().unwrap().unwrap();
-    let name =
-        last.parse_x509().unwrap().issuer().iter_common_name().next().unwrap().as_str().unwrap().to_owned();
-    name
+    let certificate = last.parse_x509().unwrap();
+    certificate.issuer().iter_common_name().next().unwrap().as_str().unwrap().to_owned()
 }
 
 fn lifetime(der: &[u8]) -> i64 {

@@ -74,8 +74,8 @@ fn outcome(pebble: &Pebble, fault: Fault) -> String {
     match certificate["last_error"].as_str() {
         None => text.push_str("  issued\n"),
         Some(error) => {
-            let marked = log.lines().filter(|line| line.contains("next_attempt="));
-            let line = marked.last().unwrap_or_default();
+            let mut marked = log.lines().filter(|line| line.contains("next_attempt="));
+            let line = marked.next_back().unwrap_or_default();
             let class = line.split("class=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("?");
             let next = certificate["next_action_at"].as_str().map_or_else(|| "never".to_owned(), wait);
             let state = certificate["state"].as_str().unwrap_or_default();
