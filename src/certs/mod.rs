@@ -2,6 +2,7 @@
 
 mod attempt;
 mod command;
+mod files;
 mod generations;
 mod jobs;
 mod manager;
@@ -16,6 +17,7 @@ mod view;
 mod worker;
 
 pub use command::{Exported, Verb};
+pub use files::WantedFiles;
 pub use jobs::JobView;
 pub use manager::{CertManager, Wanted};
 pub use policy::{Why, Window};

@@ -11,6 +11,8 @@
 
 mod architecture;
 mod bodies;
+mod certificate_commands;
+mod certificate_files;
 mod challenge;
 mod config_errors;
 mod doctor;
