@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::{
-    Begun, CertificateStatus, CertificateVerb, ExportedCertificate, Health, JobStatus, Refusal, ReloadReport,
-    Status,
+    AccountCommand, AccountStatus, Begun, CertificateStatus, CertificateVerb, ExportedCertificate, Health,
+    JobStatus, Refusal, ReloadReport, Status,
 };
 
 /// Time for an answer to a question.
@@ -84,6 +84,17 @@ impl Client {
     /// Makes it read its configuration again, and waits for the outcome.
     pub fn reload(&self) -> Result<ReloadReport, ClientError> {
         self.good("POST", "/reload", SLOW)
+    }
+
+    /// The account at each CA.
+    pub fn accounts(&self) -> Result<Vec<AccountStatus>, ClientError> {
+        self.good("GET", "/accounts", QUICK)
+    }
+
+    /// Does something with the account at `ca`, and waits for the CA.
+    pub fn account(&self, ca: &str, command: &AccountCommand) -> Result<AccountStatus, ClientError> {
+        let (method, path) = command.request(ca);
+        self.good(method, &path, SLOW)
     }
 
     /// Whether it does its work. An unhealthy process is an answer, not an error.

@@ -3,6 +3,7 @@
 //! `app` implements [`Control`]; [`AdminServer`] puts it on a socket; [`Client`] is what `starlock status` and its like use. The
 //! types below are both ends' idea of an answer, and a stable interface for scripts.
 
+mod accounts;
 mod client;
 mod http;
 mod metrics;
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub use accounts::{AccountCommand, AccountStatus};
 pub use client::{Client, ClientError};
 pub use metrics::MetricsServer;
 pub use server::{AdminServer, BindError};
@@ -41,6 +43,13 @@ pub trait Control: Send + Sync {
 
     /// The served chain of the certificate `id`, with its key. The error is for a person.
     async fn export(&self, id: &str) -> Result<ExportedCertificate, String>;
+
+    /// The account at each CA of the configuration, as it is kept. Asks no CA.
+    async fn accounts(&self) -> Vec<AccountStatus>;
+
+    /// Does something with the account at `ca`: a word of the configuration, a host, or a directory's URL. Asks the CA and waits
+    /// for it, a minute at most. The error is for a person.
+    async fn account(&self, ca: &str, command: AccountCommand) -> Result<AccountStatus, String>;
 }
 
 /// What may be done with a certificate: `POST /certificates/ID/` and the word; `revoke/` takes the reason's number.

@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::http::{Answer, json, refuse, serve};
-use super::{Begun, CertificateVerb, Control, Health};
+use super::{Begun, CertificateVerb, Control, Health, accounts};
 use crate::backoff::Backoff;
 use crate::task::{OnExit, Supervisor};
 
@@ -148,11 +148,15 @@ async fn answer(control: Arc<dyn Control>, method: Method, path: String) -> Answ
             None => refuse(StatusCode::NOT_FOUND, "nothing is known of it (any more)"),
         };
     }
+    if let Some(rest) = path.strip_prefix("/accounts").filter(|rest| rest.is_empty() || rest.starts_with('/'))
+    {
+        return accounts::answer(control, &method, rest).await;
+    }
     let wanted = match path.as_str() {
         "/status" | "/certificates" | "/health" => Method::GET,
         "/reload" => Method::POST,
         _ => {
-            let known = "GET /status, GET /certificates, GET /health, POST /reload";
+            let known = "GET /status, GET /certificates, GET /health, POST /reload, GET /accounts";
             return refuse(StatusCode::NOT_FOUND, &format!("there is no {path}; there are {known}"));
         }
     };
@@ -210,7 +214,8 @@ mod tests {
     use async_trait::async_trait;
 
     use super::super::{
-        CertificateStatus, Client, ClientError, ExportedCertificate, JobStatus, ReloadReport, Status,
+        AccountCommand, AccountStatus, CertificateStatus, Client, ClientError, ExportedCertificate,
+        JobStatus, ReloadReport, Status,
     };
     use super::*;
     use crate::task::Shutdown;
@@ -234,6 +239,17 @@ mod tests {
                 return Ok(ReloadReport { changed: true, ..ReloadReport::default() });
             }
             Err("error: two\nlines".into())
+        }
+
+        async fn accounts(&self) -> Vec<AccountStatus> {
+            vec![AccountStatus { ca: "letsencrypt".into(), ..AccountStatus::default() }]
+        }
+
+        async fn account(&self, ca: &str, command: AccountCommand) -> Result<AccountStatus, String> {
+            match self.healthy {
+                true => Ok(AccountStatus { ca: format!("{ca} {command:?}"), ..AccountStatus::default() }),
+                false => Err("no".into()),
+            }
         }
 
         async fn health(&self) -> Health {
@@ -294,6 +310,10 @@ mod tests {
             assert_eq!(error.to_string(), "other Renew { force: true }");
             assert_eq!(client.export("other").unwrap().key, "key");
             assert!(client.health().unwrap().healthy);
+            assert_eq!(client.accounts().unwrap()[0].ca, "letsencrypt");
+            let contact = AccountCommand::Contact(Some("a@b.test".into()));
+            let account = client.account("https://ca.test/dir", &contact).unwrap();
+            assert_eq!(account.ca, "https://ca.test/dir Contact(Some(\"a@b.test\"))");
         });
         with_server(false, |path| {
             let client = Client::new(path);

@@ -7,10 +7,11 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Reloaded;
+use super::{Reloaded, accounts};
+use crate::acme::{Accounts, AcmeSpec};
 use crate::admin::{
-    CertificateStatus, CertificateVerb, Control, ExportedCertificate, Health, JobStatus, LastReload,
-    ListenerStatus, ReloadReport, Status,
+    AccountCommand, AccountStatus, CertificateStatus, CertificateVerb, Control, ExportedCertificate, Health,
+    JobStatus, LastReload, ListenerStatus, ReloadReport, Status,
 };
 use crate::certs::{CertId, CertManager, CertView, JobView, Verb};
 use crate::clock::{self, SharedClock};
@@ -26,6 +27,8 @@ pub(super) struct Shown {
     pub(super) listeners: Vec<ListenerStatus>,
     pub(super) last_reload: Option<LastReload>,
     pub(super) draining: bool,
+    /// Every CA of the plan in force.
+    pub(super) cas: Vec<AcmeSpec>,
 }
 
 pub(super) type Board = Arc<Mutex<Shown>>;
@@ -35,6 +38,7 @@ pub(super) struct AppControl {
     pub(super) config_path: String,
     pub(super) clock: SharedClock,
     pub(super) certs: CertManager,
+    pub(super) accounts: Accounts,
     pub(super) metrics: Arc<Metrics>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) board: Board,
@@ -74,6 +78,14 @@ impl Control for AppControl {
         self.reloads.send(ReloadCommand(answer)).await.map_err(|_| gone())?;
         let Reloaded { changed, changes, warnings } = answered.await.map_err(|_| gone())??;
         Ok(ReloadReport { changed, changes, warnings })
+    }
+
+    async fn accounts(&self) -> Vec<AccountStatus> {
+        accounts::list(&self.accounts, &self.cas()).await
+    }
+
+    async fn account(&self, ca: &str, command: AccountCommand) -> Result<AccountStatus, String> {
+        accounts::act(&self.accounts, &self.cas(), ca, command).await
     }
 
     async fn health(&self) -> Health {
@@ -120,6 +132,12 @@ impl AppControl {
     fn known(&self, id: &str) -> Result<CertId, String> {
         let view = self.certs.views().into_iter().find(|view| view.id.as_str() == id);
         view.map(|view| view.id).ok_or_else(|| format!("there is no certificate {id}"))
+    }
+}
+
+impl AppControl {
+    fn cas(&self) -> Vec<AcmeSpec> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner).cas.clone()
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) struct Issuers {
 /// Reads secrets and roots, asks nobody. The error is for a person. `responder` is where our own responder answers.
 pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> Result<Issuers, String> {
     let mut maker = Maker { plan, ground, responder, solvers: Vec::new(), acme: Vec::new() };
-    let local: Arc<dyn Issuer> = Arc::new(LocalCa::new(ground.storage.clone(), ground.clock.clone()));
+    let local: Arc<dyn Issuer> = Arc::new(local_ca(plan, ground.storage.clone(), ground.clock.clone()));
     let mut wanted = Vec::with_capacity(plan.certificates.len());
     let mut files = Vec::new();
     for certificate in &plan.certificates {
@@ -83,6 +83,12 @@ fn read(from: &FilesPlan, certificate: &CertificatePlan) -> Result<WantedFiles, 
         ));
     }
     Ok(WantedFiles { files: from.files.clone(), names, first: Arc::new(first) })
+}
+
+/// The local CA for a plan's names.
+pub(super) fn local_ca(plan: &Plan, storage: Arc<dyn Storage>, clock: SharedClock) -> LocalCa {
+    let local = plan.certificates.iter().filter(|certificate| certificate.issuer == IssuerPlan::Local);
+    LocalCa::new(storage, clock, local.flat_map(|certificate| certificate.names.clone()).collect())
 }
 
 /// Makes one issuer for each distinct CA and provider, and one solver for each distinct provider.

@@ -4,6 +4,7 @@ mod attempt;
 mod command;
 mod files;
 mod generations;
+mod import;
 mod jobs;
 mod manager;
 mod memo;
@@ -18,6 +19,7 @@ mod worker;
 
 pub use command::{Exported, Verb};
 pub use files::WantedFiles;
+pub use import::{Imported, import_certificate};
 pub use jobs::JobView;
 pub use manager::{CertManager, Wanted};
 pub use policy::{Why, Window};

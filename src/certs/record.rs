@@ -179,7 +179,7 @@ pub(super) struct Holdings {
 
 /// What storage says about a certificate.
 #[derive(Debug)]
-enum Found {
+pub(super) enum Found {
     Cert(HeldCert),
     /// Never stored.
     Nothing,
@@ -222,7 +222,7 @@ impl CertRecords {
     }
 
     /// Reads a certificate. A damaged one is set aside and its previous generation used, if there is one.
-    async fn load(
+    pub(super) async fn load(
         &self,
         issuer: &IssuerId,
         id: &CertId,

@@ -57,9 +57,8 @@ fn a_pair_that_changes_is_served_and_a_bad_one_is_told_of() {
     assert_eq!(starlock.serial_other_than("files.test", Some(&first)), second);
 
     std::fs::write(dir.path().join("tls.crt"), "nonsense").unwrap();
-    let error = eventually("it is told", || {
-        starlock.certificates()[0]["last_error"].as_str().map(ToOwned::to_owned)
-    });
+    let error =
+        eventually("it is told", || starlock.certificates()[0]["last_error"].as_str().map(ToOwned::to_owned));
     assert!(error.contains("tls.crt"), "{error}");
     assert_eq!(starlock.serial_other_than("files.test", None), second, "the last good one is served");
     let reloaded = starlock.command(&["reload"]);
@@ -94,9 +93,8 @@ fn a_kubernetes_secret_is_swapped_by_its_link() {
     // One that is for something else is not taken.
     write_pair(&dir.path().join("..2026_03"), "other.test", 60);
     link("..2026_03");
-    let error = eventually("it is told", || {
-        starlock.certificates()[0]["last_error"].as_str().map(ToOwned::to_owned)
-    });
+    let error =
+        eventually("it is told", || starlock.certificates()[0]["last_error"].as_str().map(ToOwned::to_owned));
     assert!(error.contains("other.test"), "{error}");
     let chain = served_chain(starlock.address("https"), "files.test");
     assert!(curl(starlock.address("https"), &chain, "https://files.test/", &[]).is_ok());
