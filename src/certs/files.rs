@@ -183,11 +183,10 @@ impl Watcher {
         }
         self.warned = left;
         let cert = self.wanted.files.cert.display();
-        match left {
-            Some(Left::Nothing) => {
-                tracing::error!(certificate = %self.id, "{cert} has expired: {}", words(end))
-            }
-            _ => tracing::warn!(certificate = %self.id, "{cert} is about to expire: {}", words(end)),
+        if left == Some(Left::Nothing) {
+            tracing::error!(certificate = %self.id, "{cert} has expired: {}", words(end));
+        } else {
+            tracing::warn!(certificate = %self.id, "{cert} is about to expire: {}", words(end));
         }
         self.show();
     }
