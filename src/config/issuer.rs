@@ -17,6 +17,7 @@ use crate::name::HostPattern;
 use crate::secret::SecretSource;
 
 /// What an `[acme]` section says.
+#[allow(clippy::large_enum_variant, reason = "one for each section, made once")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Authority {
     Local,
