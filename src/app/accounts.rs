@@ -8,7 +8,7 @@ use crate::config::{IssuerPlan, Plan};
 pub(super) fn cas(plan: &Plan) -> Vec<AcmeSpec> {
     let plans = plan.certificates.iter().filter_map(|certificate| match &certificate.issuer {
         IssuerPlan::Acme(acme) => Some(acme),
-        IssuerPlan::Local => None,
+        IssuerPlan::Local | IssuerPlan::Files(_) => None,
     });
     let plans: Vec<_> = plans.collect();
     let first = plans.iter().map(|plan| &plan.acme);

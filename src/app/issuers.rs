@@ -7,10 +7,10 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::acme::{AcmeIssuer, AcmeSpec};
-use crate::certs::Wanted;
+use crate::certs::{Wanted, WantedFiles};
 use crate::challenge::{Dns01Solver, Janitor, OwnResponder};
 use crate::clock::SharedClock;
-use crate::config::{AcmePlan, IssuerPlan, Plan};
+use crate::config::{AcmePlan, CertificatePlan, FilesPlan, IssuerPlan, Plan};
 use crate::dns::{self, ProviderKind, ProviderSpec, Surroundings, TxtProvider, VendorValue, ZoneTurns};
 use crate::issuer::Issuer;
 use crate::local_ca::LocalCa;
@@ -32,6 +32,8 @@ pub(super) struct Ground {
 /// What a plan's certificates need.
 pub(super) struct Issuers {
     pub(super) wanted: Vec<Wanted>,
+    /// Certificates that somebody else renews.
+    pub(super) files: Vec<WantedFiles>,
     /// One for each distinct way to write TXT records, for the sweep.
     pub(super) providers: Vec<Arc<dyn TxtProvider>>,
 }
@@ -41,16 +43,46 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
     let mut maker = Maker { plan, ground, responder, solvers: Vec::new(), acme: Vec::new() };
     let local: Arc<dyn Issuer> = Arc::new(local_ca(plan, ground.storage.clone(), ground.clock.clone()));
     let mut wanted = Vec::with_capacity(plan.certificates.len());
+    let mut files = Vec::new();
     for certificate in &plan.certificates {
         let names: Arc<[_]> = certificate.names.clone().into();
-        let (issuers, fingerprint) = match &certificate.issuer {
-            IssuerPlan::Local => (vec![local.clone()], "local".to_owned()),
-            IssuerPlan::Acme(acme) => (maker.issuers(acme)?, fingerprint(acme, plan, responder)),
-        };
-        wanted.push(Wanted { names, issuers: issuers.into(), rehearsal: None, rehearse: false, fingerprint });
+        wanted.push(match &certificate.issuer {
+            IssuerPlan::Files(from) => {
+                files.push(read(from, certificate)?);
+                continue;
+            }
+            IssuerPlan::Local => Wanted {
+                names,
+                issuers: [local.clone()].into(),
+                rehearsal: None,
+                rehearse: false,
+                fingerprint: "local".to_owned(),
+            },
+            IssuerPlan::Acme(acme) => Wanted {
+                names,
+                issuers: maker.issuers(acme)?.into(),
+                rehearsal: maker.rehearsal(acme)?,
+                rehearse: acme.acme.rehearse,
+                fingerprint: fingerprint(acme, plan, responder),
+            },
+        });
     }
     let providers = maker.solvers.into_iter().map(|(_, (provider, _))| provider).collect();
-    Ok(Issuers { wanted, providers })
+    Ok(Issuers { wanted, files, providers })
+}
+
+/// The error is for a person.
+fn read(from: &FilesPlan, certificate: &CertificatePlan) -> Result<WantedFiles, String> {
+    let first = from.files.read().map_err(|error| format!("[[certificates]]: {error}"))?.bundle;
+    let names: Arc<[_]> = if from.named { certificate.names.clone().into() } else { Arc::new([]) };
+    if !first.covers(&names) {
+        return Err(format!(
+            "[[certificates]]: {} is for {:?} and not for all of {names:?}",
+            from.files.cert.display(),
+            first.names()
+        ));
+    }
+    Ok(WantedFiles { files: from.files.clone(), names, first: Arc::new(first) })
 }
 
 /// The local CA for a plan's names.
@@ -65,7 +97,7 @@ struct Maker<'a> {
     ground: &'a Ground,
     responder: &'a [SocketAddr],
     solvers: Vec<(&'a ProviderSpec, Solver)>,
-    acme: Vec<(&'a AcmeSpec, Option<&'a ProviderSpec>, Arc<dyn Issuer>)>,
+    acme: Vec<(AcmeSpec, Option<&'a ProviderSpec>, Arc<dyn Issuer>)>,
 }
 
 impl<'a> Maker<'a> {
@@ -75,12 +107,13 @@ impl<'a> Maker<'a> {
         specs.map(|spec| self.issuer(spec, plan.dns.as_ref())).collect()
     }
 
-    fn issuer(
-        &mut self,
-        spec: &'a AcmeSpec,
-        dns: Option<&'a ProviderSpec>,
-    ) -> Result<Arc<dyn Issuer>, String> {
-        if let Some((_, _, issuer)) = self.acme.iter().find(|(a, d, _)| *a == spec && *d == dns) {
+    /// The staging of the preferred CA, if it has one.
+    fn rehearsal(&mut self, plan: &'a AcmePlan) -> Result<Option<Arc<dyn Issuer>>, String> {
+        plan.acme.staging().map(|spec| self.issuer(&spec, plan.dns.as_ref())).transpose()
+    }
+
+    fn issuer(&mut self, spec: &AcmeSpec, dns: Option<&'a ProviderSpec>) -> Result<Arc<dyn Issuer>, String> {
+        if let Some((_, _, issuer)) = self.acme.iter().find(|(a, d, _)| a == spec && *d == dns) {
             return Ok(issuer.clone());
         }
         let Some(provider) = dns else { return Err("acme: nobody answers the challenge".to_owned()) };
@@ -89,7 +122,7 @@ impl<'a> Maker<'a> {
         let issuer: Arc<dyn Issuer> = Arc::new(
             AcmeIssuer::new(spec.clone(), solver, storage, clock).map_err(|e| format!("acme: {e}"))?,
         );
-        self.acme.push((spec, dns, issuer.clone()));
+        self.acme.push((spec.clone(), dns, issuer.clone()));
         Ok(issuer)
     }
 

@@ -102,7 +102,7 @@ impl App {
     async fn commit(&mut self, prepared: Prepared<'_>) {
         let Prepared { plan, listeners, responders, snapshot, issuers, access } = prepared;
         self.responders.commit(responders, plan.responder.as_ref());
-        self.certs.set_wanted(issuers.wanted, plan.listen.default_sni.clone()).await;
+        self.certs.set_wanted(issuers.wanted, issuers.files, plan.listen.default_sni.clone()).await;
         self.snapshots.publish(snapshot);
         if let Some(target) = access {
             self.access.commit(target);

@@ -148,7 +148,7 @@ async fn take_account(
 ) -> Result<String, String> {
     let specs = plan.certificates.iter().filter_map(|certificate| match &certificate.issuer {
         IssuerPlan::Acme(acme) => Some(std::iter::once(&acme.acme).chain(&acme.fallback)),
-        IssuerPlan::Local => None,
+        IssuerPlan::Local | IssuerPlan::Files(_) => None,
     });
     let mut specs: Vec<&AcmeSpec> =
         specs.flatten().filter(|spec| account.origin.is(&spec.directory)).collect();

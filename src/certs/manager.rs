@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::command::{Command, Exported, Verb};
+use super::files::{WantedFiles, Watcher};
 use super::jobs::{JobView, Jobs};
 use super::record::{CertId, CertRecords};
 use super::view::{CertObserver, CertView, Views};
@@ -91,7 +92,7 @@ enum Order {
 }
 
 struct SetWanted {
-    wanted: Vec<Wanted>,
+    wanted: Vec<Source>,
     default_sni: Option<HostName>,
     published: oneshot::Sender<()>,
 }
@@ -144,7 +145,14 @@ impl CertManager {
 
     /// Replaces the wanted set. Returns when everything that storage holds for it, and everything that needs nobody else, is
     /// published. Certificates in both sets are not touched; those that are gone are no longer served.
-    pub async fn set_wanted(&self, wanted: Vec<Wanted>, default_sni: Option<HostName>) {
+    pub async fn set_wanted(
+        &self,
+        wanted: Vec<Wanted>,
+        files: Vec<WantedFiles>,
+        default_sni: Option<HostName>,
+    ) {
+        let wanted =
+            wanted.into_iter().map(Source::Issued).chain(files.into_iter().map(Source::Files)).collect();
         let (published, done) = oneshot::channel();
         if self.commands.send(Order::Set(SetWanted { wanted, default_sni, published })).await.is_ok()
             && done.await.is_err()
@@ -204,11 +212,42 @@ struct Actor {
     expires: Option<SystemTime>,
 }
 
+/// Where a certificate comes from.
+enum Source {
+    Issued(Wanted),
+    Files(WantedFiles),
+}
+
+impl Source {
+    fn id(&self) -> CertId {
+        match self {
+            Self::Issued(wanted) => CertId::of(&wanted.names),
+            Self::Files(files) => files.id(),
+        }
+    }
+
+    fn names(&self) -> &Arc<[HostPattern]> {
+        match self {
+            Self::Issued(wanted) => &wanted.names,
+            Self::Files(files) => files.first.names(),
+        }
+    }
+
+    fn is_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Issued(a), Self::Issued(b)) => a.fingerprint == b.fingerprint,
+            (Self::Files(a), Self::Files(b)) => a.fingerprint() == b.fingerprint(),
+            _ => false,
+        }
+    }
+}
+
 struct Entry {
-    wanted: Wanted,
+    wanted: Source,
     worker: u64,
     stop: Shutdown,
-    inbox: mpsc::Sender<Command>,
+    /// `None` for files: nobody can ask for anything there.
+    inbox: Option<mpsc::Sender<Command>>,
     bundle: Option<Arc<Bundle>>,
     stand_ins: Vec<Arc<Bundle>>,
 }
@@ -277,10 +316,11 @@ impl Actor {
 
     /// Hands a command to its worker. One that cannot be taken is refused.
     fn pass(&self, id: &CertId, command: Command) {
-        let Some(entry) = self.workers.get(id) else {
-            return command.refuse("no CA signs this certificate, or it is not wanted any more");
+        let inbox = self.workers.get(id).and_then(|entry| entry.inbox.as_ref());
+        let Some(inbox) = inbox else {
+            return command.refuse("no CA signs this certificate: whoever writes its files renews it");
         };
-        if let Err(error) = entry.inbox.try_send(command) {
+        if let Err(error) = inbox.try_send(command) {
             error
                 .into_inner()
                 .refuse("too much was asked of this certificate already; one thing is done at a time");
@@ -315,20 +355,28 @@ impl Actor {
     /// Starts and stops workers. The receivers resolve when each new worker has loaded, and when instant ones have settled.
     fn set_wanted(
         &mut self,
-        wanted: Vec<Wanted>,
+        wanted: Vec<Source>,
     ) -> (Vec<oneshot::Receiver<()>>, Vec<oneshot::Receiver<()>>) {
         let mut before = std::mem::take(&mut self.workers);
         let (mut loaded, mut settled) = (Vec::new(), Vec::new());
         for wanted in wanted {
-            let id = CertId::of(&wanted.names);
+            let id = wanted.id();
             match before.remove(&id) {
-                Some(entry) if entry.wanted.fingerprint == wanted.fingerprint => {
+                Some(entry) if entry.wanted.is_as(&wanted) => {
                     self.workers.insert(id, entry);
                     continue;
                 }
                 Some(entry) => self.retire(entry),
                 None => {}
             }
+            let wanted = match wanted {
+                Source::Issued(wanted) => wanted,
+                Source::Files(files) => {
+                    let entry = self.watch(&id, files);
+                    self.workers.insert(id, entry);
+                    continue;
+                }
+            };
             let mut milestones = Milestones::default();
             let (sender, receiver) = oneshot::channel();
             milestones.loaded = Some(sender);
@@ -343,7 +391,7 @@ impl Actor {
         }
         for (id, entry) in before {
             self.shared.views.remove(&id);
-            self.shared.observer.forgotten(&entry.wanted.names);
+            self.shared.observer.forgotten(entry.wanted.names());
             self.retire(entry);
         }
         (loaded, settled)
@@ -351,8 +399,11 @@ impl Actor {
 
     /// Forgets, in the background, what is remembered of certificates that are not wanted any more.
     fn sweep(&self) {
-        let wanted: Vec<_> =
-            self.workers.iter().map(|(id, entry)| (entry.wanted.issuer().id().clone(), id.clone())).collect();
+        let issued = self.workers.iter().filter_map(|(id, entry)| match &entry.wanted {
+            Source::Issued(wanted) => Some((wanted.issuer().id().clone(), id.clone())),
+            Source::Files(_) => None,
+        });
+        let wanted: Vec<_> = issued.collect();
         let records = self.shared.records.clone();
         let wanted = Arc::new(wanted);
         self.supervisor.spawn("certificate memos".into(), OnExit::Done, move |shutdown| {
@@ -382,7 +433,21 @@ impl Actor {
             let milestones = std::mem::take(&mut *first.lock().unwrap_or_else(PoisonError::into_inner));
             Worker::new(shared.clone(), template.clone(), worker, commands.clone(), shutdown).run(milestones)
         });
-        Entry { wanted, worker, stop, inbox, bundle: None, stand_ins: Vec::new() }
+        let wanted = Source::Issued(wanted);
+        Entry { wanted, worker, stop, inbox: Some(inbox), bundle: None, stand_ins: Vec::new() }
+    }
+
+    fn watch(&mut self, id: &CertId, wanted: WantedFiles) -> Entry {
+        self.started += 1;
+        let worker = self.started;
+        let stop = self.supervisor.shutdown().child();
+        let (shared, template) = (self.shared.clone(), wanted.clone());
+        let name = format!("certificate {id}").into();
+        self.supervisor.spawn_until(name, OnExit::Restart(RESTART), stop.clone(), move |shutdown| {
+            Watcher::new(shared.clone(), template.clone(), worker, shutdown).run()
+        });
+        let bundle = Some(wanted.first.clone());
+        Entry { wanted: Source::Files(wanted), worker, stop, inbox: None, bundle, stand_ins: Vec::new() }
     }
 
     fn retire(&mut self, entry: Entry) {
@@ -396,7 +461,7 @@ impl Actor {
     fn publish(&mut self) {
         let waiting: Vec<&Entry> = self.workers.values().filter(|e| e.bundle.is_none()).collect();
         let needed = |bundle: &Arc<Bundle>| {
-            let mut names = waiting.iter().flat_map(|entry| entry.wanted.names.iter());
+            let mut names = waiting.iter().flat_map(|entry| entry.wanted.names().iter());
             names.any(|name| bundle.covers(std::slice::from_ref(name)))
         };
         self.leftovers.retain(needed);

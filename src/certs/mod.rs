@@ -2,6 +2,7 @@
 
 mod attempt;
 mod command;
+mod files;
 mod generations;
 mod import;
 mod jobs;
@@ -17,6 +18,7 @@ mod view;
 mod worker;
 
 pub use command::{Exported, Verb};
+pub use files::WantedFiles;
 pub use import::{Imported, import_certificate};
 pub use jobs::JobView;
 pub use manager::{CertManager, Wanted};

@@ -27,6 +27,17 @@ impl CertId {
         Self(format!("{first}-{short}").into())
     }
 
+    /// The id of files that are for `names` now; `digest` is of their paths.
+    pub(super) fn of_files(names: &[HostPattern], digest: &[u8]) -> Self {
+        let short: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
+        let first = names
+            .first()
+            .map_or_else(|| "none".to_owned(), ToString::to_string)
+            .replace('*', "wildcard")
+            .replace(':', "-");
+        Self(format!("{first}-file-{short}").into())
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -342,7 +342,7 @@ impl Machine {
                 self.enter(State::Valid { due: self.due(&held, now) }, Duration::ZERO);
             }
             Event::Failed(ca, error) => {
-                self.failed(Some(ca).filter(|_| is_its_own(&error)), error, now, dice)
+                self.failed(Some(ca).filter(|_| is_its_own(&error)), error, now, dice);
             }
             Event::HeldBack(error) => self.failed(None, error, now, dice),
             Event::Refused(ca, until, message) => {

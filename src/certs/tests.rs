@@ -186,7 +186,7 @@ impl Process {
 
     async fn want(&self, ca: &Arc<ModelCa>, sets: &[&[&str]]) {
         let wanted = sets.iter().map(|names| wanted(ca, names)).collect();
-        self.manager.set_wanted(wanted, None).await;
+        self.manager.set_wanted(wanted, vec![], None).await;
     }
 
     fn served(&self, host: &str) -> Option<String> {

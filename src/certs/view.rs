@@ -47,6 +47,8 @@ pub enum Reason {
     Due(Why),
     /// Another attempt.
     Failure(FailureClass),
+    /// Somebody else writes it into files.
+    Files,
 }
 
 impl Reason {
@@ -65,7 +67,7 @@ impl Reason {
             }
             Self::Due(Why::Revoked) => "it is revoked".to_owned(),
             Self::Failure(FailureClass::RateLimited) => "waits for the CA's limit".to_owned(),
-            Self::Failure(_) => return None,
+            Self::Failure(_) | Self::Files => return None,
         };
         Some(text)
     }
@@ -108,6 +110,7 @@ impl CertView {
         let at = self.next_at.map(clock::rfc3339).unwrap_or_else(|| "now".to_owned());
         let why = self.reason.and_then(Reason::text).map(|why| format!(" ({why})")).unwrap_or_default();
         match self.phase {
+            _ if self.reason == Some(Reason::Files) => "taken from its files when they change".to_owned(),
             Phase::Wanted => "is ordered as soon as it is its turn".to_owned(),
             Phase::Ordering => self.step.clone().unwrap_or_else(|| "is being ordered".to_owned()),
             Phase::Valid => format!("renewed at {at}{why}"),

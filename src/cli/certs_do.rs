@@ -37,15 +37,14 @@ impl Reason {
 }
 
 #[derive(Args, Debug)]
-#[group(id = "place", required = true, multiple = false, args = ["dir", "stdout"])]
 pub(super) struct Export {
     /// A host, a name as it stands in a certificate, or an id.
     pub(super) name: String,
     /// Write DIR/fullchain.pem and DIR/privkey.pem, readable by this user only.
-    #[arg(long)]
+    #[arg(long, required_unless_present = "stdout")]
     dir: Option<PathBuf>,
     /// Print both.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dir")]
     stdout: bool,
 }
 

@@ -113,6 +113,9 @@ pub(super) fn names(certificate: &CertificatePlan) -> String {
 
 /// Who signs, and who answers DNS-01.
 pub(super) fn issuer(issuer: &IssuerPlan) -> String {
+    if let IssuerPlan::Files(from) = issuer {
+        return format!("from {}, which someone else renews", from.files.cert.display());
+    }
     let IssuerPlan::Acme(AcmePlan { acme, fallback, dns }) = issuer else {
         return "the local CA: only clients that trust its root accept it".to_owned();
     };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::certificate_files;
 use super::decode::Decoder;
 use super::error::{Problem, Span};
 use super::issuer::{self, Authority};
@@ -96,6 +97,17 @@ fn listed(
     defaults: &Defaults,
     before: &[Wanted],
 ) -> Option<Wanted> {
+    if certificate_files::are_meant(section) {
+        let listed = certificate_files::listed(decoder, section)?;
+        check_names(decoder, &listed.given, before);
+        return Some(listed.wanted);
+    }
+    if !section.has("names") {
+        let missing = "`names` is missing in [[certificates]]";
+        decoder.push(Problem::error(section.span.clone(), missing).help(
+            "names: Its names; `*.` stands for exactly one label; or `cert` and `key`: files that someone else renews",
+        ));
+    }
     let names: Vec<At<HostPattern>> = section.list("names")?;
     if names.is_empty() {
         let place = section.span_of("names");

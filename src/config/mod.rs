@@ -3,6 +3,7 @@
 //! Text becomes a spanned tree (`syntax`), the tree is walked along static tables of keys (`sections`, `table`, `decode`), and
 //! what was read becomes a plan (`resolve` and the files for each idea). Every step records problems and goes on.
 
+mod certificate_files;
 mod certificates;
 mod decode;
 mod environment;
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 pub use environment::Environment;
 pub use error::{LoadError, Problem, Problems, Severity};
 pub use expect::{Expect, ExpectRequest, Want};
-pub use plan::{AcmePlan, CertificatePlan, IssuerPlan, Plan};
+pub use plan::{AcmePlan, CertificatePlan, FilesPlan, IssuerPlan, Plan};
 pub use schema::{json_schema, reference};
 
 /// What a good file says.

@@ -10,6 +10,7 @@ use crate::proxy::ProxySpec;
 use crate::responder::ResponderSpec;
 use crate::storage::StorageSpec;
 use crate::telemetry::TelemetrySpec;
+use crate::tls::CertFiles;
 use crate::upstream::UpstreamSpec;
 
 /// What Starlock is to do. Two equal plans need no reload.
@@ -60,6 +61,15 @@ impl AcmePlan {
     }
 }
 
+/// A certificate in files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilesPlan {
+    /// Where it is.
+    pub files: CertFiles,
+    /// Whether the configuration says what it has to be for; else its names are those that it had when it was read.
+    pub named: bool,
+}
+
 /// Who signs a certificate.
 #[allow(clippy::large_enum_variant, reason = "one for each certificate, made once")]
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,4 +78,6 @@ pub enum IssuerPlan {
     Acme(AcmePlan),
     /// The local CA.
     Local,
+    /// Somebody else, into files.
+    Files(FilesPlan),
 }

@@ -3,6 +3,7 @@
 mod accept;
 mod bundle;
 mod canary;
+mod files;
 mod resolver;
 mod store;
 mod table;
@@ -10,5 +11,6 @@ mod table;
 pub use accept::{Accepted, HandshakeError, Stream, TlsServer};
 pub use bundle::{Bundle, BundleError};
 pub use canary::{Roots, canary};
+pub use files::{CertFiles, FromFiles, Stamp};
 pub use store::{CertPublisher, CertResolver, cert_store};
 pub use table::CertTable;

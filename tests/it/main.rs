@@ -12,6 +12,8 @@
 mod architecture;
 mod bodies;
 mod ca_features;
+mod certificate_commands;
+mod certificate_files;
 mod challenge;
 mod config_errors;
 mod doctor;

@@ -230,10 +230,10 @@ async fn certificates_that_need_nobody_do_not_queue_behind_those_that_wait_for_a
     let process = Process::start(&storage, &clock);
     let hosts: Vec<String> = (0..10).map(|n| format!("h{n}.example.com")).collect();
     let mut all: Vec<Wanted> = hosts.iter().map(|host| wanted(&slow, &[host])).collect();
-    process.manager.set_wanted(all.clone(), None).await;
+    process.manager.set_wanted(all.clone(), vec![], None).await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     all.push(wanted(&local, &["app.localhost"]));
-    process.manager.set_wanted(all, None).await;
+    process.manager.set_wanted(all, vec![], None).await;
     assert!(process.served("app.localhost").is_some());
     process.stop().await;
 }

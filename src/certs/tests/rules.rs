@@ -33,7 +33,7 @@ fn by(cas: &[&Arc<ModelCa>]) -> Wanted {
 
 async fn with(storage: &MemoryStorage, clock: &SharedClock, wanted: Wanted) -> Process {
     let process = Process::start(storage, clock);
-    process.manager.set_wanted(vec![wanted], None).await;
+    process.manager.set_wanted(vec![wanted], vec![], None).await;
     tokio::time::sleep(MINUTE / 2).await;
     process
 }

@@ -181,11 +181,21 @@ pub(in crate::config) static CERTIFICATE: Section = section(
     "[[certificates]]",
     "One certificate",
     &[
-        Key::required("names", Kind::List(&Kind::Pattern), "Its names; `*.` stands for exactly one label"),
+        Key::new(
+            "names",
+            Kind::List(&Kind::Pattern),
+            "",
+            "Its names; `*.` stands for exactly one label. With `cert`, what the file has to be for",
+        ),
         Key::new("dns", Kind::Or(&Kind::Text, &DNS), "", "Who answers DNS-01; replaces [dns] as a whole"),
         Key::new("acme", Kind::Or(&Kind::Text, &ACME), "", "Who signs it; replaces [acme] as a whole"),
-        Key::later("cert", "A certificate file that someone else renews"),
-        Key::later("key", "The private key beside `cert`"),
+        Key::new(
+            "cert",
+            Kind::Path,
+            "",
+            "A PEM file that someone else renews; watched and swapped under traffic",
+        ),
+        Key::new("key", Kind::Path, "", "The private key beside `cert`"),
         Key::later("deploy", "Files to write and a hook to run after each renewal"),
     ],
 );
