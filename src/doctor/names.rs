@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,25 +15,22 @@ use super::delegation::{self, LeadFacts};
 use super::finding::{About, Finding, Note};
 use super::provider::{self, Tried};
 use super::zone::ZoneFacts;
-use super::{Examination, Progress, ca, caa, challenge, zone};
-use crate::acme::{AcmeIssuer, AcmeSpec};
+use super::{Progress, With, ca, caa, challenge, zone};
+use crate::acme::AcmeSpec;
 use crate::challenge::{Janitor, janitor};
-use crate::clock::SharedClock;
 use crate::config::{AcmePlan, IssuerPlan, Plan};
 use crate::dns::{self, PropagationCheck, ProviderSpec, Surroundings, ZoneTurns};
 use crate::name::{DnsName, HostName};
 use crate::resolver::{Here, Resolver, Zone};
 use crate::responder::ResponderSpec;
-use crate::storage::{FsStorage, MemoryStorage, Storage};
-use crate::task::{self, Supervisor};
+use crate::storage::MemoryStorage;
+use crate::task;
 
 const AT_ONCE: usize = 8;
 /// For each kind of question, over all names; what is not done by then is said to be so.
 const NAMES_LIMIT: Duration = Duration::from_secs(25);
 const ZONES_LIMIT: Duration = Duration::from_secs(20);
 const WRITES_LIMIT: Duration = Duration::from_secs(40);
-/// An account is a few hundred bytes.
-const MAX_ACCOUNT: u64 = 64 << 10;
 
 pub(super) type Cas = BTreeMap<ca::Wanted, ca::CaFacts>;
 
@@ -43,8 +39,8 @@ pub(super) fn ca_wanted(spec: &AcmeSpec) -> ca::Wanted {
     ca::Wanted {
         directory: spec.directory.clone(),
         ca_root: spec.ca_root.clone(),
-        external_account: false,
-        profile: None,
+        external_account: spec.eab.is_some(),
+        profile: spec.profile.clone(),
     }
 }
 
@@ -78,15 +74,9 @@ struct NameFacts {
 }
 
 /// Looks at every name of every ACME certificate.
-pub(super) async fn examine(
-    plan: &Plan,
-    how: &Examination,
-    cas: &Cas,
-    runs: bool,
-    clock: &SharedClock,
-    supervisor: &Supervisor,
-    progress: Progress<'_>,
-) -> Vec<Finding> {
+pub(super) async fn examine(with: &With<'_>, cas: &Cas) -> Vec<Finding> {
+    let With { plan, clock, progress, .. } = *with;
+    let runs = with.running.is_some();
     let subjects = subjects(plan);
     if subjects.is_empty() {
         return Vec::new();
@@ -127,11 +117,10 @@ pub(super) async fn examine(
         })
         .await;
 
-    let tried = writes(plan, how, &subjects, &names, &networks, runs, clock, supervisor, progress).await;
+    let tried = writes(with, &subjects, &names, &networks).await;
     let mut findings = Vec::new();
-    let accounts = accounts(plan).await;
     for subject in &subjects {
-        let notes = judge(subject, plan, cas, &accounts, &names, &zones, &tried);
+        let notes = judge(subject, with, cas, &names, &zones, &tried);
         findings.extend(notes.into_iter().map(|note| note.about(&subject.about)));
     }
     if let Some(spec) = responder {
@@ -238,20 +227,14 @@ where
 
 type WriteKey = (String, DnsName);
 
-#[allow(clippy::too_many_arguments, reason = "one caller, which has all of these at hand")]
 async fn writes(
-    plan: &Plan,
-    how: &Examination,
+    with: &With<'_>,
     subjects: &[Subject<'_>],
     names: &BTreeMap<NameKey, NameFacts>,
     networks: &BTreeMap<Vec<SocketAddr>, Network>,
-    runs: bool,
-    clock: &SharedClock,
-    supervisor: &Supervisor,
-    progress: Progress<'_>,
 ) -> BTreeMap<WriteKey, Tried> {
     let mut items: BTreeMap<WriteKey, (&ProviderSpec, &Network, Zone)> = BTreeMap::new();
-    for subject in subjects.iter().filter(|subject| !subject.acme.is_builtin() && how.write) {
+    for subject in subjects.iter().filter(|subject| !subject.acme.is_builtin() && with.how.write) {
         let target = names.get(&key(subject)).and_then(|facts| facts.challenge.target.as_ref().ok());
         let network = networks.get(&subject.dns.common.resolvers);
         if let (Some(target), Some(network)) = (target, network)
@@ -263,43 +246,48 @@ async fn writes(
     if items.is_empty() {
         return BTreeMap::new();
     }
-    let storage = journal(plan).await;
-    let janitor = janitor(storage, clock.clone(), supervisor);
+    // Journalled in the state directory, so that the next start sweeps what this process cannot; else in memory.
+    let storage = with.storage.clone().unwrap_or_else(|| Arc::new(MemoryStorage::new()));
+    let janitor = janitor(storage, with.clock.clone(), with.supervisor);
     let turns = ZoneTurns::new();
-    all("TXT records", items.into_iter().collect(), WRITES_LIMIT, progress, |(key, (spec, network, zone))| {
-        let (turns, janitor) = (turns.clone(), &janitor);
-        async move {
-            let tried = write(&key.1, spec, network, &zone, runs, turns, clock, janitor).await;
-            Some((key, tried))
-        }
-    })
+    all(
+        "TXT records",
+        items.into_iter().collect(),
+        WRITES_LIMIT,
+        with.progress,
+        |(key, (spec, network, zone))| {
+            let (turns, janitor) = (turns.clone(), &janitor);
+            async move {
+                let tried = write(with, &key.1, spec, network, &zone, turns, janitor).await;
+                Some((key, tried))
+            }
+        },
+    )
     .await
 }
 
-#[allow(clippy::too_many_arguments, reason = "one caller, which has all of these at hand")]
 async fn write(
+    with: &With<'_>,
     name: &DnsName,
     spec: &ProviderSpec,
     network: &Network,
     zone: &Zone,
-    runs: bool,
     turns: ZoneTurns,
-    clock: &SharedClock,
     janitor: &Janitor,
 ) -> Tried {
-    let with = Surroundings {
+    let surroundings = Surroundings {
         resolver: Arc::new(network.resolver.clone()),
-        clock: clock.clone(),
+        clock: with.clock.clone(),
         turns,
         builtin: None,
     };
     let spec = spec.clone();
     let propagation = spec.common.propagation.clone();
-    let provider = match task::blocking(move || dns::build(&spec, &with)).await {
+    let provider = match task::blocking(move || dns::build(&spec, &surroundings)).await {
         Ok(provider) => provider,
         Err(error) => return Tried::Skipped(format!("the provider cannot be set up: {error}")),
     };
-    if runs && provider.holds_one_value() {
+    if with.running.is_some() && provider.holds_one_value() {
         return Tried::Skipped(
             "it holds one value at a time, and the running Starlock may need that now".into(),
         );
@@ -312,54 +300,10 @@ fn write_key(spec: &ProviderSpec, name: &DnsName) -> WriteKey {
     (format!("{:?} {:?}", spec.kind, spec.common.zone), name.clone())
 }
 
-/// The journal of the state directory, so that the next start sweeps what this process cannot; if it is not ours to write in,
-/// memory.
-async fn journal(plan: &Plan) -> Arc<dyn Storage> {
-    let spec = plan.storage.clone();
-    task::blocking(move || {
-        let ours = std::fs::metadata(&spec.path)
-            .is_ok_and(|meta| meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o077 == 0);
-        match ours.then(|| FsStorage::open(&spec)) {
-            Some(Ok((storage, _))) => Arc::new(storage) as Arc<dyn Storage>,
-            _ => Arc::new(MemoryStorage::new()),
-        }
-    })
-    .await
-}
-
-/// The account at each CA, by directory: its URL, none yet, or not to be read.
-async fn accounts(plan: &Plan) -> BTreeMap<String, Result<Option<String>, ()>> {
-    let mut specs: Vec<AcmeSpec> = Vec::new();
-    for certificate in &plan.certificates {
-        if let IssuerPlan::Acme(acme) = &certificate.issuer
-            && !specs.contains(&acme.acme)
-        {
-            specs.push(acme.acme.clone());
-        }
-    }
-    let state = plan.storage.path.clone();
-    task::blocking(move || {
-        let read = |spec: &AcmeSpec| {
-            let path = state.join(format!("{}.json", AcmeIssuer::account_key(spec)));
-            match std::fs::metadata(&path) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-                Ok(meta) if meta.len() <= MAX_ACCOUNT => {}
-                _ => return Err(()),
-            }
-            let json: serde_json::Value =
-                serde_json::from_slice(&std::fs::read(&path).map_err(|_| ())?).map_err(|_| ())?;
-            Ok(json["url"].as_str().map(ToOwned::to_owned))
-        };
-        specs.iter().map(|spec| (spec.directory.clone(), read(spec))).collect()
-    })
-    .await
-}
-
 fn judge(
     subject: &Subject<'_>,
-    plan: &Plan,
+    with: &With<'_>,
     cas: &Cas,
-    accounts: &BTreeMap<String, Result<Option<String>, ()>>,
     names: &BTreeMap<NameKey, NameFacts>,
     zones: &BTreeMap<ZoneKey, ZoneFacts>,
     tried: &BTreeMap<WriteKey, Tried>,
@@ -374,8 +318,9 @@ fn judge(
     let Some(facts) = names.get(&key) else { return vec![unfinished(subject.base.to_string())] };
     let mut notes = Vec::new();
     let spec = &subject.acme.acme;
-    let identities = ca::identities(&spec.directory, cas.get(&ca_wanted(spec)));
-    let account = match accounts.get(&spec.directory) {
+    let of_ca = cas.iter().find(|(wanted, _)| wanted.directory == spec.directory);
+    let identities = ca::identities(&spec.directory, of_ca.map(|(_, facts)| facts));
+    let account = match with.accounts.get(&spec.directory) {
         Some(Ok(Some(url))) => Account::Known(url),
         Some(Ok(None)) => Account::None,
         _ => Account::Unknown,
@@ -388,7 +333,7 @@ fn judge(
             notes.push(caa::judge(&base, wildcard, &facts.caa, &asker));
         }
     }
-    match (&facts.lead, &plan.responder) {
+    match (&facts.lead, &with.plan.responder) {
         (Some(lead), Some(responder)) => notes.extend(delegation::judge_lead(lead, &base, responder)),
         _ => notes.extend(challenge::judge(&facts.challenge)),
     }

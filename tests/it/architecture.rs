@@ -65,6 +65,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "http_client",
             "resolver",
             "storage",
+            "ledger",
             "dns",
             "responder",
             "challenge",
