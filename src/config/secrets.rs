@@ -69,7 +69,7 @@ impl Decoder<'_> {
         }
         let source = sources.pop();
         if let Some(source) = &source {
-            self.references.push((span.clone(), Reference::Secret(source.clone())));
+            self.references.push((span, Reference::Secret(source.clone())));
         } else {
             self.push(Problem::error(span, format!("{subject} comes from nowhere")).help(help));
         }

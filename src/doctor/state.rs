@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::acme::{AcmeIssuer, AcmeSpec};
@@ -30,18 +30,18 @@ pub(super) async fn accounts(plan: &Plan) -> BTreeMap<String, Account> {
     let state = plan.storage.path.clone();
     task::blocking(move || {
         let path = |spec: &AcmeSpec| state.join(format!("{}.json", AcmeIssuer::account_key(spec)));
-        specs.iter().map(|spec| (spec.directory.clone(), account(path(spec)))).collect()
+        specs.iter().map(|spec| (spec.directory.clone(), account(&path(spec)))).collect()
     })
     .await
 }
 
-fn account(path: PathBuf) -> Account {
-    match std::fs::metadata(&path) {
+fn account(path: &Path) -> Account {
+    match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Ok(meta) if meta.len() <= MAX_ACCOUNT => {}
         _ => return Err(()),
     }
-    let bytes = std::fs::read(&path).map_err(|_| ())?;
+    let bytes = std::fs::read(path).map_err(|_| ())?;
     let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|_| ())?;
     Ok(json["url"].as_str().map(ToOwned::to_owned))
 }
