@@ -63,13 +63,23 @@ impl Kept {
                 next_key: None,
                 deactivated: false,
             };
-            match storage.store(&key, &bytes(&account)?, Expect::Absent).await {
-                Ok(revision) => return Ok(Self { account, key, revision }),
+            match Self::make(storage, ca, account).await {
                 Err(StorageError::Conflict(_)) => {}
-                Err(error) => return Err(error),
+                made => return made,
             }
         }
         Err(StorageError::Conflict(key))
+    }
+
+    /// Keeps the first account of `ca`; a conflict if there is one already.
+    pub(super) async fn make(
+        storage: &dyn Storage,
+        ca: &IssuerId,
+        account: StoredAccount,
+    ) -> Result<Self, StorageError> {
+        let key = storage_key(ca);
+        let revision = storage.store(&key, &bytes(&account)?, Expect::Absent).await?;
+        Ok(Self { account, key, revision })
     }
 
     /// Writes it, if nobody else has meanwhile.
@@ -136,7 +146,7 @@ fn bytes(account: &StoredAccount) -> Result<Vec<u8>, StorageError> {
         .map_err(|e| StorageError::Io { what: "cannot write the account".into(), reason: e.to_string() })
 }
 
-fn encode(bytes: &[u8]) -> String {
+pub(super) fn encode(bytes: &[u8]) -> String {
     use base64::prelude::{BASE64_STANDARD, Engine};
     BASE64_STANDARD.encode(bytes)
 }

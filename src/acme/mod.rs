@@ -4,6 +4,7 @@ mod account;
 mod authorize;
 mod chain;
 mod client;
+mod import;
 mod journal;
 mod jws;
 mod kept;
@@ -43,6 +44,7 @@ use crate::issuer::{
 };
 use crate::storage::{Key, Storage};
 
+pub use import::import_account;
 pub use known::{KNOWN_CAS, KnownCa, LETS_ENCRYPT, LETS_ENCRYPT_STAGING};
 pub use manage::{AccountError as ManageError, AccountInfo, Accounts};
 pub use spec::{AcmeSpec, EabSpec};

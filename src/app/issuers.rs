@@ -39,7 +39,7 @@ pub(super) struct Issuers {
 /// Reads secrets and roots, asks nobody. The error is for a person. `responder` is where our own responder answers.
 pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> Result<Issuers, String> {
     let mut maker = Maker { plan, ground, responder, solvers: Vec::new(), acme: Vec::new() };
-    let local: Arc<dyn Issuer> = Arc::new(LocalCa::new(ground.storage.clone(), ground.clock.clone()));
+    let local: Arc<dyn Issuer> = Arc::new(local_ca(plan, ground.storage.clone(), ground.clock.clone()));
     let mut wanted = Vec::with_capacity(plan.certificates.len());
     for certificate in &plan.certificates {
         let names: Arc<[_]> = certificate.names.clone().into();
@@ -47,10 +47,16 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
             IssuerPlan::Local => (vec![local.clone()], "local".to_owned()),
             IssuerPlan::Acme(acme) => (maker.issuers(acme)?, fingerprint(acme, plan, responder)),
         };
-        wanted.push(Wanted { names, issuers: issuers.into(), fingerprint });
+        wanted.push(Wanted { names, issuers: issuers.into(), rehearsal: None, rehearse: false, fingerprint });
     }
     let providers = maker.solvers.into_iter().map(|(_, (provider, _))| provider).collect();
     Ok(Issuers { wanted, providers })
+}
+
+/// The local CA for a plan's names.
+pub(super) fn local_ca(plan: &Plan, storage: Arc<dyn Storage>, clock: SharedClock) -> LocalCa {
+    let local = plan.certificates.iter().filter(|certificate| certificate.issuer == IssuerPlan::Local);
+    LocalCa::new(storage, clock, local.flat_map(|certificate| certificate.names.clone()).collect())
 }
 
 /// Makes one issuer for each distinct CA and provider, and one solver for each distinct provider.
