@@ -12,6 +12,7 @@ mod dnssec;
 mod files;
 mod finding;
 mod holders;
+mod hosts;
 mod listeners;
 mod names;
 mod net;

@@ -13,6 +13,7 @@ use super::caa::{Account, Asker, CaaFacts};
 use super::challenge::ChallengeFacts;
 use super::delegation::{self, LeadFacts};
 use super::finding::{About, Finding, Note};
+use super::hosts::{self, HostFacts};
 use super::provider::{self, Tried};
 use super::zone::ZoneFacts;
 use super::{Progress, With, ca, caa, challenge, zone};
@@ -48,11 +49,41 @@ pub(super) fn ca_wanted(spec: &AcmeSpec) -> ca::Wanted {
 struct Subject<'a> {
     about: About,
     acme: &'a AcmePlan,
-    dns: &'a ProviderSpec,
+    way: Way,
     base: HostName,
     /// Whether the certificate has the name itself, and whether it has the wildcard below it.
     exact: bool,
     wildcard: bool,
+}
+
+/// Who answers a challenge.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    /// The built-in responder.
+    Builtin,
+    /// A provider that writes TXT records.
+    Provider,
+    /// Our own listeners, on these ports.
+    Listeners(&'static [u16]),
+}
+
+/// How the names of a certificate are proven, in the words of CAs, and who answers.
+fn proof(acme: &AcmePlan) -> (&'static [&'static str], Way) {
+    match acme.dns {
+        _ if acme.is_builtin() => (&["dns-01"], Way::Builtin),
+        Some(_) => (&["dns-01"], Way::Provider),
+        None => (&["tls-alpn-01", "http-01"], Way::Listeners(&[443, 80])),
+    }
+}
+
+impl<'a> Subject<'a> {
+    fn dns(&self) -> Option<&'a ProviderSpec> {
+        self.acme.dns.as_ref()
+    }
+
+    fn resolvers(&self) -> Vec<SocketAddr> {
+        self.dns().map(|dns| dns.common.resolvers.clone()).unwrap_or_default()
+    }
 }
 
 /// What is asked for once, however many certificates need it.
@@ -60,7 +91,7 @@ struct Subject<'a> {
 struct NameKey {
     resolvers: Vec<SocketAddr>,
     base: HostName,
-    builtin: bool,
+    way: Way,
 }
 
 type ZoneKey = (Vec<SocketAddr>, DnsName);
@@ -71,6 +102,8 @@ struct NameFacts {
     caa: CaaFacts,
     /// For the built-in responder.
     lead: Option<LeadFacts>,
+    /// For what the listeners answer.
+    host: Option<HostFacts>,
 }
 
 /// Looks at every name of every ACME certificate.
@@ -89,7 +122,7 @@ pub(super) async fn examine(with: &With<'_>, cas: &Cas) -> Vec<Finding> {
     let names = all("names", keys, NAMES_LIMIT, progress, |key: NameKey| {
         let network = networks.get(&key.resolvers);
         async move {
-            let facts = look_at_name(network?, &key, responder).await;
+            let facts = look_at_name(network?, &key, responder, runs).await;
             Some((key, facts))
         }
     })
@@ -98,7 +131,7 @@ pub(super) async fn examine(with: &With<'_>, cas: &Cas) -> Vec<Finding> {
     let mut zones: BTreeMap<ZoneKey, Zone> = BTreeMap::new();
     for (key, facts) in &names {
         let target = facts.challenge.target.as_ref().ok().and_then(|target| target.zone.clone());
-        let target = if key.builtin { None } else { target };
+        let target = if key.way == Way::Provider { target } else { None };
         for zone in [target, facts.challenge.home.clone()].into_iter().flatten() {
             zones.insert((key.resolvers.clone(), zone.apex.clone()), zone);
         }
@@ -138,12 +171,12 @@ struct Network {
 async fn networks(subjects: &[Subject<'_>]) -> BTreeMap<Vec<SocketAddr>, Network> {
     let mut networks = BTreeMap::new();
     for subject in subjects {
-        let resolvers = &subject.dns.common.resolvers;
-        if !networks.contains_key(resolvers) {
+        let resolvers = subject.resolvers();
+        if !networks.contains_key(&resolvers) {
             let resolver = Resolver::new(resolvers.clone());
             // Without any, following the first name says so.
             let recursors = resolver.recursors().await.unwrap_or_default();
-            networks.insert(resolvers.clone(), Network { resolver, recursors });
+            networks.insert(resolvers, Network { resolver, recursors });
         }
     }
     networks
@@ -153,7 +186,6 @@ fn subjects(plan: &Plan) -> Vec<Subject<'_>> {
     let mut subjects = Vec::new();
     for certificate in &plan.certificates {
         let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
-        let Some(dns) = &acme.dns else { continue };
         let names = certificate.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let mut bases: BTreeMap<&HostName, (bool, bool)> = BTreeMap::new();
         for name in &certificate.names {
@@ -164,41 +196,52 @@ fn subjects(plan: &Plan) -> Vec<Subject<'_>> {
         }
         for (base, (exact, wildcard)) in bases {
             let about = About::Certificate(names.clone());
-            subjects.push(Subject { about, acme, dns, base: base.clone(), exact, wildcard });
+            let (_, way) = proof(acme);
+            subjects.push(Subject { about, acme, way, base: base.clone(), exact, wildcard });
         }
     }
     subjects
 }
 
 fn key(subject: &Subject<'_>) -> NameKey {
-    NameKey {
-        resolvers: subject.dns.common.resolvers.clone(),
-        base: subject.base.clone(),
-        builtin: subject.acme.is_builtin(),
-    }
+    NameKey { resolvers: subject.resolvers(), base: subject.base.clone(), way: subject.way }
 }
 
-async fn look_at_name(network: &Network, key: &NameKey, responder: Option<&ResponderSpec>) -> NameFacts {
-    let here = match responder.filter(|_| key.builtin) {
+async fn look_at_name(
+    network: &Network,
+    key: &NameKey,
+    responder: Option<&ResponderSpec>,
+    runs: bool,
+) -> NameFacts {
+    let here = match responder.filter(|_| key.way == Way::Builtin) {
         Some(spec) => Here { zone: spec.zone.clone(), cuts: true },
         None => Here::default(),
     };
     let base = DnsName::from(&key.base);
     let lead = async {
-        match key.builtin {
-            true => {
+        match key.way {
+            Way::Builtin => {
                 let challenge = DnsName::acme_challenge(&key.base);
                 Some(delegation::gather_lead(&network.resolver, &base, &challenge).await)
             }
-            false => None,
+            _ => None,
         }
     };
-    let (challenge, caa, lead) = tokio::join!(
+    let host = async {
+        match key.way {
+            Way::Listeners(ports) => {
+                Some(hosts::gather(&network.recursors, &base, if runs { ports } else { &[] }).await)
+            }
+            _ => None,
+        }
+    };
+    let (challenge, caa, lead, host) = tokio::join!(
         challenge::gather(&network.resolver, &key.base, &here),
         caa::gather(&network.recursors, &base),
-        lead
+        lead,
+        host
     );
-    NameFacts { challenge, caa, lead }
+    NameFacts { challenge, caa, lead, host }
 }
 
 /// Runs one piece of work for each item, some at once, until `limit`; what is not finished is missing in the answer.
@@ -234,13 +277,13 @@ async fn writes(
     networks: &BTreeMap<Vec<SocketAddr>, Network>,
 ) -> BTreeMap<WriteKey, Tried> {
     let mut items: BTreeMap<WriteKey, (&ProviderSpec, &Network, Zone)> = BTreeMap::new();
-    for subject in subjects.iter().filter(|subject| !subject.acme.is_builtin() && with.how.write) {
+    for subject in subjects.iter().filter(|subject| subject.way == Way::Provider && with.how.write) {
         let target = names.get(&key(subject)).and_then(|facts| facts.challenge.target.as_ref().ok());
-        let network = networks.get(&subject.dns.common.resolvers);
-        if let (Some(target), Some(network)) = (target, network)
+        let network = networks.get(&subject.resolvers());
+        if let (Some(target), Some(network), Some(dns)) = (target, network, subject.dns())
             && let Some(zone) = &target.zone
         {
-            items.insert(write_key(subject.dns, &target.name), (subject.dns, network, zone.clone()));
+            items.insert(write_key(dns, &target.name), (dns, network, zone.clone()));
         }
     }
     if items.is_empty() {
@@ -326,21 +369,24 @@ fn judge(
         _ => Account::Unknown,
     };
     let ca = ca::name(&spec.directory);
-    let asker = Asker { identities: &identities, ca: &ca, account, method: "dns-01" };
+    let (methods, _) = proof(subject.acme);
+    let asker = Asker { identities: &identities, ca: &ca, account, methods };
     let base = DnsName::from(&subject.base);
     for (wanted, wildcard) in [(subject.exact, false), (subject.wildcard, true)] {
         if wanted {
             notes.push(caa::judge(&base, wildcard, &facts.caa, &asker));
         }
     }
-    match (&facts.lead, &with.plan.responder) {
-        (Some(lead), Some(responder)) => notes.extend(delegation::judge_lead(lead, &base, responder)),
+    match (&facts.lead, &with.plan.responder, &facts.host) {
+        (Some(lead), Some(responder), _) => notes.extend(delegation::judge_lead(lead, &base, responder)),
+        (.., Some(host)) => notes.extend(hosts::judge(&base, &methods.join(" and "), host)),
         _ => notes.extend(challenge::judge(&facts.challenge)),
     }
     let home = facts.challenge.home.as_ref().map(|zone| zone.apex.clone());
-    let target = facts.challenge.target.as_ref().ok().filter(|_| !key.builtin);
+    let target = facts.challenge.target.as_ref().ok().filter(|_| key.way == Way::Provider);
     let target_zone = target.and_then(|target| target.zone.as_ref()).map(|zone| zone.apex.clone());
-    let waits = subject.dns.common.propagation.check == PropagationCheck::Authoritative;
+    let waits =
+        subject.dns().is_some_and(|dns| dns.common.propagation.check == PropagationCheck::Authoritative);
     // An order waits for the servers of the target; those of the name's own zone say where that is.
     let strict = |apex: &&DnsName| waits && Some(*apex) == target_zone.as_ref();
     let other = home.as_ref().filter(|home| Some(*home) != target_zone.as_ref());
@@ -350,12 +396,12 @@ fn judge(
             None => notes.push(unfinished(format!("the zone {apex}"))),
         }
     }
-    if let (Some(target), Some(apex)) = (target, &target_zone) {
+    if let (Some(target), Some(apex), Some(dns)) = (target, &target_zone, subject.dns()) {
         let skipped = Tried::Skipped("it was told not to write (--no-write)".into());
-        match tried.get(&write_key(subject.dns, &target.name)) {
-            Some(outcome) => notes.push(provider::judge(&target.name, apex, subject.dns, outcome)),
+        match tried.get(&write_key(dns, &target.name)) {
+            Some(outcome) => notes.push(provider::judge(&target.name, apex, dns, outcome)),
             None if tried.is_empty() => {
-                notes.push(provider::judge(&target.name, apex, subject.dns, &skipped));
+                notes.push(provider::judge(&target.name, apex, dns, &skipped));
             }
             None => notes.push(unfinished(format!("the credentials for {}", target.name))),
         }
@@ -371,8 +417,8 @@ async fn judge_responder(
     networks: &BTreeMap<Vec<SocketAddr>, Network>,
     runs: bool,
 ) -> Vec<Finding> {
-    let Some(first) = subjects.iter().find(|subject| subject.acme.is_builtin()) else { return Vec::new() };
-    let Some(network) = networks.get(&first.dns.common.resolvers) else { return Vec::new() };
+    let Some(first) = subjects.iter().find(|subject| subject.way == Way::Builtin) else { return Vec::new() };
+    let Some(network) = networks.get(&first.resolvers()) else { return Vec::new() };
     let mut notes = delegation::judge_names(&delegation::gather_names(&network.recursors, spec).await);
     let aliased = names.values().filter_map(|facts| facts.lead.as_ref()).any(LeadFacts::is_alias);
     if let Some(zone) = spec.zone.as_ref().filter(|_| aliased)
