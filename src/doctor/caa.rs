@@ -187,10 +187,7 @@ pub(super) fn judge(name: &DnsName, wildcard: bool, facts: &CaaFacts, asker: &As
         }
         Some(Denied::Method(methods)) => fail(
             "caa.method",
-            format!(
-                "the CAA record of {at} allows {methods} for {shown}, and Starlock proves it by {}",
-                ways
-            ),
+            format!("the CAA record of {at} allows {methods} for {shown}, and Starlock proves it by {ways}",),
             "the CA refuses every other way (RFC 8657 section 4)".into(),
             format!("{}  CAA  0 {tag} \"{identity}; validationmethods={ways}\"", at.to_fqdn()),
         ),

@@ -1,6 +1,7 @@
 //! The names of every ACME certificate: gathered once for each name and zone, judged for each certificate.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -171,12 +172,11 @@ struct Network {
 async fn networks(subjects: &[Subject<'_>]) -> BTreeMap<Vec<SocketAddr>, Network> {
     let mut networks = BTreeMap::new();
     for subject in subjects {
-        let resolvers = subject.resolvers();
-        if !networks.contains_key(&resolvers) {
-            let resolver = Resolver::new(resolvers.clone());
+        if let Entry::Vacant(free) = networks.entry(subject.resolvers()) {
+            let resolver = Resolver::new(free.key().clone());
             // Without any, following the first name says so.
             let recursors = resolver.recursors().await.unwrap_or_default();
-            networks.insert(resolvers, Network { resolver, recursors });
+            free.insert(Network { resolver, recursors });
         }
     }
     networks

@@ -298,7 +298,7 @@ fn servers_that_are_down_refuse_are_lame_or_forgot_tcp() {
     let addresses = [first, silent, refusing, parent, udp];
     let glue: String = addresses.iter().enumerate().map(|(n, ip)| format!("ns{n} A {ip}\n")).collect();
     let zone = Zone::new("example.test", first, &glue).with(|zone| {
-        zone.servers = (0..addresses.len()).map(ns).chain(["nowhere.test.".to_owned()]).collect()
+        zone.servers = (0..addresses.len()).map(ns).chain(["nowhere.test.".to_owned()]).collect();
     });
     let authority = Authority::start(first, &[zone]);
     let _refusing = Authority::start(refusing, &[Zone::new("unrelated.test", refusing, "")]);
