@@ -97,8 +97,7 @@ impl AcmeIssuer {
     ) -> Result<Self, HttpError> {
         let http = HttpClient::new(spec.ca_root.as_deref(), EXCHANGE_TIMEOUT)?;
         let (id, ca) = (Self::id_of(&spec), ca_of(&spec));
-        let known = || spec.known().and_then(|known| known.limits).map(|limits| limits());
-        let budget = spec.limits.clone().or_else(known).map(|limits| Budget { ca: ca.clone(), limits });
+        let budget = Self::budget_of(&spec);
         let (skew, registering) = (Arc::default(), Mutex::new(()));
         Ok(Self { id, ca, budget, spec, http, solver, storage, clock, skew, registering })
     }
@@ -110,6 +109,12 @@ impl AcmeIssuer {
             None => ca,
             Some(profile) => IssuerId::new(&format!("{ca}.profile.{profile}")),
         }
+    }
+
+    /// What the CA allows, and whom it is counted for; `None` if nobody counts.
+    pub fn budget_of(spec: &AcmeSpec) -> Option<Budget> {
+        let known = || spec.known().and_then(|known| known.limits).map(|limits| limits());
+        spec.limits.clone().or_else(known).map(|limits| Budget { ca: ca_of(spec), limits })
     }
 
     /// Where the account at a CA is kept: a JSON object whose `url` is the account's, once it is registered.

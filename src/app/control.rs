@@ -13,9 +13,10 @@ use crate::admin::{
     AccountCommand, AccountStatus, CertificateStatus, CertificateVerb, Control, ExportedCertificate, Health,
     JobStatus, LastReload, ListenerStatus, ReloadReport, Status,
 };
-use crate::certs::{CertId, CertManager, CertView, JobView, Verb};
+use crate::certs::{CertId, CertManager, CertView, JobView, Phase, Verb};
 use crate::clock::{self, SharedClock};
 use crate::listen::Traffic;
+use crate::name::HostPattern;
 use crate::telemetry::Metrics;
 
 /// A reload asked for over the admin socket.
@@ -91,13 +92,18 @@ impl Control for AppControl {
     async fn health(&self) -> Health {
         let draining = self.board.lock().unwrap_or_else(PoisonError::into_inner).draining;
         let now = self.clock.now();
-        let expired = self.certs.views().into_iter().find(|v| v.validity.is_some_and(|(_, end)| end <= now));
-        let reason = match (draining, expired) {
-            (true, _) => Some("draining".to_owned()),
-            (false, Some(view)) => {
+        let views = self.certs.views();
+        let expired = views.iter().find(|v| v.validity.is_some_and(|(_, end)| end <= now));
+        let reason = match (draining, expired, views.iter().find(|view| is_given_up(view, &views, now))) {
+            (true, ..) => Some("draining".to_owned()),
+            (false, Some(view), _) => {
                 Some(format!("the certificate {} has expired; it {}", view.id, view.next_action()))
             }
-            (false, None) => None,
+            (false, None, Some(view)) => {
+                let error = view.last_error.as_deref().unwrap_or("no reason given");
+                Some(format!("there is no certificate {}, and it {}: {error}", view.id, view.next_action()))
+            }
+            (false, None, None) => None,
         };
         Health { healthy: reason.is_none(), reason }
     }
@@ -139,6 +145,15 @@ impl AppControl {
     fn cas(&self) -> Vec<AcmeSpec> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner).cas.clone()
     }
+}
+
+/// Whether it waits for a person while nothing at all is served for some name of it.
+fn is_given_up(view: &CertView, all: &[CertView], now: SystemTime) -> bool {
+    let served = |name: &HostPattern| {
+        let good = all.iter().filter(|other| other.validity.is_some_and(|(_, end)| end > now));
+        good.flat_map(|other| other.names.iter()).any(|other| other.covers(name))
+    };
+    view.phase == Phase::Parked && !view.names.iter().all(served)
 }
 
 fn state(view: &CertView) -> String {

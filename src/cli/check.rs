@@ -13,11 +13,20 @@ use crate::doctor::records;
 use crate::name::HostPattern;
 use crate::proxy::{ActionSpec, RouteHost, RouteSpec, Router};
 
-pub(super) fn run(config: &ConfigArgs) -> ExitCode {
+/// `offline`: secrets and roots are not read.
+pub(super) fn run(config: &ConfigArgs, offline: bool) -> ExitCode {
     let (path, loaded) = match config.load() {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
+    if !offline {
+        let unreadable = loaded.references.unreadable();
+        if !unreadable.is_empty() {
+            let errors = count(unreadable.len(), "problem");
+            let report = unreadable.render(colours());
+            return fail(CONFIG, &format!("{report}\n\nerror: {errors} in {}", path.display()));
+        }
+    }
     if !loaded.warnings.is_empty() {
         eprintln!("{}\n", loaded.warnings.render(colours()));
     }

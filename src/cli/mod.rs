@@ -62,6 +62,9 @@ enum Verb {
     Check {
         #[command(flatten)]
         config: ConfigArgs,
+        /// Read no secret and no root certificate, on a machine that has none of them.
+        #[arg(long)]
+        offline: bool,
     },
     /// Look at everything that certificates and listeners need, before any CA is asked. Exit code 1 if something would fail.
     Doctor(doctor::Arguments),
@@ -125,7 +128,7 @@ pub fn main() -> ExitCode {
             Err(error) => fail(CONFIG, &error),
         },
         Verb::Proxy(arguments) => proxy::run(&arguments),
-        Verb::Check { config } => check::run(&config),
+        Verb::Check { config, offline } => check::run(&config, offline),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Explain(arguments) => explain::run(&arguments),
         Verb::Certs(arguments) => certs::run(&arguments),

@@ -13,7 +13,13 @@ pub(super) fn run(options: RunOptions) -> ExitCode {
     }
     let path = options.source.path().display().to_string();
     let source = options.source;
-    let loader: Loader = Arc::new(move || source.load().map_err(|error| error.to_string()));
+    let loader: Loader = Arc::new(move || {
+        let loaded = source.load().map_err(|error| error.to_string())?;
+        match loaded.references.unreadable() {
+            problems if problems.is_empty() => Ok(loaded),
+            problems => Err(problems.to_string()),
+        }
+    });
     match app::serve(loader, path) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Config(problems)) => fail(CONFIG, &problems),

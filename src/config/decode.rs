@@ -8,6 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{Problem, Span};
+use super::references::Reference;
 use super::scalar::{self, Wrong};
 use super::sections;
 use super::table::{Key, Kind, More, Section, Words, nearest, vendor_keys};
@@ -24,11 +25,13 @@ pub(super) struct Decoder<'t> {
     pub(super) problems: Vec<Problem>,
     /// Places of texts that no report may show.
     pub(super) secrets: Vec<Span>,
+    /// What the file only points to.
+    pub(super) references: Vec<(Span, Reference)>,
 }
 
 impl<'t> Decoder<'t> {
     pub(super) fn new(text: &'t str) -> Self {
-        Self { text, problems: Vec::new(), secrets: Vec::new() }
+        Self { text, problems: Vec::new(), secrets: Vec::new(), references: Vec::new() }
     }
 
     pub(super) fn push(&mut self, problem: Problem) {

@@ -1,9 +1,11 @@
 //! `[acme]` and `[dns]`, the defaults and a certificate's own: who signs, who answers.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::decode::{Decoder, refusal};
 use super::error::Problem;
+use super::references::Reference;
 use super::scalar::{self, Wrong};
 use super::sections;
 use super::table::nearest;
@@ -105,6 +107,10 @@ fn one(decoder: &mut Decoder<'_>, fields: &Fields, key: KeyKind) -> Option<AcmeS
     let eab = fields
         .value::<Fields>("eab")
         .and_then(|eab| Some(EabSpec { kid: eab.value("kid")?, hmac: eab.value("hmac")? }));
+    let ca_root = fields.slot::<PathBuf>("ca_root").given();
+    if let Some(At { value, span }) = &ca_root {
+        decoder.references.push((span.clone(), Reference::Root(value.clone())));
+    }
     let known = KnownCa::of_directory(&directory);
     if let Some((ca, how)) = known.and_then(|ca| Some((ca, ca.eab?)))
         && !fields.has("eab")
@@ -121,7 +127,7 @@ fn one(decoder: &mut Decoder<'_>, fields: &Fields, key: KeyKind) -> Option<AcmeS
     }
     Some(AcmeSpec {
         email,
-        ca_root: fields.value("ca_root"),
+        ca_root: ca_root.map(|at| at.value),
         key,
         eab,
         profile: fields.value("profile"),

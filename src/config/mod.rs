@@ -12,6 +12,7 @@ mod expect;
 mod issuer;
 mod mask;
 mod plan;
+mod references;
 mod resolve;
 mod responder;
 mod routes;
@@ -29,6 +30,7 @@ pub use environment::Environment;
 pub use error::{LoadError, Problem, Problems, Severity};
 pub use expect::{Expect, ExpectRequest, Want};
 pub use plan::{AcmePlan, CertificatePlan, FilesPlan, IssuerPlan, Plan};
+pub use references::References;
 pub use schema::{json_schema, reference};
 
 /// What a good file says.
@@ -40,6 +42,8 @@ pub struct Loaded {
     pub warnings: Problems,
     /// Tests of the routes.
     pub expects: Vec<Expect>,
+    /// Secrets and roots that lie elsewhere; nothing of them has been read.
+    pub references: References,
 }
 
 /// A configuration is no larger than this.
@@ -80,7 +84,8 @@ pub fn parse(text: &str, file_name: &str, env: &Environment) -> Result<Loaded, P
         problems.retain(|problem| problem.severity() == Severity::Error);
         return Err(Problems::new(file_name, &shown, problems));
     }
-    Ok(Loaded { plan, warnings: Problems::new(file_name, &shown, problems), expects })
+    let references = References::new(file_name, &shown, decoder.references);
+    Ok(Loaded { plan, warnings: Problems::new(file_name, &shown, problems), expects, references })
 }
 
 /// The admin socket that a configuration names, or the default one. Asks for no more than that: a file with problems in it must

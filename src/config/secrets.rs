@@ -4,6 +4,7 @@ use toml::de::DeTable;
 
 use super::decode::{Decoder, Subject, sorted};
 use super::error::{Problem, Span};
+use super::references::Reference;
 use super::table::{Kind, nearest};
 use super::value::Value;
 use crate::secret::{Secret, SecretSource};
@@ -67,7 +68,9 @@ impl Decoder<'_> {
             return None;
         }
         let source = sources.pop();
-        if source.is_none() {
+        if let Some(source) = &source {
+            self.references.push((span, Reference::Secret(source.clone())));
+        } else {
             self.push(Problem::error(span, format!("{subject} comes from nowhere")).help(help));
         }
         source.map(Value::Secret)

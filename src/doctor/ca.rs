@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::finding::Note;
+use crate::acme::KnownCa;
 use crate::http_client::{HttpClient, HttpError, Question};
 use crate::task;
 
@@ -129,39 +130,27 @@ fn read(body: &[u8]) -> Option<Meta> {
     })
 }
 
-/// What people call the CA, and what it calls itself in CAA records where that is known without asking.
-pub(super) fn known(directory: &str) -> Option<(&'static str, &'static [&'static str])> {
-    type Row = (&'static str, &'static str, &'static [&'static str]);
-    // From the CAs' own documents on CAA.
-    const KNOWN: &[Row] = &[
-        ("acme-v02.api.letsencrypt.org", "Let's Encrypt", &["letsencrypt.org"]),
-        ("acme-staging-v02.api.letsencrypt.org", "Let's Encrypt's staging", &["letsencrypt.org"]),
-        (
-            "acme.zerossl.com",
-            "ZeroSSL",
-            &["sectigo.com", "trust-provider.com", "usertrust.com", "comodoca.com", "comodo.com"],
-        ),
-        ("dv.acme-v02.api.pki.goog", "Google Trust Services", &["pki.goog"]),
-        ("dv.acme-v02.test-api.pki.goog", "Google Trust Services' staging", &["pki.goog"]),
-        ("acme.ssl.com", "SSL.com", &["ssl.com"]),
-    ];
-    let url: http::Uri = directory.parse().ok()?;
-    let host = url.host()?;
-    KNOWN.iter().find(|(known, ..)| *known == host).map(|(_, name, identities)| (*name, *identities))
+/// What a public CA calls itself in CAA records, from the CAs' own documents; by the host of its directory.
+const CAA_IDENTITIES: &[(&str, &[&str])] = &[
+    ("acme-v02.api.letsencrypt.org", &["letsencrypt.org"]),
+    ("acme-staging-v02.api.letsencrypt.org", &["letsencrypt.org"]),
+    (
+        "acme.zerossl.com",
+        &["sectigo.com", "trust-provider.com", "usertrust.com", "comodoca.com", "comodo.com"],
+    ),
+    ("dv.acme-v02.api.pki.goog", &["pki.goog"]),
+    ("dv.acme-v02.test-api.pki.goog", &["pki.goog"]),
+    ("acme.ssl.com", &["ssl.com"]),
+];
+
+fn host_of(directory: &str) -> Option<String> {
+    directory.parse::<http::Uri>().ok()?.host().map(ToOwned::to_owned)
 }
 
 /// What people call the CA.
 pub(super) fn name(directory: &str) -> String {
-    known(directory).map_or_else(
-        || {
-            directory
-                .parse::<http::Uri>()
-                .ok()
-                .and_then(|u| u.host().map(ToOwned::to_owned))
-                .unwrap_or_else(|| directory.into())
-        },
-        |(name, _)| name.to_owned(),
-    )
+    let title = KnownCa::of_directory(directory).map(|ca| ca.title.to_owned());
+    title.or_else(|| host_of(directory)).unwrap_or_else(|| directory.to_owned())
 }
 
 /// What the CA calls itself in CAA records: by its directory, else as is known.
@@ -170,9 +159,11 @@ pub(super) fn identities(directory: &str, facts: Option<&CaFacts>) -> Vec<String
         Some(CaFacts::Answer(Answer { meta: Some(meta), .. })) if !meta.identities.is_empty() => {
             meta.identities.clone()
         }
-        _ => known(directory)
-            .map(|(_, list)| list.iter().map(|id| (*id).to_owned()).collect())
-            .unwrap_or_default(),
+        _ => {
+            let host = host_of(directory);
+            let row = CAA_IDENTITIES.iter().find(|(known, _)| host.as_deref() == Some(known));
+            row.map(|(_, list)| list.iter().map(|id| (*id).to_owned()).collect()).unwrap_or_default()
+        }
     }
 }
 
@@ -208,7 +199,7 @@ pub(super) fn judge(wanted: &Wanted, facts: &CaFacts) -> Vec<Note> {
             ];
         }
         CaFacts::Exchange(reason) => {
-            let root = if wanted.ca_root.is_none() && known(directory).is_none() {
+            let root = if wanted.ca_root.is_none() && KnownCa::of_directory(directory).is_none() {
                 "; for a private CA: [acme] ca_root = \"/path/to/root.pem\""
             } else {
                 ""

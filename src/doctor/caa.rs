@@ -68,8 +68,8 @@ pub(super) struct Asker<'a> {
     /// What people call the CA.
     pub(super) ca: &'a str,
     pub(super) account: Account<'a>,
-    /// `dns-01` and its like.
-    pub(super) method: &'a str,
+    /// `dns-01` and its like: how it may prove a name.
+    pub(super) methods: &'a [&'static str],
 }
 
 /// The account that orders.
@@ -150,6 +150,7 @@ pub(super) fn judge(name: &DnsName, wildcard: bool, facts: &CaaFacts, asker: &As
     if verdicts.contains(&Ok(())) {
         return Note::ok("caa.allowed", format!("the CAA records of {at} let {} sign {shown}", asker.ca));
     }
+    let ways = asker.methods.join(",");
     // The least that is in the way.
     match verdicts.into_iter().filter_map(Result::err).min() {
         Some(Denied::AccountUnread) => Note::skipped(
@@ -165,7 +166,7 @@ pub(super) fn judge(name: &DnsName, wildcard: bool, facts: &CaaFacts, asker: &As
                     format!(
                         "{}  CAA  0 {tag} \"{identity}; validationmethods={}; accounturi={ours}\"",
                         at.to_fqdn(),
-                        asker.method
+                        ways
                     ),
                 ),
                 _ => (
@@ -173,7 +174,7 @@ pub(super) fn judge(name: &DnsName, wildcard: bool, facts: &CaaFacts, asker: &As
                     format!(
                         "take the account over from where it is, or take `accounturi` out of the CAA record until the first order has registered one: {}  CAA  0 {tag} \"{identity}; validationmethods={}\"",
                         at.to_fqdn(),
-                        asker.method
+                        ways
                     ),
                 ),
             };
@@ -186,12 +187,9 @@ pub(super) fn judge(name: &DnsName, wildcard: bool, facts: &CaaFacts, asker: &As
         }
         Some(Denied::Method(methods)) => fail(
             "caa.method",
-            format!(
-                "the CAA record of {at} allows {methods} for {shown}, and Starlock proves it by {}",
-                asker.method
-            ),
+            format!("the CAA record of {at} allows {methods} for {shown}, and Starlock proves it by {ways}",),
             "the CA refuses every other way (RFC 8657 section 4)".into(),
-            format!("{}  CAA  0 {tag} \"{identity}; validationmethods={}\"", at.to_fqdn(), asker.method),
+            format!("{}  CAA  0 {tag} \"{identity}; validationmethods={ways}\"", at.to_fqdn()),
         ),
         Some(Denied::Malformed) | None => fail(
             "caa.malformed",
@@ -234,7 +232,7 @@ impl Issuers {
             return Err(Denied::Malformed);
         }
         if let Some(methods) = methods.first()
-            && !methods.split(',').any(|method| method.trim() == asker.method)
+            && !methods.split(',').any(|method| asker.methods.contains(&method.trim()))
         {
             return Err(Denied::Method((*methods).to_owned()));
         }
@@ -280,7 +278,7 @@ mod tests {
             })
             .collect();
         let identities = ["letsencrypt.org".to_owned()];
-        let asker = Asker { identities: &identities, ca: "Let's Encrypt", account, method: "dns-01" };
+        let asker = Asker { identities: &identities, ca: "Let's Encrypt", account, methods: &["dns-01"] };
         let note = judge(&name, wildcard, &CaaFacts::Set(name.clone(), set), &asker);
         (note.id, note.fix)
     }
@@ -340,7 +338,8 @@ mod tests {
     #[test]
     fn without_records_or_without_an_answer() {
         let name = DnsName::parse("example.com").unwrap();
-        let asker = Asker { identities: &[], ca: "ca.internal", account: Account::None, method: "dns-01" };
+        let asker =
+            Asker { identities: &[], ca: "ca.internal", account: Account::None, methods: &["dns-01"] };
         let judge = |facts: &CaaFacts| judge(&name, false, facts, &asker);
         assert_eq!(judge(&CaaFacts::Free).severity, Severity::Ok);
         let unanswered = judge(&CaaFacts::Unanswered(name.clone(), "SERVFAIL".into()));

@@ -167,8 +167,8 @@ pub(super) fn gather_files(config: &Path, plan: &Plan) -> FileFacts {
         FileFacts { config: config.to_owned(), config_rights: rights(config), ..FileFacts::default() };
     let mut seen: Vec<&SecretSource> = Vec::new();
     for certificate in &plan.certificates {
-        let IssuerPlan::Acme(AcmePlan { dns: Some(dns), .. }) = &certificate.issuer else { continue };
-        for (key, source) in secrets(dns) {
+        let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
+        for (key, source) in secrets(acme) {
             if seen.contains(&source) {
                 continue;
             }
@@ -182,14 +182,23 @@ pub(super) fn gather_files(config: &Path, plan: &Plan) -> FileFacts {
                 SecretSource::File(path) => rights(path).map(|rights| (path.clone(), rights)),
                 _ => None,
             };
-            facts.secrets.push(SecretFacts { key: format!("[dns] {key}"), read, file });
+            facts.secrets.push(SecretFacts { key, read, file });
         }
     }
     facts
 }
 
+/// The secrets that a certificate needs, by key.
+fn secrets(acme: &AcmePlan) -> Vec<(String, &SecretSource)> {
+    let bound = std::iter::once(&acme.acme).chain(&acme.fallback).filter_map(|spec| spec.eab.as_ref());
+    let mut all: Vec<_> = bound.map(|eab| ("[acme] eab.hmac".to_owned(), &eab.hmac)).collect();
+    let provider = acme.dns.iter().flat_map(provider_secrets);
+    all.extend(provider.map(|(key, source)| (format!("[dns] {key}"), source)));
+    all
+}
+
 /// The secrets of a provider, by key.
-fn secrets(dns: &ProviderSpec) -> Vec<(&str, &SecretSource)> {
+fn provider_secrets(dns: &ProviderSpec) -> Vec<(&str, &SecretSource)> {
     match &dns.kind {
         ProviderKind::Rfc2136 { secret, .. } => vec![("secret", secret)],
         ProviderKind::Httpreq { password, .. } => password.iter().map(|p| ("password", p)).collect(),

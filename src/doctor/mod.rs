@@ -3,6 +3,7 @@
 //! Each file holds one idea: a thin gatherer of facts, and a pure judgement over them. [`examine`] runs the gatherers, bounded
 //! in time and in number, and hands the facts to the judgements. Nothing is changed, except for a throw-away TXT record.
 
+mod budget;
 mod ca;
 mod caa;
 mod challenge;
@@ -11,16 +12,19 @@ mod dnssec;
 mod files;
 mod finding;
 mod holders;
+mod hosts;
 mod listeners;
 mod names;
 mod net;
 mod provider;
 pub mod records;
 mod running;
+mod state;
 mod zone;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
@@ -29,6 +33,7 @@ use self::finding::Note;
 use self::running::Running;
 use crate::clock::SharedClock;
 use crate::config::{IssuerPlan, Plan};
+use crate::storage::Storage;
 use crate::task::{self, Supervisor};
 
 pub use finding::{About, Finding, Report, Severity};
@@ -87,14 +92,30 @@ pub async fn examine(
     };
     findings.extend(running.iter().flat_map(running::judge));
     let machine = machine(plan, &how.config, running.as_ref());
-    let (machine, cas) = tokio::join!(machine, cas(plan, clock));
+    let (accounts, storage) = (state::accounts(plan).await, state::storage(plan).await);
+    let running = running.as_ref();
+    let with = With { plan, how, running, accounts, storage, clock, supervisor, progress };
+    let (machine, cas) = tokio::join!(machine, cas(&with));
     findings.extend(machine);
     for (wanted, facts) in &cas {
         let about = About::Ca(wanted.directory.clone());
         findings.extend(ca::judge(wanted, facts).into_iter().map(|note| note.about(&about)));
     }
-    findings.extend(names::examine(plan, how, &cas, running.is_some(), clock, supervisor, progress).await);
+    findings.extend(budgets(&with).await);
+    findings.extend(names::examine(&with, &cas).await);
     Report::new(findings)
+}
+
+/// What every part of an examination has at hand.
+struct With<'a> {
+    plan: &'a Plan,
+    how: &'a Examination,
+    running: Option<&'a Running>,
+    accounts: BTreeMap<String, state::Account>,
+    storage: Option<Arc<dyn Storage>>,
+    clock: &'a SharedClock,
+    supervisor: &'a Supervisor,
+    progress: Progress<'a>,
 }
 
 async fn machine(plan: &Plan, config: &Path, running: Option<&Running>) -> Vec<Finding> {
@@ -121,12 +142,14 @@ async fn machine(plan: &Plan, config: &Path, running: Option<&Running>) -> Vec<F
 }
 
 /// Every CA of the plan, fallbacks included.
-async fn cas(plan: &Plan, clock: &SharedClock) -> BTreeMap<ca::Wanted, ca::CaFacts> {
+async fn cas(with: &With<'_>) -> BTreeMap<ca::Wanted, ca::CaFacts> {
     let mut wanted: Vec<ca::Wanted> = Vec::new();
-    for certificate in &plan.certificates {
+    for certificate in &with.plan.certificates {
         let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
         for spec in std::iter::once(&acme.acme).chain(&acme.fallback) {
-            let want = names::ca_wanted(spec);
+            let mut want = names::ca_wanted(spec);
+            // An account that is registered needs no external one any more.
+            want.external_account |= matches!(with.accounts.get(&spec.directory), Some(Ok(Some(_))));
             if !wanted.contains(&want) {
                 wanted.push(want);
             }
@@ -134,10 +157,30 @@ async fn cas(plan: &Plan, clock: &SharedClock) -> BTreeMap<ca::Wanted, ca::CaFac
     }
     stream::iter(wanted)
         .map(|want| async move {
-            let facts = ca::gather(&want, || clock.now()).await;
+            let facts = ca::gather(&want, || with.clock.now()).await;
             (want, facts)
         })
         .buffer_unordered(CAS_AT_ONCE)
         .collect()
         .await
+}
+
+/// What the ledger says of each certificate that nobody holds yet.
+async fn budgets(with: &With<'_>) -> Vec<Finding> {
+    let Some(storage) = &with.storage else { return Vec::new() };
+    let mut findings = Vec::new();
+    for certificate in &with.plan.certificates {
+        let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
+        let names: Vec<String> = certificate.names.iter().map(ToString::to_string).collect();
+        if with.running.is_some_and(|running| running.holds(&names)) {
+            continue;
+        }
+        let registers = !matches!(with.accounts.get(&acme.acme.directory), Some(Ok(Some(_))));
+        let facts = budget::gather(storage, with.clock, &acme.acme, &certificate.names, registers).await;
+        let ca = ca::name(&acme.acme.directory);
+        findings.extend(
+            facts.map(|facts| budget::judge(&ca, &facts).about(&About::Certificate(names.join(", ")))),
+        );
+    }
+    findings
 }

@@ -1,9 +1,9 @@
 //! The names of every ACME certificate: gathered once for each name and zone, judged for each certificate.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,27 +14,25 @@ use super::caa::{Account, Asker, CaaFacts};
 use super::challenge::ChallengeFacts;
 use super::delegation::{self, LeadFacts};
 use super::finding::{About, Finding, Note};
+use super::hosts::{self, HostFacts};
 use super::provider::{self, Tried};
 use super::zone::ZoneFacts;
-use super::{Examination, Progress, ca, caa, challenge, zone};
-use crate::acme::{AcmeIssuer, AcmeSpec};
+use super::{Progress, With, ca, caa, challenge, zone};
+use crate::acme::AcmeSpec;
 use crate::challenge::{Janitor, janitor};
-use crate::clock::SharedClock;
 use crate::config::{AcmePlan, IssuerPlan, Plan};
 use crate::dns::{self, PropagationCheck, ProviderSpec, Surroundings, ZoneTurns};
 use crate::name::{DnsName, HostName};
 use crate::resolver::{Here, Resolver, Zone};
 use crate::responder::ResponderSpec;
-use crate::storage::{FsStorage, MemoryStorage, Storage};
-use crate::task::{self, Supervisor};
+use crate::storage::MemoryStorage;
+use crate::task;
 
 const AT_ONCE: usize = 8;
 /// For each kind of question, over all names; what is not done by then is said to be so.
 const NAMES_LIMIT: Duration = Duration::from_secs(25);
 const ZONES_LIMIT: Duration = Duration::from_secs(20);
 const WRITES_LIMIT: Duration = Duration::from_secs(40);
-/// An account is a few hundred bytes.
-const MAX_ACCOUNT: u64 = 64 << 10;
 
 pub(super) type Cas = BTreeMap<ca::Wanted, ca::CaFacts>;
 
@@ -43,8 +41,8 @@ pub(super) fn ca_wanted(spec: &AcmeSpec) -> ca::Wanted {
     ca::Wanted {
         directory: spec.directory.clone(),
         ca_root: spec.ca_root.clone(),
-        external_account: false,
-        profile: None,
+        external_account: spec.eab.is_some(),
+        profile: spec.profile.clone(),
     }
 }
 
@@ -52,11 +50,41 @@ pub(super) fn ca_wanted(spec: &AcmeSpec) -> ca::Wanted {
 struct Subject<'a> {
     about: About,
     acme: &'a AcmePlan,
-    dns: &'a ProviderSpec,
+    way: Way,
     base: HostName,
     /// Whether the certificate has the name itself, and whether it has the wildcard below it.
     exact: bool,
     wildcard: bool,
+}
+
+/// Who answers a challenge.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    /// The built-in responder.
+    Builtin,
+    /// A provider that writes TXT records.
+    Provider,
+    /// Our own listeners, on these ports.
+    Listeners(&'static [u16]),
+}
+
+/// How the names of a certificate are proven, in the words of CAs, and who answers.
+fn proof(acme: &AcmePlan) -> (&'static [&'static str], Way) {
+    match acme.dns {
+        _ if acme.is_builtin() => (&["dns-01"], Way::Builtin),
+        Some(_) => (&["dns-01"], Way::Provider),
+        None => (&["tls-alpn-01", "http-01"], Way::Listeners(&[443, 80])),
+    }
+}
+
+impl<'a> Subject<'a> {
+    fn dns(&self) -> Option<&'a ProviderSpec> {
+        self.acme.dns.as_ref()
+    }
+
+    fn resolvers(&self) -> Vec<SocketAddr> {
+        self.dns().map(|dns| dns.common.resolvers.clone()).unwrap_or_default()
+    }
 }
 
 /// What is asked for once, however many certificates need it.
@@ -64,7 +92,7 @@ struct Subject<'a> {
 struct NameKey {
     resolvers: Vec<SocketAddr>,
     base: HostName,
-    builtin: bool,
+    way: Way,
 }
 
 type ZoneKey = (Vec<SocketAddr>, DnsName);
@@ -75,18 +103,14 @@ struct NameFacts {
     caa: CaaFacts,
     /// For the built-in responder.
     lead: Option<LeadFacts>,
+    /// For what the listeners answer.
+    host: Option<HostFacts>,
 }
 
 /// Looks at every name of every ACME certificate.
-pub(super) async fn examine(
-    plan: &Plan,
-    how: &Examination,
-    cas: &Cas,
-    runs: bool,
-    clock: &SharedClock,
-    supervisor: &Supervisor,
-    progress: Progress<'_>,
-) -> Vec<Finding> {
+pub(super) async fn examine(with: &With<'_>, cas: &Cas) -> Vec<Finding> {
+    let With { plan, clock, progress, .. } = *with;
+    let runs = with.running.is_some();
     let subjects = subjects(plan);
     if subjects.is_empty() {
         return Vec::new();
@@ -99,7 +123,7 @@ pub(super) async fn examine(
     let names = all("names", keys, NAMES_LIMIT, progress, |key: NameKey| {
         let network = networks.get(&key.resolvers);
         async move {
-            let facts = look_at_name(network?, &key, responder).await;
+            let facts = look_at_name(network?, &key, responder, runs).await;
             Some((key, facts))
         }
     })
@@ -108,7 +132,7 @@ pub(super) async fn examine(
     let mut zones: BTreeMap<ZoneKey, Zone> = BTreeMap::new();
     for (key, facts) in &names {
         let target = facts.challenge.target.as_ref().ok().and_then(|target| target.zone.clone());
-        let target = if key.builtin { None } else { target };
+        let target = if key.way == Way::Provider { target } else { None };
         for zone in [target, facts.challenge.home.clone()].into_iter().flatten() {
             zones.insert((key.resolvers.clone(), zone.apex.clone()), zone);
         }
@@ -127,11 +151,10 @@ pub(super) async fn examine(
         })
         .await;
 
-    let tried = writes(plan, how, &subjects, &names, &networks, runs, clock, supervisor, progress).await;
+    let tried = writes(with, &subjects, &names, &networks).await;
     let mut findings = Vec::new();
-    let accounts = accounts(plan).await;
     for subject in &subjects {
-        let notes = judge(subject, plan, cas, &accounts, &names, &zones, &tried);
+        let notes = judge(subject, with, cas, &names, &zones, &tried);
         findings.extend(notes.into_iter().map(|note| note.about(&subject.about)));
     }
     if let Some(spec) = responder {
@@ -149,12 +172,11 @@ struct Network {
 async fn networks(subjects: &[Subject<'_>]) -> BTreeMap<Vec<SocketAddr>, Network> {
     let mut networks = BTreeMap::new();
     for subject in subjects {
-        let resolvers = &subject.dns.common.resolvers;
-        if !networks.contains_key(resolvers) {
-            let resolver = Resolver::new(resolvers.clone());
+        if let Entry::Vacant(free) = networks.entry(subject.resolvers()) {
+            let resolver = Resolver::new(free.key().clone());
             // Without any, following the first name says so.
             let recursors = resolver.recursors().await.unwrap_or_default();
-            networks.insert(resolvers.clone(), Network { resolver, recursors });
+            free.insert(Network { resolver, recursors });
         }
     }
     networks
@@ -164,7 +186,6 @@ fn subjects(plan: &Plan) -> Vec<Subject<'_>> {
     let mut subjects = Vec::new();
     for certificate in &plan.certificates {
         let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
-        let Some(dns) = &acme.dns else { continue };
         let names = certificate.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let mut bases: BTreeMap<&HostName, (bool, bool)> = BTreeMap::new();
         for name in &certificate.names {
@@ -175,41 +196,52 @@ fn subjects(plan: &Plan) -> Vec<Subject<'_>> {
         }
         for (base, (exact, wildcard)) in bases {
             let about = About::Certificate(names.clone());
-            subjects.push(Subject { about, acme, dns, base: base.clone(), exact, wildcard });
+            let (_, way) = proof(acme);
+            subjects.push(Subject { about, acme, way, base: base.clone(), exact, wildcard });
         }
     }
     subjects
 }
 
 fn key(subject: &Subject<'_>) -> NameKey {
-    NameKey {
-        resolvers: subject.dns.common.resolvers.clone(),
-        base: subject.base.clone(),
-        builtin: subject.acme.is_builtin(),
-    }
+    NameKey { resolvers: subject.resolvers(), base: subject.base.clone(), way: subject.way }
 }
 
-async fn look_at_name(network: &Network, key: &NameKey, responder: Option<&ResponderSpec>) -> NameFacts {
-    let here = match responder.filter(|_| key.builtin) {
+async fn look_at_name(
+    network: &Network,
+    key: &NameKey,
+    responder: Option<&ResponderSpec>,
+    runs: bool,
+) -> NameFacts {
+    let here = match responder.filter(|_| key.way == Way::Builtin) {
         Some(spec) => Here { zone: spec.zone.clone(), cuts: true },
         None => Here::default(),
     };
     let base = DnsName::from(&key.base);
     let lead = async {
-        match key.builtin {
-            true => {
+        match key.way {
+            Way::Builtin => {
                 let challenge = DnsName::acme_challenge(&key.base);
                 Some(delegation::gather_lead(&network.resolver, &base, &challenge).await)
             }
-            false => None,
+            _ => None,
         }
     };
-    let (challenge, caa, lead) = tokio::join!(
+    let host = async {
+        match key.way {
+            Way::Listeners(ports) => {
+                Some(hosts::gather(&network.recursors, &base, if runs { ports } else { &[] }).await)
+            }
+            _ => None,
+        }
+    };
+    let (challenge, caa, lead, host) = tokio::join!(
         challenge::gather(&network.resolver, &key.base, &here),
         caa::gather(&network.recursors, &base),
-        lead
+        lead,
+        host
     );
-    NameFacts { challenge, caa, lead }
+    NameFacts { challenge, caa, lead, host }
 }
 
 /// Runs one piece of work for each item, some at once, until `limit`; what is not finished is missing in the answer.
@@ -238,68 +270,67 @@ where
 
 type WriteKey = (String, DnsName);
 
-#[allow(clippy::too_many_arguments, reason = "one caller, which has all of these at hand")]
 async fn writes(
-    plan: &Plan,
-    how: &Examination,
+    with: &With<'_>,
     subjects: &[Subject<'_>],
     names: &BTreeMap<NameKey, NameFacts>,
     networks: &BTreeMap<Vec<SocketAddr>, Network>,
-    runs: bool,
-    clock: &SharedClock,
-    supervisor: &Supervisor,
-    progress: Progress<'_>,
 ) -> BTreeMap<WriteKey, Tried> {
     let mut items: BTreeMap<WriteKey, (&ProviderSpec, &Network, Zone)> = BTreeMap::new();
-    for subject in subjects.iter().filter(|subject| !subject.acme.is_builtin() && how.write) {
+    for subject in subjects.iter().filter(|subject| subject.way == Way::Provider && with.how.write) {
         let target = names.get(&key(subject)).and_then(|facts| facts.challenge.target.as_ref().ok());
-        let network = networks.get(&subject.dns.common.resolvers);
-        if let (Some(target), Some(network)) = (target, network)
+        let network = networks.get(&subject.resolvers());
+        if let (Some(target), Some(network), Some(dns)) = (target, network, subject.dns())
             && let Some(zone) = &target.zone
         {
-            items.insert(write_key(subject.dns, &target.name), (subject.dns, network, zone.clone()));
+            items.insert(write_key(dns, &target.name), (dns, network, zone.clone()));
         }
     }
     if items.is_empty() {
         return BTreeMap::new();
     }
-    let storage = journal(plan).await;
-    let janitor = janitor(storage, clock.clone(), supervisor);
+    // Journalled in the state directory, so that the next start sweeps what this process cannot; else in memory.
+    let storage = with.storage.clone().unwrap_or_else(|| Arc::new(MemoryStorage::new()));
+    let janitor = janitor(storage, with.clock.clone(), with.supervisor);
     let turns = ZoneTurns::new();
-    all("TXT records", items.into_iter().collect(), WRITES_LIMIT, progress, |(key, (spec, network, zone))| {
-        let (turns, janitor) = (turns.clone(), &janitor);
-        async move {
-            let tried = write(&key.1, spec, network, &zone, runs, turns, clock, janitor).await;
-            Some((key, tried))
-        }
-    })
+    all(
+        "TXT records",
+        items.into_iter().collect(),
+        WRITES_LIMIT,
+        with.progress,
+        |(key, (spec, network, zone))| {
+            let (turns, janitor) = (turns.clone(), &janitor);
+            async move {
+                let tried = write(with, &key.1, spec, network, &zone, turns, janitor).await;
+                Some((key, tried))
+            }
+        },
+    )
     .await
 }
 
-#[allow(clippy::too_many_arguments, reason = "one caller, which has all of these at hand")]
 async fn write(
+    with: &With<'_>,
     name: &DnsName,
     spec: &ProviderSpec,
     network: &Network,
     zone: &Zone,
-    runs: bool,
     turns: ZoneTurns,
-    clock: &SharedClock,
     janitor: &Janitor,
 ) -> Tried {
-    let with = Surroundings {
+    let surroundings = Surroundings {
         resolver: Arc::new(network.resolver.clone()),
-        clock: clock.clone(),
+        clock: with.clock.clone(),
         turns,
         builtin: None,
     };
     let spec = spec.clone();
     let propagation = spec.common.propagation.clone();
-    let provider = match task::blocking(move || dns::build(&spec, &with)).await {
+    let provider = match task::blocking(move || dns::build(&spec, &surroundings)).await {
         Ok(provider) => provider,
         Err(error) => return Tried::Skipped(format!("the provider cannot be set up: {error}")),
     };
-    if runs && provider.holds_one_value() {
+    if with.running.is_some() && provider.holds_one_value() {
         return Tried::Skipped(
             "it holds one value at a time, and the running Starlock may need that now".into(),
         );
@@ -312,54 +343,10 @@ fn write_key(spec: &ProviderSpec, name: &DnsName) -> WriteKey {
     (format!("{:?} {:?}", spec.kind, spec.common.zone), name.clone())
 }
 
-/// The journal of the state directory, so that the next start sweeps what this process cannot; if it is not ours to write in,
-/// memory.
-async fn journal(plan: &Plan) -> Arc<dyn Storage> {
-    let spec = plan.storage.clone();
-    task::blocking(move || {
-        let ours = std::fs::metadata(&spec.path)
-            .is_ok_and(|meta| meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o077 == 0);
-        match ours.then(|| FsStorage::open(&spec)) {
-            Some(Ok((storage, _))) => Arc::new(storage) as Arc<dyn Storage>,
-            _ => Arc::new(MemoryStorage::new()),
-        }
-    })
-    .await
-}
-
-/// The account at each CA, by directory: its URL, none yet, or not to be read.
-async fn accounts(plan: &Plan) -> BTreeMap<String, Result<Option<String>, ()>> {
-    let mut specs: Vec<AcmeSpec> = Vec::new();
-    for certificate in &plan.certificates {
-        if let IssuerPlan::Acme(acme) = &certificate.issuer
-            && !specs.contains(&acme.acme)
-        {
-            specs.push(acme.acme.clone());
-        }
-    }
-    let state = plan.storage.path.clone();
-    task::blocking(move || {
-        let read = |spec: &AcmeSpec| {
-            let path = state.join(format!("{}.json", AcmeIssuer::account_key(spec)));
-            match std::fs::metadata(&path) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-                Ok(meta) if meta.len() <= MAX_ACCOUNT => {}
-                _ => return Err(()),
-            }
-            let json: serde_json::Value =
-                serde_json::from_slice(&std::fs::read(&path).map_err(|_| ())?).map_err(|_| ())?;
-            Ok(json["url"].as_str().map(ToOwned::to_owned))
-        };
-        specs.iter().map(|spec| (spec.directory.clone(), read(spec))).collect()
-    })
-    .await
-}
-
 fn judge(
     subject: &Subject<'_>,
-    plan: &Plan,
+    with: &With<'_>,
     cas: &Cas,
-    accounts: &BTreeMap<String, Result<Option<String>, ()>>,
     names: &BTreeMap<NameKey, NameFacts>,
     zones: &BTreeMap<ZoneKey, ZoneFacts>,
     tried: &BTreeMap<WriteKey, Tried>,
@@ -374,28 +361,32 @@ fn judge(
     let Some(facts) = names.get(&key) else { return vec![unfinished(subject.base.to_string())] };
     let mut notes = Vec::new();
     let spec = &subject.acme.acme;
-    let identities = ca::identities(&spec.directory, cas.get(&ca_wanted(spec)));
-    let account = match accounts.get(&spec.directory) {
+    let of_ca = cas.iter().find(|(wanted, _)| wanted.directory == spec.directory);
+    let identities = ca::identities(&spec.directory, of_ca.map(|(_, facts)| facts));
+    let account = match with.accounts.get(&spec.directory) {
         Some(Ok(Some(url))) => Account::Known(url),
         Some(Ok(None)) => Account::None,
         _ => Account::Unknown,
     };
     let ca = ca::name(&spec.directory);
-    let asker = Asker { identities: &identities, ca: &ca, account, method: "dns-01" };
+    let (methods, _) = proof(subject.acme);
+    let asker = Asker { identities: &identities, ca: &ca, account, methods };
     let base = DnsName::from(&subject.base);
     for (wanted, wildcard) in [(subject.exact, false), (subject.wildcard, true)] {
         if wanted {
             notes.push(caa::judge(&base, wildcard, &facts.caa, &asker));
         }
     }
-    match (&facts.lead, &plan.responder) {
-        (Some(lead), Some(responder)) => notes.extend(delegation::judge_lead(lead, &base, responder)),
+    match (&facts.lead, &with.plan.responder, &facts.host) {
+        (Some(lead), Some(responder), _) => notes.extend(delegation::judge_lead(lead, &base, responder)),
+        (.., Some(host)) => notes.extend(hosts::judge(&base, &methods.join(" and "), host)),
         _ => notes.extend(challenge::judge(&facts.challenge)),
     }
     let home = facts.challenge.home.as_ref().map(|zone| zone.apex.clone());
-    let target = facts.challenge.target.as_ref().ok().filter(|_| !key.builtin);
+    let target = facts.challenge.target.as_ref().ok().filter(|_| key.way == Way::Provider);
     let target_zone = target.and_then(|target| target.zone.as_ref()).map(|zone| zone.apex.clone());
-    let waits = subject.dns.common.propagation.check == PropagationCheck::Authoritative;
+    let waits =
+        subject.dns().is_some_and(|dns| dns.common.propagation.check == PropagationCheck::Authoritative);
     // An order waits for the servers of the target; those of the name's own zone say where that is.
     let strict = |apex: &&DnsName| waits && Some(*apex) == target_zone.as_ref();
     let other = home.as_ref().filter(|home| Some(*home) != target_zone.as_ref());
@@ -405,12 +396,12 @@ fn judge(
             None => notes.push(unfinished(format!("the zone {apex}"))),
         }
     }
-    if let (Some(target), Some(apex)) = (target, &target_zone) {
+    if let (Some(target), Some(apex), Some(dns)) = (target, &target_zone, subject.dns()) {
         let skipped = Tried::Skipped("it was told not to write (--no-write)".into());
-        match tried.get(&write_key(subject.dns, &target.name)) {
-            Some(outcome) => notes.push(provider::judge(&target.name, apex, subject.dns, outcome)),
+        match tried.get(&write_key(dns, &target.name)) {
+            Some(outcome) => notes.push(provider::judge(&target.name, apex, dns, outcome)),
             None if tried.is_empty() => {
-                notes.push(provider::judge(&target.name, apex, subject.dns, &skipped));
+                notes.push(provider::judge(&target.name, apex, dns, &skipped));
             }
             None => notes.push(unfinished(format!("the credentials for {}", target.name))),
         }
@@ -426,8 +417,8 @@ async fn judge_responder(
     networks: &BTreeMap<Vec<SocketAddr>, Network>,
     runs: bool,
 ) -> Vec<Finding> {
-    let Some(first) = subjects.iter().find(|subject| subject.acme.is_builtin()) else { return Vec::new() };
-    let Some(network) = networks.get(&first.dns.common.resolvers) else { return Vec::new() };
+    let Some(first) = subjects.iter().find(|subject| subject.way == Way::Builtin) else { return Vec::new() };
+    let Some(network) = networks.get(&first.resolvers()) else { return Vec::new() };
     let mut notes = delegation::judge_names(&delegation::gather_names(&network.recursors, spec).await);
     let aliased = names.values().filter_map(|facts| facts.lead.as_ref()).any(LeadFacts::is_alias);
     if let Some(zone) = spec.zone.as_ref().filter(|_| aliased)

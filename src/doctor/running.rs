@@ -16,6 +16,13 @@ pub(super) struct Running {
     pub(super) certificates: Vec<CertificateStatus>,
 }
 
+impl Running {
+    /// Whether a certificate for exactly these names is served.
+    pub(super) fn holds(&self, names: &[String]) -> bool {
+        self.certificates.iter().any(|certificate| certificate.names == names && certificate.serial.is_some())
+    }
+}
+
 /// Asks the socket. `Ok(None)`: nobody runs. Blocking.
 pub(super) fn gather(socket: &Path) -> Result<Option<Running>, String> {
     let client = Client::new(socket);

@@ -67,6 +67,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "http_client",
             "resolver",
             "storage",
+            "ledger",
             "dns",
             "responder",
             "challenge",

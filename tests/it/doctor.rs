@@ -645,6 +645,22 @@ fn what_a_ca_demands_and_whether_it_is_one() {
     examine(&top, &config.replace(url.as_str(), &format!("https://localhost:{}/dir", closed.port())))
         .has("ca.unreachable", "failure", &["let this machine connect to it: curl -v https://localhost"])
         .only(&["ca.unreachable"]);
+    // The external account is there, and a profile that is not.
+    let eab = "profile = \"brief\"\neab = { kid = \"kid-1\", hmac = { file = \"{dir}/key\" } }\nca_root =";
+    examine(&top, &config.replace("ca_root =", eab))
+        .has("ca.profile", "failure", &["offers no profiles", "take `profile` out of [acme]"])
+        .only(&["ca.profile"]);
+    let offering = Pebble::start(Options {
+        newer: true,
+        profiles: vec![("shortlived".into(), 600)],
+        ..Options::with_dns(([127, 0, 0, 1], 1).into())
+    });
+    let config = update(&offering, &top, unbound.address, "\"example.test\"");
+    examine(&top, &config.replace("ca_root =", "profile = \"brief\"\nca_root ="))
+        .has("ca.profile", "failure", &["`brief`", "[acme] profile = \"default\""])
+        .only(&["ca.profile"]);
+    examine(&top, &config.replace("ca_root =", "profile = \"shortlived\"\nca_root ="))
+        .good(&["ca.directory"]);
     // A clock that is a day ahead.
     let plain = pebble();
     let dir = directory(&update(&plain, &top, unbound.address, "\"example.test\""), &top.secret);
@@ -684,14 +700,11 @@ fn what_the_running_process_gave_up_on() {
     let unbound = Recursor::unbound("test", top.ip.into());
     let config = update(&pebble, &top, unbound.address, "\"example.test\"");
     let starlock = Starlock::start_with(&config, |dir, _| fs::write(dir.join("key"), "AAAA").unwrap());
-    let parked = || {
-        starlock
-            .certificates()
-            .iter()
-            .any(|c| c["state"] == "parked" || c["state"] == "waiting")
-            .then_some(())
-    };
+    let parked = || starlock.certificates().iter().any(|c| c["state"] == "parked").then_some(());
     eventually("the order fails", parked);
+    let health = starlock.command(&["health"]);
+    let said = String::from_utf8_lossy(&health.stderr).into_owned();
+    assert!(health.status.code() == Some(1) && said.contains("there is no certificate"), "{said}");
     let output = starlock.command(&["doctor", "--json", "--no-write"]);
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     let found = json["findings"]
@@ -701,4 +714,33 @@ fn what_the_running_process_gave_up_on() {
         .find(|f| f["id"].as_str().unwrap().starts_with("certificate."));
     let found = found.unwrap_or_else(|| panic!("{json:#}"));
     assert!(found["fix"].as_str().unwrap().contains("starlock certs show example.test"), "{found}");
+}
+
+#[test]
+fn check_and_run_say_what_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = "[acme]\nca = \"https://ca.test/dir\"\nca_root = \"{dir}/root.pem\"\n[dns]\nprovider = \"cloudflare\"\n\
+                  token = { file = \"{dir}/token\" }\n[routes]\n\"example.test\" = { respond = 200 }\n";
+    write_config(dir.path(), config);
+    for arguments in [&["check"][..], &["run"]] {
+        let output = command(dir.path(), arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(78), "{said}");
+        for words in [
+            "starlock.toml:3:11",
+            "root.pem cannot be used: No such file",
+            "starlock.toml:6:9",
+            "cannot read the secret in",
+        ] {
+            assert!(said.contains(words), "{words}\n{said}");
+        }
+    }
+    assert_eq!(command(dir.path(), &["check", "--offline"]).status.code(), Some(0));
+    fs::write(dir.path().join("token"), "x").unwrap();
+    fs::write(dir.path().join("root.pem"), "nothing").unwrap();
+    let output = command(dir.path(), &["check"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("it holds no PEM certificate"), "{output:?}");
+    let pebble = Pebble::start(Options::with_dns(([127, 0, 0, 1], 1).into()));
+    fs::copy(&pebble.ca_root, dir.path().join("root.pem")).unwrap();
+    assert_eq!(command(dir.path(), &["check"]).status.code(), Some(0));
 }

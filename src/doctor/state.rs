@@ -1,0 +1,59 @@
+//! What is kept in the state directory, read without disturbing who owns it.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::acme::{AcmeIssuer, AcmeSpec};
+use crate::config::{IssuerPlan, Plan};
+use crate::storage::{FsStorage, Storage};
+use crate::task;
+
+/// An account is a few hundred bytes.
+const MAX_ACCOUNT: u64 = 64 << 10;
+
+/// The account at a CA: its URL, none yet, or not to be read.
+pub(super) type Account = Result<Option<String>, ()>;
+
+/// The accounts at every CA of the plan, by directory.
+pub(super) async fn accounts(plan: &Plan) -> BTreeMap<String, Account> {
+    let mut specs: Vec<AcmeSpec> = Vec::new();
+    for certificate in &plan.certificates {
+        let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
+        for spec in std::iter::once(&acme.acme).chain(&acme.fallback) {
+            if !specs.contains(spec) {
+                specs.push(spec.clone());
+            }
+        }
+    }
+    let state = plan.storage.path.clone();
+    task::blocking(move || {
+        let path = |spec: &AcmeSpec| state.join(format!("{}.json", AcmeIssuer::account_key(spec)));
+        specs.iter().map(|spec| (spec.directory.clone(), account(&path(spec)))).collect()
+    })
+    .await
+}
+
+fn account(path: &Path) -> Account {
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Ok(meta) if meta.len() <= MAX_ACCOUNT => {}
+        _ => return Err(()),
+    }
+    let bytes = std::fs::read(path).map_err(|_| ())?;
+    let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|_| ())?;
+    Ok(json["url"].as_str().map(ToOwned::to_owned))
+}
+
+/// The state directory as storage, if it exists and is this user's own: another user's files would be in the owner's way.
+pub(super) async fn storage(plan: &Plan) -> Option<Arc<dyn Storage>> {
+    let spec = plan.storage.clone();
+    task::blocking(move || {
+        let meta = std::fs::metadata(&spec.path).ok()?;
+        let ours = meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o077 == 0;
+        let (storage, _) = ours.then(|| FsStorage::open(&spec).ok())??;
+        Some(Arc::new(storage) as Arc<dyn Storage>)
+    })
+    .await
+}
