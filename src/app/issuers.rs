@@ -11,6 +11,7 @@ use crate::certs::Wanted;
 use crate::challenge::{Dns01Solver, Janitor, OwnResponder};
 use crate::clock::SharedClock;
 use crate::config::{AcmePlan, IssuerPlan, Plan};
+use crate::deploy::Job;
 use crate::dns::{self, ProviderKind, ProviderSpec, Surroundings, TxtProvider, VendorValue, ZoneTurns};
 use crate::issuer::Issuer;
 use crate::local_ca::LocalCa;
@@ -32,6 +33,8 @@ pub(super) struct Ground {
 /// What a plan's certificates need.
 pub(super) struct Issuers {
     pub(super) wanted: Vec<Wanted>,
+    /// Whom they are passed on to.
+    pub(super) deploys: Vec<Job>,
     /// One for each distinct way to write TXT records, for the sweep.
     pub(super) providers: Vec<Arc<dyn TxtProvider>>,
 }
@@ -40,7 +43,7 @@ pub(super) struct Issuers {
 pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> Result<Issuers, String> {
     let mut maker = Maker { plan, ground, responder, solvers: Vec::new(), acme: Vec::new() };
     let local: Arc<dyn Issuer> = Arc::new(local_ca(plan, ground.storage.clone(), ground.clock.clone()));
-    let mut wanted = Vec::with_capacity(plan.certificates.len());
+    let (mut wanted, mut deploys) = (Vec::with_capacity(plan.certificates.len()), Vec::new());
     for certificate in &plan.certificates {
         let names: Arc<[_]> = certificate.names.clone().into();
         let (issuer, fingerprint) = match &certificate.issuer {
@@ -49,10 +52,13 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
                 (maker.issuer(&acme.acme, acme.dns.as_ref())?, fingerprint(acme, plan, responder))
             }
         };
+        for spec in &certificate.deploy {
+            deploys.push(Job { names: names.clone(), issuer: issuer.id().clone(), spec: spec.clone() });
+        }
         wanted.push(Wanted { names, issuer, fingerprint });
     }
     let providers = maker.solvers.into_iter().map(|(_, (provider, _))| provider).collect();
-    Ok(Issuers { wanted, providers })
+    Ok(Issuers { wanted, deploys, providers })
 }
 
 /// The local CA for a plan's names.
@@ -140,6 +146,21 @@ fn fingerprint(acme: &AcmePlan, plan: &Plan, responder: &[SocketAddr]) -> String
         digest.update(format!("{name}\0{value}\0"));
     }
     digest.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect()
+}
+
+/// Every secret that issuers are made with and that may be rotated while we run.
+pub(super) fn sources(plan: &Plan) -> Vec<SecretSource> {
+    let acme = plan.certificates.iter().filter_map(|certificate| match &certificate.issuer {
+        IssuerPlan::Acme(acme) => Some(acme),
+        IssuerPlan::Local => None,
+    });
+    let mut sources: Vec<SecretSource> = Vec::new();
+    for source in acme.flat_map(|acme| acme.dns.iter().flat_map(secrets)).map(|(_, source)| source) {
+        if !matches!(source, SecretSource::Plain(_)) && !sources.contains(source) {
+            sources.push(source.clone());
+        }
+    }
+    sources
 }
 
 fn secrets(dns: &ProviderSpec) -> BTreeMap<&str, &SecretSource> {

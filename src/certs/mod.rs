@@ -5,6 +5,7 @@ mod manager;
 mod policy;
 mod record;
 mod state;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -13,4 +14,5 @@ mod worker;
 pub use import::{Imported, import_certificate};
 pub use manager::{CertManager, Wanted};
 pub use record::CertId;
+pub use stored::{StoredPem, stored_pem};
 pub use view::{CertObserver, CertView, Phase};

@@ -10,6 +10,7 @@ mod error;
 mod expect;
 mod issuer;
 mod mask;
+mod passing;
 mod plan;
 mod resolve;
 mod responder;

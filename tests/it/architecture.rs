@@ -33,9 +33,16 @@ const ROOMS: &[(&str, &[&str])] = &[
         &["name", "secret", "clock", "backoff", "task", "issuer", "challenge", "storage", "http_client"],
     ),
     ("certs", &["name", "secret", "clock", "backoff", "task", "issuer", "storage", "tls", "telemetry"]),
+    ("deploy", &["name", "clock", "backoff", "task", "issuer", "storage", "telemetry", "certs"]),
+    (
+        "notify",
+        &["name", "secret", "clock", "backoff", "task", "http_client", "storage", "telemetry", "certs"],
+    ),
     (
         "config",
         &[
+            "deploy",
+            "notify",
             "name",
             "secret",
             "issuer",
@@ -77,6 +84,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "proxy",
             "acme",
             "certs",
+            "deploy",
+            "notify",
             "config",
             "admin",
         ],
