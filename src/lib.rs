@@ -13,7 +13,8 @@
 //!   [`trust`] has systems and browsers believe it; [`import`] reads what other
 //!   programs keep.
 //! * [`acme`] orders certificates; [`certs`] decides when; [`deploy`] passes them on, [`notify`] tells of dangers.
-//! * [`config`] turns a file into a plan; [`admin`] is the socket operators talk to; [`app`] wires it all;
+//! * [`config`] turns a file into a plan; [`admin`] is the socket operators talk to; [`doctor`] looks at
+//!   everything before a CA is asked; [`app`] wires it all;
 //!   [`cli`] is what a person types.
 
 pub mod acme;
@@ -28,9 +29,11 @@ pub mod config;
 pub mod conn;
 pub mod deploy;
 pub mod dns;
+pub mod doctor;
 pub mod http_client;
 pub mod import;
 pub mod issuer;
+pub mod ledger;
 pub mod listen;
 pub mod local_ca;
 pub mod name;

@@ -1,8 +1,8 @@
 //! An account that another program registered: its key is ours from then on.
 
-use super::account::{StoredAccount, encode, storage_key, store};
-use super::{AcmeIssuer, AcmeSpec};
-use crate::storage::{Expect, Storage, StorageError};
+use super::kept::{Kept, StoredAccount, encode};
+use super::{AcmeSpec, ca_of};
+use crate::storage::{Storage, StorageError};
 
 /// Keeps an account for `spec`'s CA: `key_pkcs8` is an ECDSA key on P-256, the only kind that orders are signed with. `url` is the
 /// account's; without it the CA is asked for it at the first order (RFC 8555 section 7.3.1).
@@ -15,8 +15,8 @@ pub async fn import_account(
     url: Option<&str>,
     dry: bool,
 ) -> Result<bool, StorageError> {
-    let key = storage_key(&AcmeIssuer::id_of(spec));
-    if storage.load(&key).await?.is_some() {
+    let ca = ca_of(spec);
+    if Kept::load(storage, &ca).await?.is_some() {
         return Ok(false);
     }
     if dry {
@@ -26,8 +26,10 @@ pub async fn import_account(
         directory: spec.directory.clone(),
         key: encode(key_pkcs8),
         url: url.map(ToOwned::to_owned),
+        next_key: None,
+        deactivated: false,
     };
-    match store(storage, &key, &account, Expect::Absent).await {
+    match Kept::make(storage, &ca, account).await {
         Ok(_) => Ok(true),
         Err(StorageError::Conflict(_)) => Ok(false),
         Err(error) => Err(error),

@@ -46,16 +46,14 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
     let (mut wanted, mut deploys) = (Vec::with_capacity(plan.certificates.len()), Vec::new());
     for certificate in &plan.certificates {
         let names: Arc<[_]> = certificate.names.clone().into();
-        let (issuer, fingerprint) = match &certificate.issuer {
-            IssuerPlan::Local => (local.clone(), "local".to_owned()),
-            IssuerPlan::Acme(acme) => {
-                (maker.issuer(&acme.acme, acme.dns.as_ref())?, fingerprint(acme, plan, responder))
-            }
+        let (issuers, fingerprint) = match &certificate.issuer {
+            IssuerPlan::Local => (vec![local.clone()], "local".to_owned()),
+            IssuerPlan::Acme(acme) => (maker.issuers(acme)?, fingerprint(acme, plan, responder)),
         };
         for spec in &certificate.deploy {
-            deploys.push(Job { names: names.clone(), issuer: issuer.id().clone(), spec: spec.clone() });
+            deploys.push(Job { names: names.clone(), spec: spec.clone() });
         }
-        wanted.push(Wanted { names, issuer, fingerprint });
+        wanted.push(Wanted { names, issuers: issuers.into(), rehearsal: None, rehearse: false, fingerprint });
     }
     let providers = maker.solvers.into_iter().map(|(_, (provider, _))| provider).collect();
     Ok(Issuers { wanted, deploys, providers })
@@ -77,6 +75,12 @@ struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
+    /// One for each CA of a certificate, the preferred one first.
+    fn issuers(&mut self, plan: &'a AcmePlan) -> Result<Vec<Arc<dyn Issuer>>, String> {
+        let specs = std::iter::once(&plan.acme).chain(&plan.fallback);
+        specs.map(|spec| self.issuer(spec, plan.dns.as_ref())).collect()
+    }
+
     fn issuer(
         &mut self,
         spec: &'a AcmeSpec,
@@ -140,8 +144,11 @@ fn fingerprint(acme: &AcmePlan, plan: &Plan, responder: &[SocketAddr]) -> String
     if acme.is_builtin() {
         digest.update(format!("{:?}\n{responder:?}\n", plan.responder));
     }
-    for (name, source) in acme.dns.iter().flat_map(secrets) {
-        // An unreadable secret is the business of `dns::build`, which has refused the plan before.
+    let bindings = std::iter::once(&acme.acme).chain(&acme.fallback).filter_map(|spec| spec.eab.as_ref());
+    let bindings = bindings.map(|eab| (eab.kid.as_str(), &eab.hmac));
+    for (name, source) in acme.dns.iter().flat_map(secrets).chain(bindings) {
+        // An unreadable secret is the business of `dns::build`, which has refused the plan before; that of an external account is
+        // of use once and may be gone.
         let value = source.resolve().map(|s| s.expose().to_owned()).unwrap_or_default();
         digest.update(format!("{name}\0{value}\0"));
     }
@@ -155,9 +162,13 @@ pub(super) fn sources(plan: &Plan) -> Vec<SecretSource> {
         IssuerPlan::Local => None,
     });
     let mut sources: Vec<SecretSource> = Vec::new();
-    for source in acme.flat_map(|acme| acme.dns.iter().flat_map(secrets)).map(|(_, source)| source) {
-        if !matches!(source, SecretSource::Plain(_)) && !sources.contains(source) {
-            sources.push(source.clone());
+    for plan in acme {
+        let bindings = std::iter::once(&plan.acme).chain(&plan.fallback).filter_map(|spec| spec.eab.as_ref());
+        let dns = plan.dns.iter().flat_map(secrets).map(|(_, source)| source);
+        for source in dns.chain(bindings.map(|eab| &eab.hmac)) {
+            if !matches!(source, SecretSource::Plain(_)) && !sources.contains(source) {
+                sources.push(source.clone());
+            }
         }
     }
     sources

@@ -3,6 +3,7 @@
 //! Start and reload are the same path: `load` → `Plan` → `App::prepare`, which can fail and changes nothing → `commit`, which
 //! changes everything and cannot fail.
 
+mod accounts;
 mod control;
 mod issuers;
 mod observer;
@@ -55,7 +56,7 @@ struct App {
     ground: Ground,
     plan: Plan,
     /// What the plan's secrets said before its issuers were made of them.
-    secrets: Option<secrets::Seen>,
+    secrets: secrets::Seen,
 }
 
 /// Everything a plan needs, taken and checked. Dropping it gives everything back.
@@ -66,7 +67,7 @@ struct Prepared<'a> {
     snapshot: Snapshot,
     issuers: Issuers,
     notify: PreparedNotify,
-    secrets: Option<secrets::Seen>,
+    secrets: secrets::Seen,
     /// `None`: the access log stays where it is.
     access: Option<AccessTarget>,
 }
@@ -98,7 +99,7 @@ impl App {
             traffic.prepare(&plan.listen, &mut self.inherited).await.map_err(|e| e.to_string())?;
         let responders = self.responders.prepare(plan.responder.as_ref()).map_err(|e| e.to_string())?;
         // Before they are read for use: a rotation in between is seen at the next look.
-        let secrets = secrets::digest(&issuers::sources(&plan));
+        let secrets = secrets::look(&issuers::sources(&plan));
         let issuers = issuers::build(&plan, &self.ground, &responders.addresses)?;
         let notify = Notifier::prepare(plan.notify.as_ref())?;
         let https_port = listeners.addresses().https_port();
@@ -157,7 +158,7 @@ impl App {
 
     /// After a secret has changed: makes the issuers anew, as a reload would. What cannot be made leaves those in force.
     async fn renew_secrets(&mut self, seen: secrets::Seen) {
-        self.secrets = Some(seen);
+        self.secrets = seen;
         match issuers::build(&self.plan, &self.ground, &self.responders.addresses()) {
             Ok(issuers) => {
                 tracing::info!("a secret has changed; what depends on it uses the new one");

@@ -11,8 +11,8 @@ use crate::task;
 /// A rotated token is in force this soon.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// What secrets say, as a digest.
-pub(super) type Seen = [u8; 32];
+/// What each secret says, as a digest; `None` for one that cannot be read.
+pub(super) type Seen = Vec<Option<[u8; 32]>>;
 
 /// Notices that a secret has changed.
 pub(super) struct SecretWatch {
@@ -24,31 +24,28 @@ impl SecretWatch {
         Self { next: Instant::now() + LOOK_EVERY }
     }
 
-    /// Resolves when `sources` say something else than `known`, with what they say now. Dropping the future loses nothing: the
-    /// change is seen at the next look.
-    pub(super) async fn changed(&mut self, sources: Vec<SecretSource>, known: Option<Seen>) -> Seen {
+    /// Resolves when one of `sources` says something else than `known` has of it, with what all say now. Dropping the future
+    /// loses nothing: the change is seen at the next look.
+    pub(super) async fn changed(&mut self, sources: Vec<SecretSource>, known: Seen) -> Seen {
         loop {
             tokio::time::sleep_until(self.next).await;
             self.next = Instant::now() + LOOK_EVERY;
             let asked = sources.clone();
+            let now = task::blocking(move || look(&asked)).await;
+            let before = known.iter().copied().chain(std::iter::repeat(None));
             // A file that is not there or empty is one that is just being replaced: the old secret stays.
-            match task::blocking(move || digest(&asked)).await {
-                Some(now) if Some(now) != known => return now,
-                _ => {}
+            let merged: Seen = now.into_iter().zip(before).map(|(now, before)| now.or(before)).collect();
+            if merged != known {
+                return merged;
             }
         }
     }
 }
 
-/// Reads all of them; `None` if one cannot be read. Blocking.
-pub(super) fn digest(sources: &[SecretSource]) -> Option<Seen> {
-    let mut digest = Sha256::new();
-    for source in sources {
-        let secret = source.resolve().ok()?;
-        digest.update((secret.expose().len() as u64).to_be_bytes());
-        digest.update(secret.expose());
-    }
-    Some(digest.finalize().into())
+/// Reads all of them. Blocking.
+pub(super) fn look(sources: &[SecretSource]) -> Seen {
+    let digest = |source: &SecretSource| Some(Sha256::digest(source.resolve().ok()?.expose()).into());
+    sources.iter().map(digest).collect()
 }
 
 #[cfg(test)]
@@ -62,19 +59,21 @@ mod tests {
         std::fs::write(&path, "one").unwrap();
         let sources = vec![SecretSource::File(path.clone())];
         tokio::time::pause();
-        let known = digest(&sources);
+        let known = look(&sources);
         let mut watch = SecretWatch::new();
-        let mut look = async |known: Option<Seen>| {
-            tokio::time::timeout(Duration::from_secs(60), watch.changed(sources.clone(), known)).await.ok()
+        let mut next = async |known: &Seen| {
+            tokio::time::timeout(Duration::from_secs(60), watch.changed(sources.clone(), known.clone()))
+                .await
+                .ok()
         };
-        assert_eq!(look(known).await, None);
+        assert_eq!(next(&known).await, None);
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(look(known).await, None, "it is being replaced");
+        assert_eq!(next(&known).await, None, "it is being replaced");
         std::fs::write(&path, "one\n").unwrap();
-        assert_eq!(look(known).await, None, "it is the same");
+        assert_eq!(next(&known).await, None, "it is the same");
         std::fs::write(&path, "two").unwrap();
-        let second = look(known).await;
-        assert!(second.is_some() && second != known);
-        assert_eq!(look(second).await, None);
+        let second = next(&known).await.unwrap();
+        assert!(second != known);
+        assert_eq!(next(&second).await, None);
     }
 }

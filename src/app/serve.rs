@@ -14,7 +14,8 @@ use super::issuers::Ground;
 use super::observer::Observers;
 use super::responders::Responders;
 use super::secrets::SecretWatch;
-use super::{App, Loader, end, issuers, systemd};
+use super::{App, Loader, accounts, end, issuers, systemd};
+use crate::acme::Accounts;
 use crate::admin::{AdminServer, LastReload, ListenerStatus, MetricsServer};
 use crate::backoff::Backoff;
 use crate::certs::CertManager;
@@ -136,11 +137,11 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         snapshots,
         responders,
         certs: certs.clone(),
-        deployer: Deployer::new(deployments.clone(), supervisor.clone()),
+        deployer: Deployer::new(deployments.clone(), certs.clone(), supervisor.clone()),
         notifier,
         ground,
         plan: plan.clone(),
-        secrets: None,
+        secrets: Vec::new(),
     };
     let admin = AdminServer::bind(&app.plan.admin).map_err(|e| e.to_string())?;
     let board = Board::default();
@@ -168,6 +169,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         clock: clock.clone(),
         certs,
         deployments,
+        accounts: Accounts::new(storage, clock.clone()),
         metrics: metrics.clone(),
         traffic: traffic.clone(),
         board: board.clone(),
@@ -190,7 +192,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
             () = stop.asked() => break Ok(()),
             () = traffic.failed() => break Err("a traffic thread has ended; the log says why".to_owned()),
             () = supervisor.fatal() => break Err("a task that Starlock needs has ended; the log says which".to_owned()),
-            seen = secrets.changed(sources, app.secrets) => app.renew_secrets(seen).await,
+            seen = secrets.changed(sources, app.secrets.clone()) => app.renew_secrets(seen).await,
             _ = reopen.recv() => app.access.reopen(),
             _ = hangup.recv() => tokio::select! {
                 result = reload(&mut app, &board, metrics_address) => drop(result),
@@ -331,6 +333,7 @@ fn show(app: &App, board: &Board, metrics: Option<SocketAddr>) {
     listeners.push(entry(app.plan.admin.display().to_string(), "admin"));
     let mut shown: std::sync::MutexGuard<'_, Shown> = board.lock().unwrap_or_else(PoisonError::into_inner);
     shown.listeners = listeners;
+    shown.cas = accounts::cas(&app.plan);
 }
 
 /// SIGTERM and SIGINT mean the same.

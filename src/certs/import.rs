@@ -39,7 +39,7 @@ pub async fn import_certificate(
         resumed: true,
         spent: Spent::default(),
     };
-    let mut cert = HeldCert::prove(&issued, names, now)?;
+    let mut cert = HeldCert::signed(&issued, names, now, 0, None)?;
     let (begin, end) = (cert.held.not_before, cert.held.not_after);
     if end <= now {
         return Err(format!("it expired at {}", clock::rfc3339(end)));
@@ -50,7 +50,7 @@ pub async fn import_certificate(
     // Not now: a certificate that was just stored is not renewed for a quarter of its lifetime, and this one is not new.
     cert.held.stored_at = begin;
     let (records, id) = (CertRecords { storage }, CertId::of(names));
-    match records.load(issuer, &id, names).await.map_err(|e| e.to_string())? {
+    match records.load(issuer, &id, names, 0).await.map_err(|e| e.to_string())? {
         Found::Cert(held) if held.held.not_after >= end => return Ok(Imported::Held),
         Found::Cert(_) | Found::Nothing | Found::Damaged | Found::Lost(_) => {}
     }

@@ -4,6 +4,7 @@ mod dns01;
 mod janitor;
 mod journal;
 mod propagation;
+mod rehearsal;
 
 use std::fmt;
 
@@ -13,6 +14,7 @@ use crate::name::HostName;
 
 pub use dns01::{Dns01Solver, OwnResponder};
 pub use janitor::{Janitor, Swept, janitor};
+pub use rehearsal::{RehearsalError, rehearse};
 
 /// One DNS-01 challenge of an order (RFC 8555 section 8.4).
 #[derive(Clone, Debug, PartialEq, Eq)]

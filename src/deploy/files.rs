@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use super::DeploySpec;
-use crate::certs::StoredPem;
+use crate::certs::Exported;
 
 /// A file of ours is never larger.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -14,7 +14,7 @@ const MAX_ACCOUNTS: u64 = 4 * 1024 * 1024;
 const END: &str = "-----END CERTIFICATE-----";
 
 /// Writes what differs. Says whether anything did. Blocking. The error is for a person.
-pub(super) fn write(dir: &Path, spec: &DeploySpec, pem: &StoredPem) -> Result<bool, String> {
+pub(super) fn write(dir: &Path, spec: &DeploySpec, pem: &Exported) -> Result<bool, String> {
     let owner = spec.owner.as_deref().map(owner).transpose()?;
     let files = contents(pem);
     if files.iter().all(|(name, text)| is_there(&dir.join(name), text, spec.mode, owner)) {
@@ -77,7 +77,7 @@ fn is_there(path: &Path, text: &str, mode: u32, owner: Option<(Option<u32>, Opti
 }
 
 /// The key first: a server that reads the chain has the key already.
-fn contents(pem: &StoredPem) -> [(&'static str, String); 4] {
+fn contents(pem: &Exported) -> [(&'static str, String); 4] {
     let chain = pem.chain_pem.as_str();
     let split = chain.find(END).map_or(chain.len(), |at| (at + END.len() + 1).min(chain.len()));
     let (leaf, rest) = chain.split_at(split);
@@ -126,9 +126,9 @@ mod tests {
         DeploySpec { dir: None, run: Vec::new(), owner, mode, timeout: Duration::from_secs(1) }
     }
 
-    fn pem(text: &str) -> StoredPem {
+    fn pem(text: &str) -> Exported {
         let one = |n: u8| format!("-----BEGIN CERTIFICATE-----\n{text}{n}\n{END}\n");
-        StoredPem { chain_pem: one(1) + &one(2), key_pem: Secret::new("key\n"), serial: "01".into() }
+        Exported { chain_pem: one(1) + &one(2), key_pem: Secret::new("key\n") }
     }
 
     #[test]

@@ -14,13 +14,13 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, watch};
 
 use crate::backoff::{self, Backoff};
-use crate::certs::{CertId, CertView, StoredPem, stored_pem};
+use crate::certs::{CertId, CertManager, CertView, Exported};
 use crate::clock::{self, SharedClock};
-use crate::issuer::IssuerId;
 use crate::name::HostPattern;
 use crate::storage::{Expect, Key, Storage};
 use crate::task::{self, OnExit, Shutdown, Supervisor};
 use crate::telemetry::Metrics;
+use crate::tls::Bundle;
 
 pub use spec::DeploySpec;
 
@@ -32,6 +32,8 @@ const RETRIES: Backoff = Backoff::new(&[
     Duration::from_secs(1800),
     Duration::from_secs(3600),
 ]);
+/// A worker that orders answers afterwards.
+const EXPORT_LIMIT: Duration = Duration::from_secs(600);
 const RESTART: Backoff = Backoff::new(&[Duration::from_secs(60)]);
 
 /// A certificate and where it goes.
@@ -39,8 +41,6 @@ const RESTART: Backoff = Backoff::new(&[Duration::from_secs(60)]);
 pub struct Job {
     /// Its names, sorted.
     pub names: Arc<[HostPattern]>,
-    /// Who signs it.
-    pub issuer: IssuerId,
     /// Where it goes.
     pub spec: DeploySpec,
 }
@@ -129,14 +129,15 @@ impl Shared {
 #[derive(Debug)]
 pub struct Deployer {
     deployments: Deployments,
+    certs: CertManager,
     supervisor: Supervisor,
     running: HashMap<String, (Job, Shutdown)>,
 }
 
 impl Deployer {
     /// Without jobs.
-    pub fn new(deployments: Deployments, supervisor: Supervisor) -> Self {
-        Self { deployments, supervisor, running: HashMap::new() }
+    pub fn new(deployments: Deployments, certs: CertManager, supervisor: Supervisor) -> Self {
+        Self { deployments, certs, supervisor, running: HashMap::new() }
     }
 
     /// Replaces the jobs; those in both sets go on.
@@ -159,12 +160,12 @@ impl Deployer {
     fn start(&self, job: Job) -> (Job, Shutdown) {
         let stop = self.supervisor.shutdown().child();
         let name = format!("deploy {}", CertId::of(&job.names)).into();
-        let (shared, template) = (self.deployments.0.clone(), job.clone());
+        let (shared, certs, template) = (self.deployments.0.clone(), self.certs.clone(), job.clone());
         self.supervisor.spawn_until(name, OnExit::Restart(RESTART), stop.clone(), move |stop| {
-            let (shared, job) = (shared.clone(), template.clone());
+            let (shared, certs, job) = (shared.clone(), certs.clone(), template.clone());
             async move {
                 tokio::select! {
-                    () = run(&shared, &job) => {}
+                    () = run(&shared, &certs, &job) => {}
                     () = stop.wait() => {}
                 }
             }
@@ -174,7 +175,7 @@ impl Deployer {
 }
 
 /// Never ends. Dropping it kills a hook.
-async fn run(shared: &Shared, job: &Job) {
+async fn run(shared: &Shared, certs: &CertManager, job: &Job) {
     let cert = CertId::of(&job.names);
     let mut done: Option<String> = None;
     let mut failures = 0;
@@ -188,7 +189,7 @@ async fn run(shared: &Shared, job: &Job) {
             }
             continue;
         };
-        let result = once(shared, job, &serial).await;
+        let result = once(shared, certs, job, &serial).await;
         let now = clock::rfc3339(shared.clock.now());
         let label: Arc<str> = job.names.first().map(ToString::to_string).unwrap_or_default().into();
         let wait = match result {
@@ -223,11 +224,14 @@ async fn run(shared: &Shared, job: &Job) {
 }
 
 /// Writes and runs what has to be. Says what was done.
-async fn once(shared: &Shared, job: &Job, serial: &str) -> Result<String, String> {
+async fn once(shared: &Shared, certs: &CertManager, job: &Job, serial: &str) -> Result<String, String> {
     let spec = &job.spec;
-    let stored = stored_pem(&*shared.storage, &job.issuer, &job.names).await.map_err(|e| e.to_string())?;
-    let pem = stored.filter(|pem| pem.serial == serial);
-    let pem = pem.ok_or("storage does not hold what is served; looked at again")?;
+    let asked = tokio::time::timeout(EXPORT_LIMIT, certs.export(&CertId::of(&job.names))).await;
+    let pem = asked.map_err(|_| "its worker is busy".to_owned())??;
+    let bundle = Bundle::from_pem(&pem.chain_pem, pem.key_pem.expose()).map_err(|e| e.to_string())?;
+    if bundle.serial() != serial {
+        return Err("it has just been replaced".to_owned());
+    }
     let record = Key::new(&["deploys", CertId::of(&job.names).as_str(), &job.id()]);
     let known = shared.storage.load(&record).await.map_err(|e| e.to_string())?;
     let hook_ran = known.is_some_and(|known| known.value == serial.as_bytes());
@@ -250,7 +254,7 @@ async fn once(shared: &Shared, job: &Job, serial: &str) -> Result<String, String
     Ok(if did.is_empty() { "unchanged".to_owned() } else { did.join(", ") })
 }
 
-async fn write(dir: &Path, spec: &DeploySpec, pem: &StoredPem) -> Result<bool, String> {
+async fn write(dir: &Path, spec: &DeploySpec, pem: &Exported) -> Result<bool, String> {
     let (place, settings, pem) = (dir.to_owned(), spec.clone(), pem.clone());
     let written = task::blocking(move || files::write(&place, &settings, &pem));
     let late = |_| format!("{} could not be written within {} s", dir.display(), spec.timeout.as_secs());

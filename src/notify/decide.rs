@@ -126,6 +126,8 @@ mod tests {
             serial: Some(serial.to_owned()),
             validity: Some((start(), start() + DAY * days)),
             next_at: None,
+            reason: None,
+            explanation: None,
             failures: u32::from(failed),
             last_error: failed.then(|| "no".to_owned()),
             step: None,

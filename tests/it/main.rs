@@ -13,6 +13,7 @@ mod architecture;
 mod bodies;
 mod challenge;
 mod config_errors;
+mod doctor;
 mod example;
 mod http2;
 mod import;
