@@ -12,7 +12,7 @@
 //!   connections; [`proxy`] routes and forwards; [`local_ca`] signs for laptops, and
 //!   [`trust`] has systems and browsers believe it; [`import`] reads what other
 //!   programs keep.
-//! * [`acme`] orders certificates; [`certs`] decides when.
+//! * [`acme`] orders certificates; [`certs`] decides when; [`deploy`] passes them on, [`notify`] tells of dangers.
 //! * [`config`] turns a file into a plan; [`admin`] is the socket operators talk to; [`doctor`] looks at
 //!   everything before a CA is asked; [`app`] wires it all;
 //!   [`cli`] is what a person types.
@@ -27,6 +27,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod conn;
+pub mod deploy;
 pub mod dns;
 pub mod doctor;
 pub mod http_client;
@@ -36,6 +37,7 @@ pub mod ledger;
 pub mod listen;
 pub mod local_ca;
 pub mod name;
+pub mod notify;
 pub mod proxy;
 pub mod resolver;
 pub mod responder;

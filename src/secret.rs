@@ -1,7 +1,9 @@
 //! Secrets: named in the configuration, read at load, zeroed when dropped, never printed.
 
 use std::fmt;
+use std::fs::OpenOptions;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
@@ -97,8 +99,14 @@ impl SecretSource {
 
 fn read(path: &Path) -> Result<Secret, SecretError> {
     let unreadable = |reason: String| SecretError::Unreadable { path: path.to_owned(), reason };
-    // What is read counts, not what the file says of itself: a device says 0 and never ends.
-    let file = std::fs::File::open(path).map_err(|e| unreadable(e.to_string()))?;
+    // Not blocking: opening a pipe waits for whoever writes into it, perhaps for ever.
+    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(|e| unreadable(e.to_string()))?;
+    if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+        return Err(unreadable("it is no regular file".into()));
+    }
+    // What is read counts, not what the file says of its size.
     let mut text = String::new();
     file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text).map_err(|e| unreadable(e.to_string()))?;
     if text.len() as u64 > MAX_SECRET_BYTES {
@@ -154,8 +162,13 @@ mod tests {
         assert!(matches!(SecretSource::File(path.clone()).resolve(), Err(SecretError::Empty(_))));
         std::fs::write(&path, vec![b'a'; 70_000]).unwrap();
         assert!(SecretSource::File(path).resolve().unwrap_err().to_string().contains("limit"));
-        let endless = SecretSource::File("/dev/zero".into()).resolve();
-        assert!(endless.unwrap_err().to_string().contains("limit"));
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+            .unwrap();
+        for odd in [pipe, "/dev/zero".into(), dir.path().to_owned()] {
+            let error = SecretSource::File(odd).resolve().unwrap_err();
+            assert!(error.to_string().contains("no regular file"), "{error}");
+        }
         assert!(SecretSource::Credential("../x".into()).resolve().is_err());
         let error = SecretSource::Env("STARLOCK_NO_SUCH_VARIABLE".into()).resolve().unwrap_err();
         assert!(error.to_string().contains("STARLOCK_NO_SUCH_VARIABLE_FILE"));

@@ -200,6 +200,8 @@ pub struct CertificateStatus {
     pub last_error: Option<String>,
     /// What a running order is doing.
     pub step: Option<String>,
+    /// How passing it on to others went last, a line for each.
+    pub deploy: Option<String>,
 }
 
 /// The answer to a good `POST /reload`.

@@ -15,6 +15,7 @@ use crate::admin::{
 };
 use crate::certs::{CertId, CertManager, CertView, JobView, Phase, Verb};
 use crate::clock::{self, SharedClock};
+use crate::deploy::Deployments;
 use crate::listen::Traffic;
 use crate::name::HostPattern;
 use crate::telemetry::Metrics;
@@ -39,6 +40,7 @@ pub(super) struct AppControl {
     pub(super) config_path: String,
     pub(super) clock: SharedClock,
     pub(super) certs: CertManager,
+    pub(super) deployments: Deployments,
     pub(super) accounts: Accounts,
     pub(super) metrics: Arc<Metrics>,
     pub(super) traffic: Arc<Traffic>,
@@ -68,7 +70,7 @@ impl Control for AppControl {
     }
 
     async fn certificates(&self) -> Vec<CertificateStatus> {
-        let mut all: Vec<_> = self.certs.views().iter().map(certificate).collect();
+        let mut all: Vec<_> = self.certs.views().iter().map(|view| self.certificate(view)).collect();
         all.sort_by(|a, b| a.names.cmp(&b.names));
         all
     }
@@ -160,19 +162,22 @@ fn state(view: &CertView) -> String {
     view.phase.as_str().to_owned()
 }
 
-fn certificate(view: &CertView) -> CertificateStatus {
-    CertificateStatus {
-        id: view.id.to_string(),
-        names: view.names.iter().map(ToString::to_string).collect(),
-        issuer: view.issuer.to_string(),
-        serial: view.serial.clone(),
-        not_before: view.validity.map(|(from, _)| clock::rfc3339(from)),
-        not_after: view.validity.map(|(_, to)| clock::rfc3339(to)),
-        state: state(view),
-        next_action: view.next_action(),
-        next_action_at: view.next_at.map(clock::rfc3339),
-        attempts: view.failures,
-        last_error: view.last_error.clone(),
-        step: view.step.clone(),
+impl AppControl {
+    fn certificate(&self, view: &CertView) -> CertificateStatus {
+        CertificateStatus {
+            id: view.id.to_string(),
+            names: view.names.iter().map(ToString::to_string).collect(),
+            issuer: view.issuer.to_string(),
+            serial: view.serial.clone(),
+            not_before: view.validity.map(|(from, _)| clock::rfc3339(from)),
+            not_after: view.validity.map(|(_, to)| clock::rfc3339(to)),
+            state: state(view),
+            next_action: view.next_action(),
+            next_action_at: view.next_at.map(clock::rfc3339),
+            attempts: view.failures,
+            last_error: view.last_error.clone(),
+            step: view.step.clone(),
+            deploy: self.deployments.last(&view.id),
+        }
     }
 }

@@ -11,6 +11,7 @@ use crate::certs::{Wanted, WantedFiles};
 use crate::challenge::{Dns01Solver, Janitor, OwnResponder};
 use crate::clock::SharedClock;
 use crate::config::{AcmePlan, CertificatePlan, FilesPlan, IssuerPlan, Plan};
+use crate::deploy::Job;
 use crate::dns::{self, ProviderKind, ProviderSpec, Surroundings, TxtProvider, VendorValue, ZoneTurns};
 use crate::issuer::Issuer;
 use crate::local_ca::LocalCa;
@@ -34,6 +35,8 @@ pub(super) struct Issuers {
     pub(super) wanted: Vec<Wanted>,
     /// Certificates that somebody else renews.
     pub(super) files: Vec<WantedFiles>,
+    /// Whom they are passed on to.
+    pub(super) deploys: Vec<Job>,
     /// One for each distinct way to write TXT records, for the sweep.
     pub(super) providers: Vec<Arc<dyn TxtProvider>>,
 }
@@ -43,9 +46,12 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
     let mut maker = Maker { plan, ground, responder, solvers: Vec::new(), acme: Vec::new() };
     let local: Arc<dyn Issuer> = Arc::new(local_ca(plan, ground.storage.clone(), ground.clock.clone()));
     let mut wanted = Vec::with_capacity(plan.certificates.len());
-    let mut files = Vec::new();
+    let (mut files, mut deploys) = (Vec::new(), Vec::new());
     for certificate in &plan.certificates {
         let names: Arc<[_]> = certificate.names.clone().into();
+        for spec in &certificate.deploy {
+            deploys.push(Job { names: names.clone(), spec: spec.clone() });
+        }
         wanted.push(match &certificate.issuer {
             IssuerPlan::Files(from) => {
                 files.push(read(from, certificate)?);
@@ -68,7 +74,7 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
         });
     }
     let providers = maker.solvers.into_iter().map(|(_, (provider, _))| provider).collect();
-    Ok(Issuers { wanted, files, providers })
+    Ok(Issuers { wanted, files, deploys, providers })
 }
 
 /// The error is for a person.
@@ -180,6 +186,25 @@ fn fingerprint(acme: &AcmePlan, plan: &Plan, responder: &[SocketAddr]) -> String
         digest.update(format!("{name}\0{value}\0"));
     }
     digest.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect()
+}
+
+/// Every secret that issuers are made with and that may be rotated while we run.
+pub(super) fn sources(plan: &Plan) -> Vec<SecretSource> {
+    let acme = plan.certificates.iter().filter_map(|certificate| match &certificate.issuer {
+        IssuerPlan::Acme(acme) => Some(acme),
+        IssuerPlan::Local | IssuerPlan::Files(_) => None,
+    });
+    let mut sources: Vec<SecretSource> = Vec::new();
+    for plan in acme {
+        let bindings = std::iter::once(&plan.acme).chain(&plan.fallback).filter_map(|spec| spec.eab.as_ref());
+        let dns = plan.dns.iter().flat_map(secrets).map(|(_, source)| source);
+        for source in dns.chain(bindings.map(|eab| &eab.hmac)) {
+            if !matches!(source, SecretSource::Plain(_)) && !sources.contains(source) {
+                sources.push(source.clone());
+            }
+        }
+    }
+    sources
 }
 
 fn secrets(dns: &ProviderSpec) -> BTreeMap<&str, &SecretSource> {

@@ -9,6 +9,7 @@ mod issuers;
 mod observer;
 mod offline;
 mod responders;
+mod secrets;
 mod serve;
 mod systemd;
 mod takeover;
@@ -22,7 +23,9 @@ use self::responders::{PreparedResponders, Responders};
 use crate::certs::CertManager;
 use crate::clock::SharedClock;
 use crate::config::{Loaded, Plan};
+use crate::deploy::Deployer;
 use crate::listen::{Addresses, Inherited, PreparedListeners, Traffic};
+use crate::notify::{Notifier, PreparedNotify};
 use crate::proxy::{Snapshot, SnapshotPublisher};
 use crate::task::{self, Supervisor};
 use crate::telemetry::{AccessLog, AccessTarget, Metrics};
@@ -48,8 +51,12 @@ struct App {
     snapshots: SnapshotPublisher,
     responders: Responders,
     certs: CertManager,
+    deployer: Deployer,
+    notifier: Notifier,
     ground: Ground,
     plan: Plan,
+    /// What the plan's secrets said before its issuers were made of them.
+    secrets: secrets::Seen,
 }
 
 /// Everything a plan needs, taken and checked. Dropping it gives everything back.
@@ -59,6 +66,8 @@ struct Prepared<'a> {
     responders: PreparedResponders,
     snapshot: Snapshot,
     issuers: Issuers,
+    notify: PreparedNotify,
+    secrets: secrets::Seen,
     /// `None`: the access log stays where it is.
     access: Option<AccessTarget>,
 }
@@ -89,19 +98,25 @@ impl App {
         let listeners =
             traffic.prepare(&plan.listen, &mut self.inherited).await.map_err(|e| e.to_string())?;
         let responders = self.responders.prepare(plan.responder.as_ref()).map_err(|e| e.to_string())?;
+        // Before they are read for use: a rotation in between is seen at the next look.
+        let secrets = secrets::look(&issuers::sources(&plan));
         let issuers = issuers::build(&plan, &self.ground, &responders.addresses)?;
+        let notify = Notifier::prepare(plan.notify.as_ref())?;
         let https_port = listeners.addresses().https_port();
         let current = self.snapshots.current();
         let snapshot =
             Snapshot::build(&plan.proxy, &plan.upstreams, https_port, Some(&*current), &self.metrics)
                 .map_err(|e| e.to_string())?;
-        Ok(Prepared { plan, listeners, responders, snapshot, issuers, access })
+        Ok(Prepared { plan, listeners, responders, snapshot, issuers, notify, secrets, access })
     }
 
     /// Puts a prepared plan into force: answers for DNS first, then certificates, then routes, then doors.
     async fn commit(&mut self, prepared: Prepared<'_>) {
-        let Prepared { plan, listeners, responders, snapshot, issuers, access } = prepared;
+        let Prepared { plan, listeners, responders, snapshot, issuers, notify, secrets, access } = prepared;
         self.responders.commit(responders, plan.responder.as_ref());
+        self.secrets = secrets;
+        self.notifier.commit(notify);
+        self.deployer.set(issuers.deploys);
         self.certs.set_wanted(issuers.wanted, issuers.files, plan.listen.default_sni.clone()).await;
         self.snapshots.publish(snapshot);
         if let Some(target) = access {
@@ -141,6 +156,23 @@ impl App {
         Ok(Reloaded { changed: !changes.is_empty(), changes, warnings })
     }
 
+    /// After a secret has changed: makes the issuers anew, as a reload would. What cannot be made leaves those in force.
+    async fn renew_secrets(&mut self, seen: secrets::Seen) {
+        self.secrets = seen;
+        match issuers::build(&self.plan, &self.ground, &self.responders.addresses()) {
+            Ok(issuers) => {
+                tracing::info!("a secret has changed; what depends on it uses the new one");
+                let default_sni = self.plan.listen.default_sni.clone();
+                self.certs.set_wanted(issuers.wanted, issuers.files, default_sni).await;
+            }
+            Err(error) => {
+                tracing::error!(
+                    "a secret has changed, but the new one cannot be used; the old one stays: {error}"
+                );
+            }
+        }
+    }
+
     fn summary(&self) -> String {
         let count = |n: usize, one: &str| format!("{n} {one}{}", if n == 1 { "" } else { "s" });
         let (routes, certificates) = (self.plan.proxy.routes.len(), self.plan.certificates.len());
@@ -169,6 +201,7 @@ fn changes(old: &Plan, new: &Plan) -> Vec<String> {
     note("routes", old.proxy != new.proxy);
     note("upstreams", old.upstreams != new.upstreams);
     note("certificates", old.certificates != new.certificates);
+    note("notifications", old.notify != new.notify);
     note("responder", old.responder != new.responder);
     note("logs", old.telemetry != new.telemetry);
     changes

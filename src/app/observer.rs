@@ -1,34 +1,44 @@
-//! What happens to certificates, as metrics: one series for each name.
+//! What happens to certificates, for all who want to know: metrics (one series for each name), deploys, the webhook.
 
 use std::sync::Arc;
 
 use crate::certs::{CertObserver, CertView};
+use crate::deploy::Deployments;
 use crate::name::HostPattern;
+use crate::notify::Notifier;
 use crate::telemetry::Metrics;
 
-pub(super) struct CertMetrics(pub(super) Arc<Metrics>);
+pub(super) struct Observers {
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) deployments: Deployments,
+    pub(super) notifier: Notifier,
+}
 
-impl CertObserver for CertMetrics {
+impl CertObserver for Observers {
     fn ordered(&self, names: &[HostPattern], ok: bool) {
         for name in labels(names) {
-            self.0.certificate_renewals(&name, if ok { "success" } else { "failure" }).inc();
+            self.metrics.certificate_renewals(&name, if ok { "success" } else { "failure" }).inc();
         }
     }
 
     fn changed(&self, view: &CertView) {
+        self.deployments.served(view);
+        self.notifier.changed(view);
         for name in labels(&view.names) {
             if let Some((_, not_after)) = view.validity {
-                self.0.certificate_not_after(&name, not_after);
+                self.metrics.certificate_not_after(&name, not_after);
             }
             if let Some(at) = view.next_at {
-                self.0.certificate_next_action(&name, at);
+                self.metrics.certificate_next_action(&name, at);
             }
         }
     }
 
     fn forgotten(&self, names: &[HostPattern]) {
+        self.deployments.forgotten(names);
+        self.notifier.forgotten(names);
         for name in labels(names) {
-            self.0.forget_certificate(&name);
+            self.metrics.forget_certificate(&name);
         }
     }
 }

@@ -11,9 +11,10 @@ use tokio::sync::mpsc;
 
 use super::control::{AppControl, Board, ReloadCommand, Shown};
 use super::issuers::Ground;
-use super::observer::CertMetrics;
+use super::observer::Observers;
 use super::responders::Responders;
-use super::{App, Loader, accounts, end, systemd};
+use super::secrets::SecretWatch;
+use super::{App, Loader, accounts, end, issuers, systemd};
 use crate::acme::Accounts;
 use crate::admin::{AdminServer, LastReload, ListenerStatus, MetricsServer};
 use crate::backoff::Backoff;
@@ -21,8 +22,10 @@ use crate::certs::CertManager;
 use crate::challenge::{Janitor, janitor};
 use crate::clock::{self, SharedClock, SystemClock};
 use crate::config::Plan;
+use crate::deploy::{Deployer, Deployments};
 use crate::dns::{TxtProvider, ZoneTurns};
 use crate::listen::{Inherited, Traffic};
+use crate::notify::Notifier;
 use crate::proxy::{Proxy, Snapshot, snapshot_cell};
 use crate::resolver::Hosts;
 use crate::storage::{FsStorage, Key, Storage};
@@ -99,7 +102,13 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         builtin: Arc::new(responders.txt_table()),
     };
     let (publisher, resolver) = cert_store();
-    let observer = Arc::new(CertMetrics(metrics.clone()));
+    let deployments = Deployments::new(storage.clone(), clock.clone(), metrics.clone());
+    let notifier = Notifier::start(storage.clone(), clock.clone(), metrics.clone(), &supervisor);
+    let observer = Arc::new(Observers {
+        metrics: metrics.clone(),
+        deployments: deployments.clone(),
+        notifier: notifier.clone(),
+    });
     let certs = CertManager::start(publisher, storage.clone(), clock.clone(), observer, &supervisor);
 
     let first =
@@ -128,8 +137,11 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         snapshots,
         responders,
         certs: certs.clone(),
+        deployer: Deployer::new(deployments.clone(), certs.clone(), supervisor.clone()),
+        notifier,
         ground,
         plan: plan.clone(),
+        secrets: Vec::new(),
     };
     let admin = AdminServer::bind(&app.plan.admin).map_err(|e| e.to_string())?;
     let board = Board::default();
@@ -156,6 +168,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         config_path,
         clock: clock.clone(),
         certs,
+        deployments,
         accounts: Accounts::new(storage, clock.clone()),
         metrics: metrics.clone(),
         traffic: traffic.clone(),
@@ -172,11 +185,14 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
     }
     tracing::info!("serving {}", app.summary());
 
+    let mut secrets = SecretWatch::new();
     let outcome = loop {
+        let sources = issuers::sources(&app.plan);
         tokio::select! {
             () = stop.asked() => break Ok(()),
             () = traffic.failed() => break Err("a traffic thread has ended; the log says why".to_owned()),
             () = supervisor.fatal() => break Err("a task that Starlock needs has ended; the log says which".to_owned()),
+            seen = secrets.changed(sources, app.secrets.clone()) => app.renew_secrets(seen).await,
             _ = reopen.recv() => app.access.reopen(),
             _ = hangup.recv() => tokio::select! {
                 result = reload(&mut app, &board, metrics_address) => drop(result),

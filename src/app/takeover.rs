@@ -123,14 +123,14 @@ async fn take_certificate(
     let IssuerPlan::Acme(acme) = &wanted.issuer else {
         return Err(Refusal::Other("the local CA signs these names".to_owned()));
     };
-    let spec = &acme.acme;
-    if !certificate.origin.is(&spec.directory) {
+    let mut specs = std::iter::once(&acme.acme).chain(&acme.fallback);
+    let Some(spec) = specs.find(|spec| certificate.origin.is(&spec.directory)) else {
         return Err(Refusal::Other(format!(
             "it comes from {}, and the configuration wants {}",
             certificate.origin.shown(),
-            spec.directory
+            acme.acme.directory
         )));
-    }
+    };
     let (issuer, key) = (AcmeIssuer::id_of(spec), &certificate.key_pem);
     let taken =
         import_certificate(storage.clone(), &issuer, &wanted.names, &certificate.chain_pem, key, now, dry);

@@ -168,6 +168,7 @@ fn show(certificate: &CertificateStatus) -> String {
         ("next", Some(certificate.next_action.clone())),
         ("at", certificate.next_action_at.clone()),
         ("failures", attempts),
+        ("deploy", certificate.deploy.as_ref().map(|d| d.replace('\n', "\n            "))),
         ("error", certificate.last_error.as_ref().map(|e| e.replace('\n', "\n            "))),
     ];
     for (name, value) in rows {

@@ -3,6 +3,7 @@
 use super::certificates::Wanted;
 use super::decode::Decoder;
 use super::error::Problem;
+use super::passing;
 use super::plan::{CertificatePlan, FilesPlan, IssuerPlan};
 use super::value::{At, Fields};
 use crate::name::HostPattern;
@@ -56,6 +57,7 @@ pub(super) fn listed(decoder: &mut Decoder<'_>, section: &Fields) -> Option<List
     names.sort();
     names.dedup();
     let issuer = IssuerPlan::Files(FilesPlan { files, named });
-    let plan = Some(CertificatePlan { names: names.clone(), issuer });
+    let plan =
+        Some(CertificatePlan { names: names.clone(), issuer, deploy: passing::deploy(decoder, section) });
     Some(Listed { wanted: Wanted { plan, names, span }, given })
 }

@@ -6,6 +6,7 @@ use super::certificate_files;
 use super::decode::Decoder;
 use super::error::{Problem, Span};
 use super::issuer::{self, Authority};
+use super::passing;
 use super::plan::{AcmePlan, CertificatePlan, IssuerPlan};
 use super::routes::Route;
 use super::value::{At, Fields, Slot};
@@ -174,7 +175,8 @@ fn listed(
             }
         }
     };
-    let plan = issuer.map(|issuer| CertificatePlan { names: plain.clone(), issuer });
+    let deploy = passing::deploy(decoder, section);
+    let plan = issuer.map(|issuer| CertificatePlan { names: plain.clone(), issuer, deploy });
     Some(Wanted { plan, names: plain, span })
 }
 
@@ -292,7 +294,7 @@ fn derived(
             (None, _) => None,
         };
         let names = vec![host.clone()];
-        let plan = issuer.map(|issuer| CertificatePlan { names: names.clone(), issuer });
+        let plan = issuer.map(|issuer| CertificatePlan { names: names.clone(), issuer, deploy: Vec::new() });
         all.push(Wanted { plan, names, span: span.clone() });
     }
     let names = |list: &[At<HostPattern>]| list.iter().map(|at| at.value.clone()).collect::<Vec<_>>();

@@ -224,6 +224,11 @@ impl<'t> Decoder<'t> {
                 let good = |node| Some(At { value: self.value(node, *element, &each)?, span: node.span() });
                 Some(Value::List(array.iter().filter_map(good).collect()))
             }
+            (Kind::OneOrMore(element), DeValue::Array(_)) => self.value(node, Kind::List(element), subject),
+            (Kind::OneOrMore(element), _) => {
+                let value = self.value(node, *element, subject)?;
+                Some(Value::List(vec![At { value, span }]))
+            }
             (Kind::Table(section) | Kind::Or(_, section), DeValue::Table(table)) => {
                 let place = subject.place_inside(section, self.text, &span);
                 Some(Value::Table(self.section(table, span, section, &place)))

@@ -11,6 +11,7 @@ mod error;
 mod expect;
 mod issuer;
 mod mask;
+mod passing;
 mod plan;
 mod references;
 mod resolve;

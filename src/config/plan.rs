@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use crate::acme::AcmeSpec;
+use crate::deploy::DeploySpec;
 use crate::dns::{ProviderKind, ProviderSpec};
 use crate::listen::ListenSpec;
 use crate::name::HostPattern;
+use crate::notify::NotifySpec;
 use crate::proxy::ProxySpec;
 use crate::responder::ResponderSpec;
 use crate::storage::StorageSpec;
@@ -28,6 +30,8 @@ pub struct Plan {
     pub certificates: Vec<CertificatePlan>,
     /// Present if some certificate is proven by the built-in responder.
     pub responder: Option<ResponderSpec>,
+    /// Who is told of dangers.
+    pub notify: Option<NotifySpec>,
     /// Where state lies.
     pub storage: StorageSpec,
     /// Logs and metrics.
@@ -41,6 +45,8 @@ pub struct CertificatePlan {
     pub names: Vec<HostPattern>,
     /// Who signs it.
     pub issuer: IssuerPlan,
+    /// Whom it is passed on to.
+    pub deploy: Vec<DeploySpec>,
 }
 
 /// How a certificate is got by ACME.

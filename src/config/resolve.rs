@@ -16,7 +16,7 @@ use super::expect::{self, Expect, unknown_upstream};
 use super::plan::Plan;
 use super::routes::{self, Action, Destination, Route};
 use super::value::{At, Entry, Fields, Slot, Value};
-use super::{responder, scalar};
+use super::{passing, responder, scalar};
 use crate::dns::ProviderKind;
 use crate::listen::{Limits, ListenSpec, ListenTimeouts};
 use crate::name::{HostName, HostPattern};
@@ -80,6 +80,7 @@ pub(super) fn resolve(decoder: &mut Decoder<'_>, file: &Fields, env: &Environmen
         upstreams,
         certificates: plans,
         responder,
+        notify: passing::notify(decoder, file),
         storage: StorageSpec {
             path: section("storage").value("path").unwrap_or_else(|| env.state_dir.clone()),
         },

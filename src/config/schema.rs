@@ -83,6 +83,9 @@ fn kind(of: &Kind) -> Value {
         Kind::Secret => json!({ "$ref": "#/$defs/secret" }),
         Kind::Word(words) => json!({ "enum": words.now }),
         Kind::List(element) => json!({ "type": "array", "items": kind(element) }),
+        Kind::OneOrMore(element) => {
+            json!({ "anyOf": [kind(element), { "type": "array", "items": kind(element) }] })
+        }
         Kind::Table(section) => table(section),
         Kind::Or(scalar, section) => json!({ "anyOf": [kind(scalar), table(section)] }),
         Kind::Map(element) | Kind::Hosts(element) => {
@@ -149,7 +152,9 @@ fn push_section(out: &mut String, header: &str, doc: &str, keys: &[Key]) {
         out.push_str(&format!("  {:<18} {} ({what})\n", key.name, key.doc));
         let inner = match key.kind {
             Kind::Table(inner) | Kind::Or(_, inner) => Some(inner),
-            Kind::List(Kind::Table(inner) | Kind::Or(_, inner)) => Some(*inner),
+            Kind::List(Kind::Table(inner) | Kind::Or(_, inner)) | Kind::OneOrMore(Kind::Table(inner)) => {
+                Some(*inner)
+            }
             _ => None,
         };
         // `dns` and `acme` of a certificate have sections of their own above.

@@ -111,6 +111,8 @@ pub(super) enum Kind {
     Word(&'static Words),
     /// Any number of these.
     List(&'static Kind),
+    /// One of these, or a list of them.
+    OneOrMore(&'static Kind),
     /// A table.
     Table(&'static Section),
     /// A scalar that may grow into a table.
@@ -174,6 +176,7 @@ impl Kind {
             Self::Word(words) => format!("one of {words}").into(),
             Self::List(Kind::Table(_)) => "a list of tables".into(),
             Self::List(_) => "a list in [ ]".into(),
+            Self::OneOrMore(element) => format!("{}, or a list of them", element.wants()).into(),
             Self::Table(_) | Self::Map(_) | Self::Hosts(_) => "a table".into(),
             Self::Or(scalar, _) => format!("{}, or a table", scalar.wants()).into(),
             Self::Later => "left out".into(),

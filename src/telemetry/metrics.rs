@@ -44,6 +44,8 @@ pub struct Metrics {
     not_after: Family<Labels<1>, Seconds>,
     next_action: Family<Labels<1>, Seconds>,
     renewals: Family<Labels<2>, Counter>,
+    deploys: Family<Labels<2>, Counter>,
+    notifications: Family<Labels<1>, Counter>,
     acme_budget: Family<Labels<2>, Gauge>,
     reload_success: Gauge,
     reload_time: Seconds,
@@ -68,6 +70,8 @@ impl Metrics {
             not_after: Family::default(),
             next_action: Family::default(),
             renewals: Family::default(),
+            deploys: Family::default(),
+            notifications: Family::default(),
             acme_budget: Family::default(),
             reload_success: Gauge::default(),
             reload_time: Seconds::default(),
@@ -104,6 +108,8 @@ impl Metrics {
             metrics.next_action.clone(),
         );
         registry.register("certificate_renewals", "Orders and how they ended", metrics.renewals.clone());
+        registry.register("deploys", "Certificates passed on to others", metrics.deploys.clone());
+        registry.register("notifications", "Messages to the webhook", metrics.notifications.clone());
         registry.register(
             "acme_budget_remaining",
             "What is left of a CA's limit",
@@ -242,6 +248,16 @@ impl Metrics {
     /// `starlock_certificate_renewals_total`; `result` from a fixed list.
     pub fn certificate_renewals(&self, name: &Arc<str>, result: &'static str) -> Counter {
         self.renewals.get_or_create_owned(&[("name", name.clone()), ("result", result.into())])
+    }
+
+    /// `starlock_deploys_total`; `result` from a fixed list.
+    pub fn deploys(&self, name: &Arc<str>, result: &'static str) -> Counter {
+        self.deploys.get_or_create_owned(&[("name", name.clone()), ("result", result.into())])
+    }
+
+    /// `starlock_notifications_total`; `result` from a fixed list.
+    pub fn notifications(&self, result: &'static str) -> Counter {
+        self.notifications.get_or_create_owned(&[("result", result.into())])
     }
 
     /// Forgets the gauges of a certificate that is not held any more.

@@ -37,9 +37,16 @@ const ROOMS: &[(&str, &[&str])] = &[
         "certs",
         &["name", "secret", "clock", "backoff", "task", "issuer", "storage", "ledger", "tls", "telemetry"],
     ),
+    ("deploy", &["name", "secret", "clock", "backoff", "task", "storage", "tls", "telemetry", "certs"]),
+    (
+        "notify",
+        &["name", "secret", "clock", "backoff", "task", "http_client", "storage", "telemetry", "certs"],
+    ),
     (
         "config",
         &[
+            "deploy",
+            "notify",
             "name",
             "secret",
             "issuer",
@@ -102,6 +109,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "proxy",
             "acme",
             "certs",
+            "deploy",
+            "notify",
             "config",
             "admin",
         ],

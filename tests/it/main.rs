@@ -27,6 +27,7 @@ mod listeners;
 #[path = "../../benches/load/mod.rs"]
 mod load;
 mod local_ca;
+mod passing;
 mod providers;
 mod proxying;
 mod reload;

@@ -196,7 +196,60 @@ pub(in crate::config) static CERTIFICATE: Section = section(
             "A PEM file that someone else renews; watched and swapped under traffic",
         ),
         Key::new("key", Kind::Path, "", "The private key beside `cert`"),
-        Key::later("deploy", "Files to write and a hook to run after each renewal"),
+        Key::new(
+            "deploy",
+            Kind::OneOrMore(&Kind::Table(&DEPLOY)),
+            "",
+            "Files to write and a hook to run after each renewal",
+        ),
+    ],
+);
+
+pub(in crate::config) static DEPLOY: Section = section(
+    "deploy",
+    "Passes the certificate on to another program",
+    &[
+        Key::new(
+            "dir",
+            Kind::Path,
+            "",
+            "Gets fullchain.pem, cert.pem, chain.pem and privkey.pem; made if it does not exist",
+        ),
+        Key::new(
+            "run",
+            Kind::OneOrMore(&Kind::Text),
+            "",
+            "A program, or a list of it and its arguments; no shell. Told in STARLOCK_CERT_NAMES, _DIR, _KEY, _FULLCHAIN, _SERIAL",
+        ),
+        Key::new("owner", Kind::Text, "", "Whose the files are: user, user:group or :group"),
+        Key::new("mode", Kind::Text, "\"0600\"", "Rights of the files, octal"),
+        Key::new("timeout", SECONDS, "\"60s\"", "For the writing, and again for the program"),
+    ],
+);
+
+pub(in crate::config) static NOTIFY: Section = section(
+    "[notify]",
+    "Who is told when a certificate is in danger",
+    &[
+        Key::required(
+            "webhook",
+            Kind::Text,
+            "A URL that JSON is posted to: failures, recoveries, coming ends",
+        ),
+        Key::new(
+            "secret",
+            Kind::Secret,
+            "",
+            "Signs the body: X-Starlock-Signature: sha256=HMAC-SHA256 in hexadecimal",
+        ),
+        Key::new("ca_root", Kind::Path, "", "PEM file with a root to trust for the webhook"),
+        Key::new("repeat", SECONDS, "\"24h\"", "A failure that goes on is told again after this time"),
+        Key::new(
+            "before_expiry",
+            SECONDS,
+            "\"24h\"",
+            "The last warning before the end; others come at a sixth and a twentieth of the lifetime",
+        ),
     ],
 );
 

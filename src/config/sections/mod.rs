@@ -4,7 +4,9 @@ mod certificates;
 
 use super::table::{Key, Kind, More, Section, Words};
 
-pub(super) use certificates::{ACME, CAS, CERTIFICATE, DNS, LATER_PROVIDERS, OWN_PROVIDERS, RESPONDER};
+pub(super) use certificates::{
+    ACME, CAS, CERTIFICATE, DNS, LATER_PROVIDERS, NOTIFY, OWN_PROVIDERS, RESPONDER,
+};
 
 const SECONDS: Kind = Kind::Duration { zero: false };
 
@@ -61,6 +63,7 @@ pub(super) static FILE: Section = section(
         Key::new("upstreams", Kind::Map(&Kind::Table(&UPSTREAM)), "", "Servers that requests go to, by name"),
         Key::new("timeouts", Kind::Table(&TIMEOUTS), "", "How long anything may take"),
         Key::new("limits", Kind::Table(&LIMITS), "", "How much a client may send or hold"),
+        Key::new("notify", Kind::Table(&NOTIFY), "", "Who is told when a certificate is in danger"),
         Key::new("storage", Kind::Table(&STORAGE), "", "Where state lies"),
         Key::new("log", Kind::Table(&LOG), "", "What is written about requests"),
         Key::new(
