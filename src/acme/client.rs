@@ -12,6 +12,7 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient as AcmeHttp};
 
+use super::facts::Facts;
 use crate::clock::SharedClock;
 use crate::http_client::{HttpClient, HttpError, Question};
 
@@ -36,15 +37,21 @@ pub(super) struct RecordingClient {
     http: HttpClient,
     clock: SharedClock,
     last: Arc<Mutex<Option<LastAnswer>>>,
+    facts: Arc<Mutex<Facts>>,
 }
 
 impl RecordingClient {
     pub(super) fn new(http: HttpClient, clock: SharedClock) -> Self {
-        Self { http, clock, last: Arc::default() }
+        Self { http, clock, last: Arc::default(), facts: Arc::default() }
     }
 
     pub(super) fn last(&self) -> Option<LastAnswer> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the CA has said of itself.
+    pub(super) fn facts(&self) -> Facts {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// When the CA asked to be polled again, if its last answer said so.
@@ -75,6 +82,7 @@ impl RecordingClient {
                 return Err(Error::Other(Box::new(error)));
             }
         };
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).notice(&answer.body);
         let now = self.clock.now();
         say_skew(&answer.headers, now);
         self.record(LastAnswer::Answer {

@@ -3,6 +3,7 @@
 mod account;
 mod authorize;
 mod client;
+mod facts;
 mod journal;
 mod key;
 mod order;
@@ -133,6 +134,9 @@ impl Issuer for AcmeIssuer {
                 progress,
             };
             match order.run().await {
+                Err(order::OrderError::AccountGone) if order.pins_account() => {
+                    return Err(order.account_is_pinned());
+                }
                 Err(order::OrderError::AccountGone) if !forgotten => {
                     // Only the CA's word that the account does not exist gets here: the same key is registered again.
                     forgotten = true;

@@ -12,12 +12,12 @@ use super::journal::{self, OrderJournal, PendingOrder};
 use super::key;
 use super::problem::{self, Context};
 use super::signed;
-use crate::challenge::ChallengeSolver;
+use crate::challenge::{Challenge, ChallengeSolver};
 use crate::clock::Clock;
 use crate::issuer::{
     FailureClass, IssueError, IssueRequest, IssuedCert, KeyKind, Progress, Retry, Spent, Step,
 };
-use crate::name::{HostName, HostPattern};
+use crate::name::HostPattern;
 use crate::storage::StorageError;
 
 /// A CA that has not signed by then is down; the order is resumed later.
@@ -75,6 +75,7 @@ impl From<StorageError> for OrderError {
 
 impl OrderRun<'_> {
     pub(super) async fn run(&self) -> Result<IssuedCert, OrderError> {
+        self.before_order().await?;
         let (mut order, pending) = self.begin().await?;
         let result = self.complete(&mut order, &pending).await;
         let dead = match &result {
@@ -267,8 +268,9 @@ impl OrderRun<'_> {
         OrderError::Verdict(problem::judge(error, self.client.last().as_ref(), &context, self.clock.now()))
     }
 
-    pub(super) fn refused(&self, problem: Option<&Problem>, name: &HostName) -> IssueError {
-        let doing = format!("validating {name}");
+    pub(super) fn refused(&self, problem: Option<&Problem>, challenge: &Challenge) -> IssueError {
+        let Challenge { kind, name, .. } = challenge;
+        let doing = format!("validating {name} by {kind}");
         let context = Context { ca: self.ca, names: self.names, doing: &doing, validating: true };
         match problem {
             Some(problem) => {

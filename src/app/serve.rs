@@ -17,7 +17,7 @@ use super::{App, Loader, end, systemd};
 use crate::admin::{AdminServer, LastReload, ListenerStatus, MetricsServer};
 use crate::backoff::Backoff;
 use crate::certs::CertManager;
-use crate::challenge::{Janitor, janitor};
+use crate::challenge::{Janitor, WellKnown, answers, janitor};
 use crate::clock::{self, SharedClock, SystemClock};
 use crate::config::Plan;
 use crate::dns::{TxtProvider, ZoneTurns};
@@ -27,7 +27,7 @@ use crate::resolver::Hosts;
 use crate::storage::{FsStorage, Key, Storage};
 use crate::task::{OnExit, Shutdown, Supervisor};
 use crate::telemetry::{AccessFormat, AccessLog, AccessTarget, Metrics};
-use crate::tls::{TlsServer, cert_store};
+use crate::tls::{TlsServer, Validations, cert_store};
 use crate::upstream::Pools;
 
 /// Idle connections kept to one server, over all workers.
@@ -96,6 +96,8 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         janitor: janitor.clone(),
         turns: ZoneTurns::new(),
         builtin: Arc::new(responders.txt_table()),
+        answers: answers(storage.clone(), clock.clone(), &supervisor),
+        validations: Validations::default(),
     };
     let (publisher, resolver) = cert_store();
     let observer = Arc::new(CertMetrics(metrics.clone()));
@@ -105,13 +107,17 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         Snapshot::build(&plan.proxy, &plan.upstreams, None, None, &metrics).map_err(|e| e.to_string())?;
     let (snapshots, reader) = snapshot_cell(first, metrics.clone());
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let tls = TlsServer::new(resolver).map_err(|e| format!("TLS cannot be set up: {e}"))?;
+    let tls = TlsServer::new(resolver)
+        .map_err(|e| format!("TLS cannot be set up: {e}"))?
+        .validating(ground.validations.reader());
     let hosts = Hosts::system();
     let service = {
         let (metrics, access, clock) = (metrics.clone(), access.clone(), clock.clone());
+        let answers = ground.answers.reader();
         move |_worker: usize| {
             let pools = Pools::new(IDLE_PER_SERVER.div_ceil(workers), hosts.clone());
-            Proxy::new(reader.clone(), pools, metrics.clone(), access.writer(), clock.clone())
+            let proxy = Proxy::new(reader.clone(), pools, metrics.clone(), access.writer(), clock.clone());
+            WellKnown::new(proxy, answers.clone())
         }
     };
     let traffic = Traffic::start(workers, tls, metrics.clone(), service);

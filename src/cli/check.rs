@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use super::options::ConfigArgs;
 use super::{CONFIG, colours, count, fail, print, records, verdict};
+use crate::challenge::ChallengeKind;
 use crate::config::{AcmePlan, CertificatePlan, Expect, IssuerPlan, Loaded, Plan};
 use crate::dns::ProviderKind;
 use crate::name::HostPattern;
@@ -50,6 +51,17 @@ fn report(path: &Path, loaded: &Loaded) -> String {
         }
     }
     dns_records(&mut out, plan);
+    let lasting = records::persistent(plan);
+    if !lasting.is_empty() {
+        let _ = writeln!(out, "\nRecords to add at your DNS, once, for dns-persist-01");
+        for line in lasting {
+            let _ = writeln!(out, "  {line}");
+        }
+        let _ = writeln!(
+            out,
+            "  ; ACCOUNT (and CA) are filled in by the first attempt: the log and `starlock certs` then show each record as it has to be"
+        );
+    }
     out
 }
 
@@ -109,9 +121,9 @@ pub(super) fn names(certificate: &CertificatePlan) -> String {
     certificate.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Who signs, and who answers DNS-01.
+/// Who signs, and how names are proven.
 pub(super) fn issuer(issuer: &IssuerPlan) -> String {
-    let IssuerPlan::Acme(AcmePlan { acme, dns, .. }) = issuer else {
+    let IssuerPlan::Acme(AcmePlan { acme, dns, challenge, .. }) = issuer else {
         return "the local CA: only clients that trust its root accept it".to_owned();
     };
     let directory = acme.directory.as_str();
@@ -122,7 +134,19 @@ pub(super) fn issuer(issuer: &IssuerPlan) -> String {
         _ if directory.contains("acme-v02.api.letsencrypt.org") => "Let's Encrypt",
         other => other,
     };
-    let Some(dns) = dns else { return ca.to_owned() };
+    let by = |kind: &ChallengeKind| match kind {
+        ChallengeKind::Dns01 => "DNS-01".to_owned(),
+        ChallengeKind::Http01 => "http-01 (the CA comes to port 80 of each name)".to_owned(),
+        ChallengeKind::TlsAlpn01 => "tls-alpn-01 (the CA comes to port 443 of each name)".to_owned(),
+        ChallengeKind::DnsAccount01 => "dns-account-01".to_owned(),
+        ChallengeKind::DnsPersist01 => {
+            "dns-persist-01: a record that you add once, nothing is written".to_owned()
+        }
+    };
+    let ways = challenge.iter().map(by).collect::<Vec<_>>().join(", else ");
+    let Some(dns) = dns.as_ref().filter(|_| challenge.iter().any(|kind| kind.writes_records())) else {
+        return format!("{ca}, by {ways}");
+    };
     let answerer = match &dns.kind {
         ProviderKind::Builtin => "the built-in responder answers".to_owned(),
         ProviderKind::Rfc2136 { server, .. } => format!("DNS UPDATE to {server}"),
@@ -130,7 +154,7 @@ pub(super) fn issuer(issuer: &IssuerPlan) -> String {
         ProviderKind::Httpreq { endpoint, .. } => format!("httpreq at {endpoint}"),
         ProviderKind::Vendor { name, .. } => (*name).to_owned(),
     };
-    format!("{ca}, by DNS-01: {answerer}")
+    format!("{ca}, by {ways}: {answerer}")
 }
 
 /// Why a certificate is held.

@@ -5,8 +5,10 @@ mod bundle;
 mod resolver;
 mod store;
 mod table;
+mod validation;
 
 pub use accept::{Accepted, HandshakeError, Stream, TlsServer};
 pub use bundle::{Bundle, BundleError};
 pub use store::{CertPublisher, CertResolver, cert_store};
 pub use table::CertTable;
+pub use validation::{ValidationError, ValidationGuard, ValidationReader, Validations};

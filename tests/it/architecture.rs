@@ -23,7 +23,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("upstream", &["name", "secret", "clock", "backoff", "task", "conn", "resolver", "telemetry"]),
     ("responder", &["name", "task", "dns", "storage", "telemetry"]),
     ("local_ca", &["name", "clock", "secret", "issuer", "storage"]),
-    ("challenge", &["name", "clock", "backoff", "task", "dns", "resolver", "tls", "storage", "telemetry"]),
+    (
+        "challenge",
+        &["name", "clock", "backoff", "task", "conn", "dns", "resolver", "tls", "storage", "telemetry"],
+    ),
     ("listen", &["name", "clock", "task", "tls", "conn", "telemetry"]),
     ("proxy", &["name", "secret", "clock", "task", "conn", "upstream", "telemetry"]),
     (
@@ -78,7 +81,22 @@ const ROOMS: &[(&str, &[&str])] = &[
             "admin",
         ],
     ),
-    ("cli", &["app", "admin", "config", "clock", "name", "telemetry", "proxy", "dns", "issuer", "responder"]),
+    (
+        "cli",
+        &[
+            "app",
+            "admin",
+            "config",
+            "clock",
+            "name",
+            "telemetry",
+            "proxy",
+            "dns",
+            "issuer",
+            "responder",
+            "challenge",
+        ],
+    ),
 ];
 
 /// A crate (or a path inside one) and the only rooms that may name it.
@@ -90,7 +108,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("toml", &["config"]),
     ("listenfd", &["listen", "responder"]),
-    ("arc_swap", &["tls", "proxy", "listen", "responder", "upstream", "app"]),
+    ("arc_swap", &["tls", "proxy", "listen", "responder", "upstream", "challenge", "app"]),
     ("reqwest", &["http_client", "dns"]),
     ("sd_notify", &["app"]),
 ];

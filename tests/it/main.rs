@@ -12,6 +12,7 @@
 mod architecture;
 mod bodies;
 mod challenge;
+mod challenge_types;
 mod config_errors;
 mod example;
 mod http2;

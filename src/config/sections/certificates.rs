@@ -8,8 +8,8 @@ pub(in crate::config) static CAS: Words =
     Words { now: &["letsencrypt", "letsencrypt-staging", "local"], later: &["zerossl", "google", "sslcom"] };
 static KEYS: Words = Words { now: &["p256", "p384"], later: &["rsa2048", "rsa4096"] };
 static CHALLENGES: Words = Words {
-    now: &["auto", "dns-01"],
-    later: &["http-01", "tls-alpn-01", "dns-account-01", "dns-persist-01"],
+    now: &["auto", "dns-01", "http-01", "tls-alpn-01", "dns-account-01", "dns-persist-01"],
+    later: &[],
 };
 
 pub(in crate::config) static ACME: Section = growing(
@@ -26,7 +26,12 @@ pub(in crate::config) static ACME: Section = growing(
         ),
         Key::new("ca_root", Kind::Path, "", "PEM file with a root to trust for a private ACME directory"),
         Key::new("key", Kind::Word(&KEYS), "\"p256\"", "The kind of private key to make"),
-        Key::new("challenge", Kind::Word(&CHALLENGES), "\"auto\"", "How control of a name is proven"),
+        Key::new(
+            "challenge",
+            Kind::Word(&CHALLENGES),
+            "\"auto\"",
+            "How control of a name is proven; auto: dns-01 with a [dns], else tls-alpn-01 and http-01 by the listeners",
+        ),
         Key::later("fallback", "CAs that are tried when the first is down or refuses"),
         Key::later("eab", "External account binding"),
         Key::later("profile", "A profile that the CA offers"),
