@@ -5,6 +5,7 @@
 
 mod control;
 mod issuers;
+mod minting;
 mod observer;
 mod responders;
 mod serve;

@@ -13,7 +13,7 @@ use super::control::{AppControl, Board, ReloadCommand, Shown};
 use super::issuers::Ground;
 use super::observer::CertMetrics;
 use super::responders::Responders;
-use super::{App, Loader, end, systemd};
+use super::{App, Loader, end, minting, systemd};
 use crate::admin::{AdminServer, LastReload, ListenerStatus, MetricsServer};
 use crate::backoff::Backoff;
 use crate::certs::CertManager;
@@ -22,6 +22,7 @@ use crate::clock::{self, SharedClock, SystemClock};
 use crate::config::Plan;
 use crate::dns::{TxtProvider, ZoneTurns};
 use crate::listen::{Inherited, Traffic};
+use crate::local_ca::LocalCa;
 use crate::proxy::{Proxy, Snapshot, snapshot_cell};
 use crate::resolver::Hosts;
 use crate::storage::{FsStorage, Key, Storage};
@@ -109,7 +110,8 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
     let tls = TlsServer::new(resolver)
         .map_err(|e| format!("TLS cannot be set up: {e}"))?
-        .validating(ground.validations.reader());
+        .validating(ground.validations.reader())
+        .minting(minting::start(LocalCa::new(storage.clone(), clock.clone()), &supervisor));
     let hosts = Hosts::system();
     let service = {
         let (metrics, access, clock) = (metrics.clone(), access.clone(), clock.clone());

@@ -57,6 +57,10 @@ impl<S: Service> Service for WellKnown<S> {
             self.inner.clone().call(request, conn).await.map(WellKnownBody::Inner)
         }
     }
+
+    fn unreadable(&self, conn: &ConnInfo, status: u16, reason: &'static str) {
+        self.inner.unreadable(conn, status, reason);
+    }
 }
 
 /// Host and token of a request that may be a CA's.

@@ -133,7 +133,7 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let io = TokioIo::new(ReadMeter::new(io, watch.clone()));
     let connection = pin!(builder.serve_connection(io, service));
     let end = drive(connection, watch, |connection| connection.graceful_shutdown()).await;
-    worker.ended(&end);
+    worker.ended(&end, &info);
 }
 
 async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
@@ -173,7 +173,7 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let io = TokioIo::new(ReadMeter::new(io, watch.clone()));
     let connection = pin!(builder.serve_connection(io, service));
     let end = drive(connection, watch, |connection| connection.graceful_shutdown()).await;
-    worker.ended(&end);
+    worker.ended(&end, &info);
 }
 
 /// How a connection ended.

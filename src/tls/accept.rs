@@ -9,6 +9,7 @@ use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::LazyConfigAcceptor;
 
+use super::mint::MintReader;
 use super::resolver::{self, ChosenCert};
 use super::store::CertResolver;
 use super::validation::ValidationReader;
@@ -28,6 +29,7 @@ pub struct TlsServer {
     config: Arc<ServerConfig>,
     certs: CertResolver,
     validations: ValidationReader,
+    minted: Option<MintReader>,
 }
 
 /// A finished handshake.
@@ -82,13 +84,20 @@ impl TlsServer {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
         config.send_tls13_tickets = 1;
-        Ok(Self { config: Arc::new(config), certs, validations: ValidationReader::default() })
+        Ok(Self { config: Arc::new(config), certs, validations: ValidationReader::default(), minted: None })
     }
 
     /// Answers tls-alpn-01 as well.
     #[must_use]
     pub fn validating(mut self, validations: ValidationReader) -> Self {
         self.validations = validations;
+        self
+    }
+
+    /// Has exact certificates made for names below a wildcard that clients refuse.
+    #[must_use]
+    pub fn minting(mut self, minted: MintReader) -> Self {
+        self.minted = Some(minted);
         self
     }
 
@@ -117,6 +126,12 @@ impl TlsServer {
                 (Some(_), Some(name)) => table.lookup(name.as_str()).cloned(),
                 (Some(_), None) => None,
             }
+        };
+        let bundle = match (bundle, &self.minted, &name) {
+            (Some(wildcard), Some(minted), Some(name)) if wildcard.is_refused_for(name) => {
+                Some(minted.exact(name, &wildcard).await.unwrap_or(wildcard))
+            }
+            (bundle, ..) => bundle,
         };
         let Some(bundle) = bundle else {
             let mut io = start.io;

@@ -2,6 +2,7 @@
 
 mod accept;
 mod bundle;
+mod mint;
 mod resolver;
 mod store;
 mod table;
@@ -9,6 +10,7 @@ mod validation;
 
 pub use accept::{Accepted, HandshakeError, Stream, TlsServer};
 pub use bundle::{Bundle, BundleError};
+pub use mint::{Mint, MintJob, MintReader, mint};
 pub use store::{CertPublisher, CertResolver, cert_store};
 pub use table::CertTable;
 pub use validation::{ValidationError, ValidationGuard, ValidationReader, Validations};

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use crate::load;
 use crate::support::dns::{Knot, txt};
 use crate::support::pebble::{Options, Pebble, verify_chain};
-use crate::support::starlock::Starlock;
+use crate::support::starlock::{Starlock, local_root};
 use crate::support::stopper::{Stop, Stopper};
 use crate::support::web::{Upstream, curl, served_chain};
 use crate::support::{alone, eventually, local};
@@ -357,4 +357,32 @@ fn a_record_that_stays_is_asked_for_and_nothing_else() {
     assert_eq!(pebble.status_of(&serial).as_deref(), Some("Valid"));
     assert_eq!(txt(knot.address, "_validation-persist.example.test"), [value], "it stays");
     assert_eq!(txt(knot.address, "_acme-challenge.example.test"), Vec::<String>::new());
+}
+
+#[test]
+fn names_below_a_local_wildcard_get_certificates_of_their_own() {
+    let starlock = Starlock::start(&listening(
+        "\n[routes]\n\"*.localhost\" = { respond = 200, body = \"any\" }\n\"*.app.internal\" = { respond = 200, body = \"deep\" }",
+    ));
+    let https = starlock.address("https");
+    let root = eventually("the wildcard is served", || {
+        served_chain(https, "a.localhost").contains("BEGIN").then(|| local_root(&starlock))
+    });
+    // OpenSSL, as browsers, takes no wildcard right below the root.
+    for host in ["a.localhost", "b.localhost", "a.localhost"] {
+        assert_eq!(curl(https, &root, &format!("https://{host}/"), &["--http2"]).unwrap(), "any");
+        verify_chain(&served_chain(https, host), &root, host);
+    }
+    assert_eq!(served_chain(https, "a.localhost"), served_chain(https, "a.localhost"), "made once");
+    assert_ne!(served_chain(https, "a.localhost"), served_chain(https, "b.localhost"));
+    eventually("the deeper wildcard is served", || {
+        served_chain(https, "x.app.internal").contains("BEGIN").then_some(())
+    });
+    assert_eq!(curl(https, &root, "https://x.app.internal/", &[]).unwrap(), "deep");
+    assert_eq!(
+        served_chain(https, "x.app.internal"),
+        served_chain(https, "y.app.internal"),
+        "that one is good"
+    );
+    assert_eq!(starlock.certificates().len(), 2, "what is made on demand is no certificate to look after");
 }
