@@ -67,25 +67,6 @@ impl OrderRun<'_> {
         }
     }
 
-    /// Whether what stands in DNS names this account.
-    pub(super) fn pins_account(&self) -> bool {
-        let bases = self.request.names.iter().filter_map(HostPattern::base);
-        bases.flat_map(|name| self.solver.kinds(name)).any(ChallengeKind::pins_account)
-    }
-
-    /// What to say instead of registering another account.
-    pub(super) fn account_is_pinned(&self) -> IssueError {
-        let message = format!(
-            "{}: {} does not know the account {} any more. No other one is registered by itself, since the challenge's records in \
-             DNS name this one. Move its file below `accounts` out of the state directory and restart to register a new one; \
-             the log then says what has to change in DNS.",
-            self.names,
-            self.ca,
-            self.account.id()
-        );
-        IssueError::new(FailureClass::Config, Retry::Park, message)
-    }
-
     /// Which challenge to answer for `name`: one that the CA was told of in an earlier run, else the solver's best that is
     /// offered.
     fn choose(&self, name: &HostName, state: &AuthorizationState) -> Result<ChallengeKind, OrderError> {

@@ -7,9 +7,11 @@ mod control;
 mod issuers;
 mod minting;
 mod observer;
+mod offline;
 mod responders;
 mod serve;
 mod systemd;
+mod takeover;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +27,9 @@ use crate::proxy::{Snapshot, SnapshotPublisher};
 use crate::task::{self, Supervisor};
 use crate::telemetry::{AccessLog, AccessTarget, Metrics};
 
+pub use offline::local_roots;
 pub use serve::{Failure, serve};
+pub use takeover::{Moved, TakeOver, take_over};
 
 /// Reads the configuration, from wherever it is: called at start and at each reload. Blocking. The error is for a person.
 pub type Loader = Arc<dyn Fn() -> Result<Loaded, String> + Send + Sync>;

@@ -111,7 +111,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
     let tls = TlsServer::new(resolver)
         .map_err(|e| format!("TLS cannot be set up: {e}"))?
         .validating(ground.validations.reader())
-        .minting(minting::start(LocalCa::new(storage.clone(), clock.clone()), &supervisor));
+        .minting(minting::start(LocalCa::new(storage.clone(), clock.clone(), Vec::new()), &supervisor));
     let hosts = Hosts::system();
     let service = {
         let (metrics, access, clock) = (metrics.clone(), access.clone(), clock.clone());

@@ -14,6 +14,7 @@ use super::worker::{Milestones, Shared, Worker};
 use crate::backoff::Backoff;
 use crate::clock::SharedClock;
 use crate::issuer::Issuer;
+use crate::ledger::Ledger;
 use crate::name::{HostName, HostPattern};
 use crate::storage::Storage;
 use crate::task::{OnExit, Shutdown, Supervisor};
@@ -21,6 +22,8 @@ use crate::tls::{Bundle, CertPublisher, CertTable};
 
 /// Orders that run at once: enough to catch up, few enough not to look like an attack to a CA or a DNS provider.
 const CONCURRENT_ORDERS: usize = 8;
+/// Questions about renewal windows that run at once; they are small and wait for nobody.
+const CONCURRENT_POLLS: usize = 4;
 /// Changes within this time make one table.
 const COALESCE: Duration = Duration::from_millis(50);
 /// A start or a reload waits this long for the disk; a certificate that comes later is served when it comes.
@@ -35,10 +38,17 @@ const RESTART: Backoff =
 pub struct Wanted {
     /// Sorted, without duplicates, not empty.
     pub names: Arc<[HostPattern]>,
-    /// Who signs it.
-    pub issuer: Arc<dyn Issuer>,
+    /// Who signs it: the preferred CA first, then those that take over when it is down or refuses. Not empty.
+    pub issuers: Arc<[Arc<dyn Issuer>]>,
     /// Changes with the configuration that an attempt depends on: failed attempts of another one are forgotten.
     pub fingerprint: String,
+}
+
+impl Wanted {
+    /// The preferred CA.
+    pub(super) fn issuer(&self) -> &Arc<dyn Issuer> {
+        &self.issuers[0]
+    }
 }
 
 /// What a worker tells the manager.
@@ -82,12 +92,14 @@ impl CertManager {
         let (updates, received) = mpsc::channel(1024);
         let views = Views::default();
         let shared = Shared {
-            records: CertRecords { storage },
+            records: CertRecords { storage: storage.clone() },
+            ledger: Ledger::new(storage, clock.clone()),
             clock,
             observer,
             views: views.clone(),
             updates,
             orders: Arc::new(Semaphore::new(CONCURRENT_ORDERS)),
+            polls: Arc::new(Semaphore::new(CONCURRENT_POLLS)),
         };
         let actor = Actor {
             publisher,
@@ -195,6 +207,7 @@ impl Actor {
                     self.drain_while(&mut updates, async { drop(instant.await) }).await;
                     publish_at = None;
                     self.publish();
+                    self.sweep();
                     if command.published.send(()).is_err() {
                         tracing::debug!("nobody waits for the wanted set");
                     }
@@ -249,7 +262,7 @@ impl Actor {
             let (sender, receiver) = oneshot::channel();
             milestones.loaded = Some(sender);
             loaded.push(receiver);
-            if wanted.issuer.is_instant() {
+            if wanted.issuer().is_instant() {
                 let (sender, receiver) = oneshot::channel();
                 milestones.settled = Some(sender);
                 settled.push(receiver);
@@ -263,6 +276,27 @@ impl Actor {
             self.retire(entry);
         }
         (loaded, settled)
+    }
+
+    /// Forgets, in the background, what is remembered of certificates that are not wanted any more.
+    fn sweep(&self) {
+        let wanted: Vec<_> =
+            self.workers.iter().map(|(id, entry)| (entry.wanted.issuer().id().clone(), id.clone())).collect();
+        let records = self.shared.records.clone();
+        let wanted = Arc::new(wanted);
+        self.supervisor.spawn("certificate memos".into(), OnExit::Done, move |shutdown| {
+            let (records, wanted) = (records.clone(), wanted.clone());
+            async move {
+                tokio::select! {
+                    swept = records.sweep(&wanted) => match swept {
+                        Ok(0) => {}
+                        Ok(swept) => tracing::debug!(swept, "attempts of certificates that nobody wants any more are forgotten"),
+                        Err(error) => tracing::debug!(%error, "attempts of removed certificates stay in storage"),
+                    },
+                    () = shutdown.wait() => {}
+                }
+            }
+        });
     }
 
     fn start(&mut self, id: &CertId, wanted: Wanted, milestones: Milestones) -> Entry {

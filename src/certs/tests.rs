@@ -171,7 +171,11 @@ impl Process {
 fn wanted(ca: &Arc<ModelCa>, names: &[&str]) -> Wanted {
     let mut names: Vec<HostPattern> = names.iter().map(|n| HostPattern::parse(n).unwrap()).collect();
     names.sort();
-    Wanted { names: names.into(), issuer: ca.clone(), fingerprint: "one".into() }
+    Wanted {
+        names: names.into(),
+        issuers: Arc::new([ca.clone() as Arc<dyn Issuer>]),
+        fingerprint: "one".into(),
+    }
 }
 
 fn clock() -> SharedClock {

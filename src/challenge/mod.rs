@@ -8,6 +8,7 @@ mod journal;
 mod kind;
 mod persist;
 mod propagation;
+mod rehearsal;
 mod web;
 
 use std::fmt;
@@ -22,6 +23,7 @@ pub use http01::{WellKnown, WellKnownBody};
 pub use janitor::{Janitor, Swept, janitor};
 pub use kind::ChallengeKind;
 pub use persist::{PersistSolver, persist_name, persist_record};
+pub use rehearsal::{RehearsalError, rehearse};
 pub use web::WebSolver;
 
 /// One challenge of an order (RFC 8555 section 8).

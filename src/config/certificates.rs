@@ -158,7 +158,7 @@ fn listed(
             Some(IssuerPlan::Local)
         }
         (None, ..) => None,
-        (Some(Authority::Acme(acme)), None, _) => {
+        (Some(Authority::Acme(acme, fallback)), None, _) => {
             for name in &names {
                 refuse_private(decoder, &acme.directory, name);
             }
@@ -168,8 +168,8 @@ fn listed(
                     no_dns(decoder, span.clone(), &plain);
                     None
                 }
-                (Slot::Given(dns), false) => Some(by_acme(acme, Some(dns.value.clone()), kinds)),
-                (Slot::Absent, false) => Some(by_acme(acme, None, kinds)),
+                (Slot::Given(dns), false) => Some(by_acme(&acme, &fallback, Some(dns.value.clone()), kinds)),
+                (Slot::Absent, false) => Some(by_acme(&acme, &fallback, None, kinds)),
                 (Slot::Broken, false) => None,
             })
         }
@@ -178,8 +178,16 @@ fn listed(
     Some(Wanted { plan, names: plain, span })
 }
 
-fn by_acme(acme: AcmeSpec, dns: Option<ProviderSpec>, challenge: Vec<ChallengeKind>) -> IssuerPlan {
-    IssuerPlan::Acme(AcmePlan { acme, fallback: Vec::new(), dns, challenge })
+fn by_acme(
+    acme: &AcmeSpec,
+    fallback: &[AcmeSpec],
+    dns: Option<ProviderSpec>,
+    challenge: Vec<ChallengeKind>,
+) -> IssuerPlan {
+    let pins = challenge.iter().any(|kind| kind.pins_account());
+    let pinned = |spec: &AcmeSpec| AcmeSpec { pinned: spec.pinned || pins, ..spec.clone() };
+    let fallback = fallback.iter().map(pinned).collect();
+    IssuerPlan::Acme(AcmePlan { acme: pinned(acme), fallback, dns, challenge })
 }
 
 fn check_names(decoder: &mut Decoder<'_>, names: &[At<HostPattern>], before: &[Wanted]) {
@@ -285,7 +293,7 @@ fn derived(
                 Some(IssuerPlan::Local)
             }
             (Some(Authority::Local), _) => Some(IssuerPlan::Local),
-            (Some(Authority::Acme(acme)), dns) => {
+            (Some(Authority::Acme(acme, fallback)), dns) => {
                 refuse_private(decoder, &acme.directory, &At { value: host.clone(), span: span.clone() });
                 let name = At { value: host.clone(), span: span.clone() };
                 let kinds = defaults.choice.kinds(decoder, std::slice::from_ref(&name), dns, &defaults.doors);
@@ -294,8 +302,10 @@ fn derived(
                         homeless.push(name);
                         None
                     }
-                    (Slot::Given(dns), false) => Some(by_acme(acme.clone(), Some(dns.value.clone()), kinds)),
-                    (Slot::Absent, false) => Some(by_acme(acme.clone(), None, kinds)),
+                    (Slot::Given(dns), false) => {
+                        Some(by_acme(acme, fallback, Some(dns.value.clone()), kinds))
+                    }
+                    (Slot::Absent, false) => Some(by_acme(acme, fallback, None, kinds)),
                     (Slot::Broken, false) => None,
                 })
             }

@@ -6,11 +6,13 @@
 
 mod exchange;
 mod hosts;
+mod probe;
 mod reply;
 mod zone;
 
 pub(crate) use exchange::roundtrip;
 pub use exchange::{AskError, ask};
 pub use hosts::{Hosts, ResolveError};
+pub use probe::{Probe, Transport, addresses, alias, code_words, name_servers, probe};
 pub use reply::{TxtReply, txt_reply};
 pub use zone::{Here, LookupError, Resolver, Target, Zone, ZoneServer};

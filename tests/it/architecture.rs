@@ -22,7 +22,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("dns", &["name", "secret", "clock", "backoff", "resolver", "http_client", "task"]),
     ("upstream", &["name", "secret", "clock", "backoff", "task", "conn", "resolver", "telemetry"]),
     ("responder", &["name", "task", "dns", "storage", "telemetry"]),
+    ("ledger", &["name", "clock", "issuer", "storage"]),
     ("local_ca", &["name", "clock", "secret", "issuer", "storage"]),
+    ("trust", &[]),
+    ("import", &["secret"]),
     (
         "challenge",
         &["name", "clock", "backoff", "task", "conn", "dns", "resolver", "tls", "storage", "telemetry"],
@@ -33,7 +36,10 @@ const ROOMS: &[(&str, &[&str])] = &[
         "acme",
         &["name", "secret", "clock", "backoff", "task", "issuer", "challenge", "storage", "http_client"],
     ),
-    ("certs", &["name", "secret", "clock", "backoff", "task", "issuer", "storage", "tls", "telemetry"]),
+    (
+        "certs",
+        &["name", "secret", "clock", "backoff", "task", "issuer", "storage", "ledger", "tls", "telemetry"],
+    ),
     (
         "config",
         &[
@@ -54,6 +60,25 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("admin", &["backoff", "clock", "task", "telemetry"]),
     (
+        "doctor",
+        &[
+            "name",
+            "secret",
+            "clock",
+            "task",
+            "issuer",
+            "http_client",
+            "resolver",
+            "storage",
+            "dns",
+            "responder",
+            "challenge",
+            "acme",
+            "config",
+            "admin",
+        ],
+    ),
+    (
         "app",
         &[
             "name",
@@ -71,7 +96,9 @@ const ROOMS: &[(&str, &[&str])] = &[
             "dns",
             "upstream",
             "responder",
+            "ledger",
             "local_ca",
+            "import",
             "challenge",
             "listen",
             "proxy",
@@ -85,9 +112,11 @@ const ROOMS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "app",
+            "acme",
             "admin",
             "config",
             "clock",
+            "doctor",
             "name",
             "telemetry",
             "proxy",
@@ -95,6 +124,9 @@ const ROOMS: &[(&str, &[&str])] = &[
             "issuer",
             "responder",
             "challenge",
+            "task",
+            "trust",
+            "import",
         ],
     ),
 ];
@@ -106,6 +138,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("dns_update", &["dns"]),
     ("hickory_server", &["responder"]),
     ("clap", &["cli"]),
+    ("psl", &["ledger"]),
     ("toml", &["config"]),
     ("listenfd", &["listen", "responder"]),
     ("arc_swap", &["tls", "proxy", "listen", "responder", "upstream", "challenge", "app"]),

@@ -295,7 +295,7 @@ fn an_account_has_a_challenge_name_of_its_own() {
     pebble.restart();
     let error = eventually("the account is not made again", || {
         let error = starlock.certificates()[0]["last_error"].as_str()?.to_owned();
-        error.contains("No other one is registered").then_some(error)
+        error.contains("no other one is registered").then_some(error)
     });
     assert!(error.contains(&account), "{error}");
     assert_eq!(account_url(&starlock), account);
