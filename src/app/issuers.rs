@@ -54,7 +54,7 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
             IssuerPlan::Local => (vec![local.clone()], "local".to_owned()),
             IssuerPlan::Acme(acme) => (maker.issuers(acme)?, fingerprint(acme, plan, responder)),
         };
-        wanted.push(Wanted { names, issuers: issuers.into(), fingerprint });
+        wanted.push(Wanted { names, issuers: issuers.into(), rehearsal: None, rehearse: false, fingerprint });
     }
     let mut seen: Vec<&ProviderSpec> = Vec::new();
     let mut providers = Vec::new();

@@ -3,6 +3,7 @@
 //! Start and reload are the same path: `load` → `Plan` → `App::prepare`, which can fail and changes nothing → `commit`, which
 //! changes everything and cannot fail.
 
+mod accounts;
 mod control;
 mod issuers;
 mod minting;

@@ -13,7 +13,8 @@ use super::control::{AppControl, Board, ReloadCommand, Shown};
 use super::issuers::Ground;
 use super::observer::CertMetrics;
 use super::responders::Responders;
-use super::{App, Loader, end, minting, systemd};
+use super::{App, Loader, accounts, end, minting, systemd};
+use crate::acme::Accounts;
 use crate::admin::{AdminServer, LastReload, ListenerStatus, MetricsServer};
 use crate::backoff::Backoff;
 use crate::certs::CertManager;
@@ -163,6 +164,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         config_path,
         clock: clock.clone(),
         certs,
+        accounts: Accounts::new(storage, clock.clone()),
         metrics: metrics.clone(),
         traffic: traffic.clone(),
         board: board.clone(),
@@ -323,6 +325,7 @@ fn show(app: &App, board: &Board, metrics: Option<SocketAddr>) {
     listeners.push(entry(app.plan.admin.display().to_string(), "admin"));
     let mut shown: std::sync::MutexGuard<'_, Shown> = board.lock().unwrap_or_else(PoisonError::into_inner);
     shown.listeners = listeners;
+    shown.cas = accounts::cas(&app.plan);
 }
 
 /// SIGTERM and SIGINT mean the same.

@@ -1,15 +1,15 @@
 //! One attempt: lease, storage, ledger, order, proof, storage again, table.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::FutureExt;
 
+use super::jobs::Job;
 use super::record::{CertId, HeldCert, cert_key};
 use super::state::{Event, Machine};
 use super::view::Views;
-use super::worker::{Pending, Worker};
+use super::worker::Worker;
 use crate::clock;
 use crate::issuer::{
     FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, Progress, Retry, Spent, Step,
@@ -37,8 +37,8 @@ impl Worker {
                 return Event::StorageLost(format!("{error}. Nothing is ordered without the lease"));
             }
         };
-        let signed_before = match self.look_again(machine, now).await {
-            Ok(signers) => signers.contains(&number(ca)),
+        let signers = match self.look_again(machine, now).await {
+            Ok(signers) => signers,
             Err(event) => return event,
         };
         let fingerprint = &self.wanted.fingerprint;
@@ -47,15 +47,22 @@ impl Worker {
         {
             return Event::PeerFailed(theirs);
         }
+        if let Some(event) = self.settle_unproven(now).await {
+            return event;
+        }
+        if let Err(event) = self.rehearsed_first(&signers).await {
+            return event;
+        }
         let mut request = IssueRequest::new(self.wanted.names.clone());
         if let Some(current) = self.current.as_ref().filter(|c| usize::from(c.held.issuer) == ca) {
             request.replaces = Some(current.leaf());
         }
         let exempt = request.replaces.is_some() && machine.in_window(now);
         let names = request.names.clone();
-        let ask = Ask { names: &names, renewal: signed_before, exempt, registers: false };
+        let ask = Ask { names: &names, renewal: signers.contains(&number(ca)), exempt, registers: false };
         if let Some(budget) = issuer.budget()
-            && let Err(refusal) = self.shared.ledger.reserve(budget, &ask, machine.past_floor(now)).await
+            && let Err(refusal) =
+                self.shared.ledger.reserve(budget, &ask, self.forced || machine.past_floor(now)).await
         {
             let message = format!(
                 "{names:?}: not ordered yet: {refusal} is used up. {} would refuse the order before {}, so it is sent then.",
@@ -76,7 +83,7 @@ impl Worker {
             }
         }
         let event = match issued {
-            Ok((issued, cert)) => self.keep(&issuer, request, issued, cert).await,
+            Ok((issued, cert)) => self.keep(issuer, request, issued, cert).await,
             Err(error) => Event::Failed(ca, error),
         };
         let ok = matches!(event, Event::Renewed(_));
@@ -115,61 +122,16 @@ impl Worker {
         Ok(holdings.signers)
     }
 
-    /// Stores what was signed and serves it. It is served too if it cannot be stored: the CA has counted it, and what is held
-    /// may not last until the disk works again.
-    async fn keep(
-        &mut self,
-        issuer: &Arc<dyn Issuer>,
-        request: IssueRequest,
-        issued: IssuedCert,
-        cert: HeldCert,
-    ) -> Event {
-        let held = cert.held;
-        match self.shared.records.store(issuer.id(), &self.id, &issued, &cert).await {
-            Ok(()) => {
-                issuer.stored(&request).await;
-                tracing::info!(
-                    certificate = %self.id, names = ?request.names, issuer = %issuer.id(), serial = cert.bundle.serial(),
-                    not_after = clock::rfc3339(cert.bundle.not_after()), "certificate stored"
-                );
-            }
-            Err(error) => {
-                tracing::error!(
-                    certificate = %self.id, names = ?request.names, serial = cert.bundle.serial(), %error,
-                    "signed, but it cannot be stored: it is served from memory and stored as soon as the state directory can be \
-                     written; a restart before that orders again"
-                );
-                self.pending = Some(Pending { issuer: issuer.clone(), request, issued, cert: cert.clone() });
-            }
-        }
-        self.publish(cert).await;
-        Event::Renewed(held)
-    }
-
-    /// Stores what could not be stored before.
-    pub(super) async fn store_pending(&mut self) {
-        let Some(Pending { issuer, request, issued, cert }) = self.pending.take() else { return };
-        match self.shared.records.store(issuer.id(), &self.id, &issued, &cert).await {
-            Ok(()) => {
-                issuer.stored(&request).await;
-                tracing::info!(certificate = %self.id, serial = cert.bundle.serial(), "certificate stored at last");
-            }
-            Err(error) => {
-                tracing::debug!(certificate = %self.id, %error, "it still cannot be stored");
-                self.pending = Some(Pending { issuer, request, issued, cert });
-            }
-        }
-    }
-
     /// Gets a certificate that is worth storing. What an interrupted order ends with may be what is held already (the crash
     /// came after it was stored) or may have grown old meanwhile; then the order is let go and a new one made, once.
-    async fn issue(
+    pub(super) async fn issue(
         &self,
         issuer: &dyn Issuer,
         request: &IssueRequest,
         ca: u8,
     ) -> Result<(IssuedCert, HeldCert), IssueError> {
-        let progress = Steps { id: &self.id, views: &self.shared.views, stop: &self.stop };
+        let progress =
+            Steps { id: &self.id, views: &self.shared.views, stop: &self.stop, job: self.job.as_ref() };
         let mut may_order_again = true;
         loop {
             // A panic must not come back on the schedule of restarts, which knows nothing of a CA's limits.
@@ -227,11 +189,15 @@ struct Steps<'a> {
     id: &'a CertId,
     views: &'a Views,
     stop: &'a Shutdown,
+    job: Option<&'a Job>,
 }
 
 impl Progress for Steps<'_> {
     fn step(&self, step: Step) {
         tracing::info!(certificate = %self.id, "{step}");
         self.views.step(self.id, step.to_string(), self.stop);
+        if let Some(job) = self.job {
+            job.step(step.to_string());
+        }
     }
 }

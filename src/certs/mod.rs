@@ -1,10 +1,14 @@
 //! When to order, what to serve. Knows no CA, only [`Issuer`](crate::issuer::Issuer)s.
 
 mod attempt;
+mod command;
+mod generations;
 mod import;
+mod jobs;
 mod manager;
 mod memo;
 pub(crate) mod policy;
+mod proof;
 mod record;
 pub(crate) mod state;
 #[cfg(test)]
@@ -12,7 +16,9 @@ mod tests;
 mod view;
 mod worker;
 
+pub use command::{Exported, Verb};
 pub use import::{Imported, import_certificate};
+pub use jobs::JobView;
 pub use manager::{CertManager, Wanted};
 pub use policy::{Why, Window};
 pub use record::CertId;

@@ -101,16 +101,29 @@ fn seed(bundle: &Bundle) -> u64 {
 
 /// One value holds everything: storing it is one transaction.
 #[derive(Serialize, Deserialize)]
-struct StoredCert {
+pub(super) struct StoredCert {
     names: Vec<String>,
-    chain: String,
-    key: String,
+    pub(super) chain: String,
+    pub(super) key: String,
     /// By our clock; the moment at which a person went back to it, if one did.
     stored_at: u64,
     #[serde(default)]
     hurried: bool,
     #[serde(default)]
     rolled_back: bool,
+}
+
+impl StoredCert {
+    pub(super) fn new(issued: &IssuedCert, cert: &HeldCert) -> Self {
+        Self {
+            names: cert.bundle.names().iter().map(ToString::to_string).collect(),
+            chain: issued.chain_pem.clone(),
+            key: issued.key_pem.expose().to_owned(),
+            stored_at: seconds(cert.held.stored_at),
+            hurried: cert.held.hurried,
+            rolled_back: cert.held.rolled_back,
+        }
+    }
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -274,14 +287,7 @@ impl CertRecords {
         cert: &HeldCert,
     ) -> Result<(), StorageError> {
         let key = cert_key(issuer, id);
-        let stored = StoredCert {
-            names: cert.bundle.names().iter().map(ToString::to_string).collect(),
-            chain: issued.chain_pem.clone(),
-            key: issued.key_pem.expose().to_owned(),
-            stored_at: seconds(cert.held.stored_at),
-            hurried: cert.held.hurried,
-            rolled_back: cert.held.rolled_back,
-        };
+        let stored = StoredCert::new(issued, cert);
         self.storage.store(&key, &encode(&stored)?, Expect::Anything).await?;
         self.note(|inventory| inventory.note_stored(&key)).await
     }
@@ -347,7 +353,7 @@ fn inventory_key() -> Key {
     Key::new(&["inventory"])
 }
 
-fn parse(value: &[u8], names: &[HostPattern], issuer: u8) -> Result<HeldCert, String> {
+pub(super) fn parse(value: &[u8], names: &[HostPattern], issuer: u8) -> Result<HeldCert, String> {
     let stored: StoredCert = serde_json::from_slice(value).map_err(|e| e.to_string())?;
     let bundle = prove(&stored.chain, &stored.key, names)?;
     let held = Held {

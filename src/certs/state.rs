@@ -41,6 +41,8 @@ pub(crate) enum Event {
     Renewed(Held),
     /// An attempt at the CA of this number failed.
     Failed(usize, IssueError),
+    /// Something of our own stands in the way, whichever CA is asked.
+    HeldBack(IssueError),
     /// Nobody was asked: the CA of this number would refuse the order before this moment.
     Refused(usize, SystemTime, String),
     /// Another process holds the lease.
@@ -339,7 +341,10 @@ impl Machine {
                 self.hold(held, now);
                 self.enter(State::Valid { due: self.due(&held, now) }, Duration::ZERO);
             }
-            Event::Failed(ca, error) => self.failed(ca, error, now, dice),
+            Event::Failed(ca, error) => {
+                self.failed(Some(ca).filter(|_| is_its_own(&error)), error, now, dice)
+            }
+            Event::HeldBack(error) => self.failed(None, error, now, dice),
             Event::Refused(ca, until, message) => {
                 let floor = self.held.map_or(until, |held| held.floor());
                 let until = if floor > now { until.min(floor) } else { until };
@@ -387,13 +392,12 @@ impl Machine {
         self.settle(now);
     }
 
-    fn failed(&mut self, ca: usize, error: IssueError, now: SystemTime, dice: f64) {
+    fn failed(&mut self, ca: Option<usize>, error: IssueError, now: SystemTime, dice: f64) {
         self.failures = self.failures.saturating_add(1);
-        let own = is_its_own(&error);
         let held = self.held;
-        let place = match self.lanes.get_mut(ca) {
-            Some((_, lane)) if own => lane,
-            _ => &mut self.everywhere,
+        let place = match ca.and_then(|ca| self.lanes.get_mut(ca)) {
+            Some((_, lane)) => lane,
+            None => &mut self.everywhere,
         };
         let failures = place.failures.saturating_add(1);
         let until = policy::retry_at(failures, error.retry, held.as_ref(), now, dice);

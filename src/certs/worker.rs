@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex, OnceCell, Semaphore, mpsc, oneshot};
 
+use super::command::Command;
+use super::jobs::Job;
 use super::manager::{News, Update, Wanted};
-use super::record::{CertId, CertRecords, HeldCert};
+use super::record::{CertId, CertRecords, HeldCert, cert_key};
 use super::state::{Action, Event, Machine, State, Terms};
 use super::view::{CertObserver, CertView, Phase, Reason, Views};
 use crate::backoff;
@@ -14,6 +16,7 @@ use crate::clock::{self, SharedClock};
 use crate::issuer::{IssueRequest, IssuedCert, Issuer, IssuerId};
 use crate::ledger::Ledger;
 use crate::task::Shutdown;
+use crate::tls::Roots;
 
 /// The wall clock is read again at least this often: a suspended machine wakes up late otherwise.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -29,6 +32,8 @@ pub(super) struct Shared {
     pub(super) updates: mpsc::Sender<Update>,
     /// Bounds the orders that run at once.
     pub(super) orders: Arc<Semaphore>,
+    /// What this machine trusts; read when the first certificate is proven.
+    pub(super) roots: Arc<OnceCell<Roots>>,
     /// Bounds the questions about renewal windows that run at once.
     pub(super) polls: Arc<Semaphore>,
 }
@@ -51,9 +56,21 @@ pub(super) struct Worker {
     pub(super) current: Option<HeldCert>,
     /// Served, and not stored yet because storage could not be written.
     pub(super) pending: Option<Pending>,
+    /// Why what was signed last is not served.
+    pub(super) unproven: Option<String>,
+    /// The names were ordered at the CA's staging, and signed.
+    pub(super) rehearsed: bool,
+    /// A person wants it whatever the ledger says.
+    pub(super) forced: bool,
+    /// What a person asked for and watches.
+    pub(super) job: Option<Job>,
+    inbox: Inbox,
     /// Where the CA says why its window is where it is.
     explanation: Option<String>,
 }
+
+/// Commands for one worker; whichever start of it runs takes them.
+pub(super) type Inbox = Arc<Mutex<mpsc::Receiver<Command>>>;
 
 /// A signed certificate with everything that storing it needs.
 pub(super) struct Pending {
@@ -64,17 +81,34 @@ pub(super) struct Pending {
 }
 
 impl Worker {
-    pub(super) fn new(shared: Shared, wanted: Wanted, number: u64, stop: Shutdown) -> Self {
+    pub(super) fn new(shared: Shared, wanted: Wanted, number: u64, inbox: Inbox, stop: Shutdown) -> Self {
         let id = CertId::of(&wanted.names);
-        Self { shared, wanted, id, number, stop, current: None, pending: None, explanation: None }
+        Self {
+            shared,
+            wanted,
+            id,
+            number,
+            stop,
+            current: None,
+            pending: None,
+            unproven: None,
+            rehearsed: false,
+            forced: false,
+            job: None,
+            inbox,
+            explanation: None,
+        }
     }
 
     /// Runs until it is told to stop. An order under way is dropped then; its records go to the janitor and it is resumed later.
     pub(super) async fn run(mut self, mut milestones: Milestones) {
         let shutdown = self.stop.clone();
+        let inbox = self.inbox.clone();
+        let mut inbox = inbox.lock().await;
         let mut machine = self.load().await;
         self.show(&machine, None);
         done(&mut milestones.loaded);
+        self.after_a_crash(&mut machine).await;
         loop {
             if self.pending.is_some() {
                 self.store_pending().await;
@@ -89,8 +123,13 @@ impl Worker {
                 Action::SleepUntil(until) => {
                     done(&mut milestones.settled);
                     let wait = until.duration_since(now).unwrap_or_default().min(LONGEST_SLEEP);
+                    let command = tokio::select! {
+                        () = tokio::time::sleep(wait) => continue,
+                        Some(command) = inbox.recv() => command,
+                        () = shutdown.wait() => return,
+                    };
                     tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
+                        () = self.obey(&mut machine, command) => {}
                         () = shutdown.wait() => return,
                     }
                 }
@@ -113,7 +152,7 @@ impl Worker {
     }
 
     /// Takes the end of an attempt in.
-    async fn take(&mut self, machine: &mut Machine, event: Event) {
+    pub(super) async fn take(&mut self, machine: &mut Machine, event: Event) {
         let waited = matches!(event, Event::Busy);
         let renewed = matches!(event, Event::Renewed(_));
         if let Event::Failed(ca, error) = &event {
@@ -213,12 +252,31 @@ impl Worker {
             }
         };
         machine.step(event, self.shared.clock.now(), backoff::dice());
+        self.keep_ari(machine, &serial).await;
+        self.show(machine, None);
+    }
+
+    pub(super) async fn keep_ari(&self, machine: &Machine, serial: &str) {
         if let Some(ari) = machine.ari()
-            && let Err(error) = self.shared.records.store_ari(self.preferred(), &self.id, &serial, ari).await
+            && let Err(error) = self.shared.records.store_ari(self.preferred(), &self.id, serial, ari).await
         {
             tracing::debug!(certificate = %self.id, %error, "the CA's renewal window cannot be kept");
         }
-        self.show(machine, None);
+    }
+
+    /// A crash between signing and serving left something that is paid for and not served yet.
+    async fn after_a_crash(&mut self, machine: &mut Machine) {
+        if self.current.is_none() {
+            return; // it is ordered next, and that looks first
+        }
+        let lease = self.shared.records.storage.try_lease(&cert_key(self.preferred(), &self.id)).await;
+        if !matches!(lease, Ok(Some(_))) {
+            return;
+        }
+        if let Some(event @ Event::Renewed(_)) = self.settle_unproven(self.shared.clock.now()).await {
+            self.take(machine, event).await;
+        }
+        drop(lease);
     }
 
     pub(super) async fn publish(&mut self, cert: HeldCert) {
@@ -284,7 +342,7 @@ impl Worker {
             reason,
             explanation: self.explanation.clone(),
             failures: machine.failures(),
-            last_error: error,
+            last_error: error.or_else(|| self.unproven.clone()),
             step,
         };
         if self.shared.views.put(view.clone(), &self.stop) {

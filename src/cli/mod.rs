@@ -7,7 +7,9 @@
 )]
 #![allow(clippy::print_stderr, reason = "this room talks to people")]
 
+mod accounts;
 mod certs;
+mod certs_do;
 mod check;
 mod completions;
 mod doctor;
@@ -65,8 +67,10 @@ enum Verb {
     Doctor(doctor::Arguments),
     /// Say which route a URL takes and why, with which certificate, upstream and time-outs.
     Explain(explain::Arguments),
-    /// Show certificates as the running process holds them.
+    /// Show certificates as the running process holds them; renew, revoke, export them, or go back to the one before.
     Certs(certs::Arguments),
+    /// Show and change accounts at CAs.
+    Accounts(accounts::Arguments),
     /// Show the running process.
     Status {
         #[command(flatten)]
@@ -125,6 +129,7 @@ pub fn main() -> ExitCode {
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Explain(arguments) => explain::run(&arguments),
         Verb::Certs(arguments) => certs::run(&arguments),
+        Verb::Accounts(arguments) => accounts::run(&arguments),
         Verb::Status { socket, json } => status::run(&socket, json),
         Verb::Reload { socket } => reload::run(&socket),
         Verb::Health { socket } => health::run(&socket),

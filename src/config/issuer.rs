@@ -336,3 +336,62 @@ pub(super) fn not_public(name: &HostPattern) -> Option<String> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{AcmePlan, Environment, IssuerPlan, Loaded, parse};
+    use super::*;
+
+    fn load(acme: &str) -> (AcmePlan, Loaded) {
+        let env = Environment { state_dir: "/state".into(), runtime_dir: "/runtime".into() };
+        let text = format!(
+            "{acme}\n[dns]\nprovider = \"exec\"\nprogram = \"/hook\"\n[routes]\n\"a.example.com\" = {{ respond = 200 }}\n"
+        );
+        let loaded = parse(&text, "starlock.toml", &env).unwrap_or_else(|p| panic!("{p}"));
+        let IssuerPlan::Acme(plan) = &loaded.plan.certificates[0].issuer else { panic!("{loaded:?}") };
+        (plan.clone(), loaded)
+    }
+
+    #[test]
+    fn a_ca_that_demands_a_binding_is_said_to_where_none_is_given() {
+        for (word, directory) in [
+            ("zerossl", "https://acme.zerossl.com/v2/DV90"),
+            ("google", "https://dv.acme-v02.api.pki.goog/directory"),
+            ("sslcom", "https://acme.ssl.com/sslcom-dv-ecc"),
+        ] {
+            let (plan, loaded) = load(&format!("acme = \"{word}\""));
+            assert_eq!(plan.acme.directory, directory);
+            assert!(
+                loaded.warnings.to_string().contains("registers nobody without `eab`"),
+                "{}",
+                loaded.warnings
+            );
+            let eab = "eab = { kid = \"k\", hmac = { file = \"/hmac\" } }";
+            let (plan, loaded) = load(&format!("acme = {{ ca = \"{word}\", {eab} }}"));
+            assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
+            assert_eq!(plan.acme.eab.unwrap().hmac, SecretSource::File("/hmac".into()));
+        }
+        let (plan, _) = load("acme = { ca = \"sslcom\", key = \"rsa2048\" }");
+        assert_eq!(plan.acme.directory, "https://acme.ssl.com/sslcom-dv-rsa");
+    }
+
+    #[test]
+    fn fallbacks_have_their_own_words_and_share_contact_and_key() {
+        let (plan, _) = load(
+            "[acme]\nemail = \"ops@example.com\"\nkey = \"p384\"\nprofile = \"tlsserver\"\nrehearse = true\n\
+             fallback = [\"https://one.example/dir\", { ca = \"https://two.example/dir\", email = \"two@example.com\", \
+             limits = { orders = { burst = 3, every = \"1h\" }, pause_after = 9 } }]",
+        );
+        assert!(plan.acme.rehearse && plan.acme.staging().is_some());
+        let [one, two] = plan.fallback.as_slice() else { panic!("{plan:?}") };
+        assert_eq!(
+            (one.email.as_deref(), one.key, &one.profile),
+            (Some("ops@example.com"), KeyKind::P384, &None)
+        );
+        assert_eq!(two.email.as_deref(), Some("two@example.com"));
+        let orders = Some(Rate { burst: 3, every: Duration::from_secs(3600) });
+        assert_eq!(two.limits, Some(CaLimits { orders, pause_after: Some(9), ..CaLimits::default() }));
+    }
+}

@@ -148,8 +148,17 @@ pub(super) struct FileFacts {
     pub(super) config: PathBuf,
     pub(super) config_rights: Option<Rights>,
     pub(super) plain_secrets: usize,
-    /// Each secret that lies elsewhere: its key, why it cannot be read, and the rights of its file.
-    pub(super) secrets: Vec<(String, Result<(), String>, Option<(PathBuf, Rights)>)>,
+    /// Each secret that lies elsewhere.
+    pub(super) secrets: Vec<SecretFacts>,
+}
+
+/// A secret that the file only points to.
+#[derive(Clone, Debug)]
+pub(super) struct SecretFacts {
+    pub(super) key: String,
+    /// Why it cannot be read.
+    pub(super) read: Result<(), String>,
+    pub(super) file: Option<(PathBuf, Rights)>,
 }
 
 /// Reads every secret, and keeps none. Blocking.
@@ -173,7 +182,7 @@ pub(super) fn gather_files(config: &Path, plan: &Plan) -> FileFacts {
                 SecretSource::File(path) => rights(path).map(|rights| (path.clone(), rights)),
                 _ => None,
             };
-            facts.secrets.push((format!("[dns] {key}"), read, file));
+            facts.secrets.push(SecretFacts { key: format!("[dns] {key}"), read, file });
         }
     }
     facts
@@ -211,7 +220,7 @@ pub(super) fn judge_files(facts: &FileFacts) -> Vec<Finding> {
             .place(path.to_string()),
         );
     }
-    for (key, read, file) in &facts.secrets {
+    for SecretFacts { key, read, file } in &facts.secrets {
         if let Err(reason) = read {
             notes.push(
                 Note::failure("secret.unreadable", reason.clone())
@@ -324,7 +333,11 @@ mod tests {
         assert_eq!(id(&facts(0o640, 1)), "config.good");
         assert_eq!(id(&facts(0o644, 1)), "config.secrets-exposed");
         let mut unreadable = facts(0o600, 0);
-        unreadable.secrets.push(("[dns] token".into(), Err("gone".into()), None));
+        unreadable.secrets.push(SecretFacts {
+            key: "[dns] token".into(),
+            read: Err("gone".into()),
+            file: None,
+        });
         let note = judge_files(&unreadable).remove(0).note;
         assert_eq!((note.id, note.place.as_str()), ("secret.unreadable", "[dns] token"));
     }

@@ -411,7 +411,7 @@ fn judge(
         match tried.get(&write_key(subject.dns, &target.name)) {
             Some(outcome) => notes.push(provider::judge(&target.name, apex, subject.dns, outcome)),
             None if tried.is_empty() => {
-                notes.push(provider::judge(&target.name, apex, subject.dns, &skipped))
+                notes.push(provider::judge(&target.name, apex, subject.dns, &skipped));
             }
             None => notes.push(unfinished(format!("the credentials for {}", target.name))),
         }

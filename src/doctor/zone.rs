@@ -419,14 +419,14 @@ mod tests {
             (
                 |z| {
                     z.servers[1].udp =
-                        Ok(SoaReply { code: ResponseCode::Refused, authoritative: false, soa: None })
+                        Ok(SoaReply { code: ResponseCode::Refused, authoritative: false, soa: None });
                 },
                 &[("zone.server-refuses", Severity::Failure)],
             ),
             (
                 |z| {
                     z.servers[1].udp =
-                        Ok(SoaReply { code: ResponseCode::NoError, authoritative: false, soa: Some((7, 1)) })
+                        Ok(SoaReply { code: ResponseCode::NoError, authoritative: false, soa: Some((7, 1)) });
                 },
                 &[("zone.server-lame", Severity::Failure)],
             ),

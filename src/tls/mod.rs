@@ -2,6 +2,7 @@
 
 mod accept;
 mod bundle;
+mod canary;
 mod mint;
 mod resolver;
 mod store;
@@ -10,6 +11,7 @@ mod validation;
 
 pub use accept::{Accepted, HandshakeError, Stream, TlsServer};
 pub use bundle::{Bundle, BundleError};
+pub use canary::{Roots, canary};
 pub use mint::{Mint, MintJob, MintReader, mint};
 pub use store::{CertPublisher, CertResolver, cert_store};
 pub use table::CertTable;

@@ -123,6 +123,7 @@ pub fn signed_long_ago(zone: &Zone) -> (String, String) {
         &[
             "-q",
             "-S",
+            "-P",
             "-z",
             "-K",
             place,
