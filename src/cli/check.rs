@@ -316,4 +316,29 @@ status = 404
             "{text}"
         );
     }
+
+    #[test]
+    fn the_report_says_how_names_are_proven() {
+        let env = Environment { state_dir: "/state".into(), runtime_dir: "/runtime".into() };
+        for (top, line) in [
+            (
+                "",
+                "    signed by Let's Encrypt, by tls-alpn-01 (the CA comes to port 443 of each name), else http-01 (the CA comes to port \
+                 80 of each name)",
+            ),
+            (
+                "acme.challenge = \"http-01\"",
+                "    signed by Let's Encrypt, by http-01 (the CA comes to port 80 of each name)",
+            ),
+            (
+                "acme.challenge = \"dns-persist-01\"",
+                "  _validation-persist.example.com.  TXT  \"letsencrypt.org; accounturi=ACCOUNT\"",
+            ),
+        ] {
+            let text = format!("{top}\nroutes.\"example.com\" = {{ respond = 200 }}");
+            let loaded = parse(&text, "starlock.toml", &env).unwrap_or_else(|p| panic!("{p}"));
+            let text = report(Path::new("starlock.toml"), &loaded);
+            assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
+        }
+    }
 }
