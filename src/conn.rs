@@ -23,6 +23,9 @@ pub trait Service: 'static {
         request: Request<Incoming>,
         conn: Rc<ConnInfo>,
     ) -> impl Future<Output = Response<Self::Body>> + 'static;
+
+    /// Told of a request whose head could not be read; it got `status` already, and its connection ends.
+    fn unreadable(&self, _conn: &ConnInfo, _status: u16, _reason: &'static str) {}
 }
 
 /// One accepted connection.

@@ -216,8 +216,8 @@ impl fmt::Display for Step {
             Self::Account => f.write_str("opening the account"),
             Self::Order { resumed: false, .. } => f.write_str("order created"),
             Self::Order { resumed: true, .. } => f.write_str("order resumed"),
-            Self::Present { records } => write!(f, "publishing {records} TXT record(s)"),
-            Self::Validate => f.write_str("records visible, the CA validates"),
+            Self::Present { records } => write!(f, "presenting {records} challenge(s)"),
+            Self::Validate => f.write_str("the challenges stand, the CA validates"),
             Self::Finalize => f.write_str("validated, sending the CSR"),
             Self::Download => f.write_str("signed, fetching the chain"),
         }

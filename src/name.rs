@@ -170,6 +170,11 @@ impl DnsName {
         Self(format!("_acme-challenge.{base}").into())
     }
 
+    /// `label` in front of this name.
+    pub fn with_label(&self, label: &str) -> Self {
+        Self(format!("{label}.{}", self.0).into())
+    }
+
     /// The name without a trailing dot.
     pub fn as_str(&self) -> &str {
         &self.0

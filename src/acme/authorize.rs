@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use instant_acme::{AuthorizationStatus, ChallengeStatus, ChallengeType, Error, Identifier, Order, Problem};
+use instant_acme::{
+    AuthorizationState, AuthorizationStatus, ChallengeStatus, ChallengeType, Error, Identifier, Order,
+    Problem,
+};
 use tokio::time::Instant;
 
 use super::order::{FIRST_POLL, OrderError, OrderRun};
 use super::signed;
-use crate::challenge::Challenge;
+use crate::challenge::{AccountFacts, Challenge, ChallengeKind, PresentError};
 use crate::issuer::{FailureClass, IssueError, Retry, Step};
-use crate::name::HostName;
+use crate::name::{HostName, HostPattern};
 
 /// A CA that has not looked by then is down.
 pub(super) const VALIDATION_LIMIT: Duration = Duration::from_secs(300);
@@ -29,23 +32,58 @@ impl OrderRun<'_> {
         let challenges: Vec<Challenge> = open.iter().map(|o| o.challenge.clone()).collect();
         for batch in self.solver.batches(&challenges) {
             self.progress.step(Step::Present { records: batch.len() });
-            let presented = self.solver.present(&batch).await.map_err(|error| {
-                let (class, retry) = match error.permanent {
-                    true => (FailureClass::Config, Retry::Park),
-                    false => (FailureClass::Dns, Retry::Backoff),
-                };
-                OrderError::Verdict(IssueError::new(
-                    class,
-                    retry,
-                    format!("{}: {}", self.names, error.message),
-                ))
-            })?;
+            let presented = self.solver.present(&batch).await.map_err(|error| self.not_presented(&error))?;
             self.progress.step(Step::Validate);
             let outcome = self.validate(order, open.iter().filter(|o| batch.contains(&o.challenge))).await;
             presented.clean_up().await;
             outcome?;
         }
         Ok(())
+    }
+
+    /// Lets the solver look at what has to be there before the CA hears of an order.
+    pub(super) async fn before_order(&self) -> Result<(), OrderError> {
+        let base = |name: &HostPattern| Some((name.base()?.clone(), name.is_wildcard()));
+        let names: Vec<(HostName, bool)> = self.request.names.iter().filter_map(base).collect();
+        let ready = self.solver.before_order(&names, &self.account_facts(None)).await;
+        ready.map_err(|error| self.not_presented(&error))
+    }
+
+    fn not_presented(&self, error: &PresentError) -> OrderError {
+        let (class, retry) = match error.permanent {
+            true => (FailureClass::Config, Retry::Park),
+            false => (FailureClass::Dns, Retry::Backoff),
+        };
+        OrderError::Verdict(IssueError::new(class, retry, format!("{}: {}", self.names, error.message)))
+    }
+
+    fn account_facts(&self, challenge: Option<&str>) -> AccountFacts {
+        let facts = self.client.facts();
+        AccountFacts {
+            url: self.account.id().to_owned(),
+            thumbprint: self.account.key_thumbprint().to_owned(),
+            issuers: facts.issuers(challenge),
+            hash_prefix: facts.hash_prefix(),
+        }
+    }
+
+    /// Which challenge to answer for `name`: one that the CA was told of in an earlier run, else the solver's best that is
+    /// offered.
+    fn choose(&self, name: &HostName, state: &AuthorizationState) -> Result<ChallengeKind, OrderError> {
+        let kinds = self.solver.kinds(name);
+        let offer = |kind: &ChallengeKind| state.challenges.iter().find(|c| c.r#type == wire(*kind));
+        let told = kinds.iter().find(|k| offer(k).is_some_and(|c| c.status == ChallengeStatus::Processing));
+        if let Some(kind) = told.or_else(|| kinds.iter().find(|kind| offer(kind).is_some())) {
+            return Ok(*kind);
+        }
+        let words = |all: Vec<&str>| if all.is_empty() { "nothing".to_owned() } else { all.join(", ") };
+        let wanted = words(kinds.iter().map(|kind| kind.as_str()).collect());
+        let offered = words(state.challenges.iter().map(|challenge| word(&challenge.r#type)).collect());
+        let offered: String = offered.chars().filter(|c| !c.is_control()).take(200).collect();
+        Err(self.config(&format!(
+            "the CA does not offer {wanted} for {name}; it offers {offered}. Set `acme.challenge` to one of those, or `acme.ca` to \
+             another CA"
+        )))
     }
 
     async fn open_authorizations(&self, order: &mut Order) -> Result<Vec<Open>, OrderError> {
@@ -64,13 +102,23 @@ impl OrderRun<'_> {
                 Identifier::Dns(name) => HostName::parse(name).ok(),
                 _ => None,
             };
-            let offered = authorization.challenge(ChallengeType::Dns01);
-            let (Some(name), Some(challenge)) = (name, offered) else {
-                return Err(self.config("the CA does not offer dns-01 for one of the names"));
+            let Some(name) = name else {
+                return Err(self.config("the CA wants something proven that is not a name"));
             };
+            let (kind, wildcard) = (self.choose(&name, &authorization)?, authorization.wildcard);
+            let Some(challenge) = authorization.challenge(wire(kind)) else { continue };
+            let key_authorization = challenge.key_authorization();
             open.push(Open {
                 index: index - 1,
-                challenge: Challenge { name, value: challenge.key_authorization().dns_value() },
+                challenge: Challenge {
+                    kind,
+                    name,
+                    wildcard,
+                    token: challenge.token.clone(),
+                    key_authorization: key_authorization.as_str().to_owned(),
+                    value: key_authorization.dns_value(),
+                    account: self.account_facts(Some(&challenge.url)),
+                },
                 told: challenge.status != ChallengeStatus::Pending,
             });
         }
@@ -84,8 +132,8 @@ impl OrderRun<'_> {
     ) -> Result<(), OrderError> {
         let batch: Vec<&Open> = batch.collect();
         for open in batch.iter().filter(|o| !o.told) {
-            signed!(tell(order, open.index))
-                .map_err(|e| self.judge(&e, "telling the CA that the records are there"))?;
+            signed!(tell(order, open.index, open.challenge.kind))
+                .map_err(|e| self.judge(&e, "telling the CA that the challenge is answered"))?;
         }
         let deadline = Instant::now() + VALIDATION_LIMIT;
         for open in batch {
@@ -105,8 +153,9 @@ impl OrderRun<'_> {
                         return Err(self.ca_down("the CA did not finish validating within 5 minutes"));
                     }
                     (_, problem) => {
+                        self.solver.refused(&open.challenge);
                         // What the CA says of the order may lag behind; the authorization alone decides.
-                        return Err(OrderError::Dead(self.refused(problem.as_ref(), &open.challenge.name)));
+                        return Err(OrderError::Dead(self.refused(problem.as_ref(), &open.challenge)));
                     }
                 }
             }
@@ -124,13 +173,35 @@ pub(super) async fn fetch_authorizations(order: &mut Order) -> Result<(), Error>
     Ok(())
 }
 
-async fn tell(order: &mut Order, index: usize) -> Result<(), Error> {
+/// instant-acme knows the first three; the others are answered by the same empty object all the same.
+fn wire(kind: ChallengeKind) -> ChallengeType {
+    match kind {
+        ChallengeKind::Dns01 => ChallengeType::Dns01,
+        ChallengeKind::Http01 => ChallengeType::Http01,
+        ChallengeKind::TlsAlpn01 => ChallengeType::TlsAlpn01,
+        ChallengeKind::DnsAccount01 | ChallengeKind::DnsPersist01 => {
+            ChallengeType::Unknown(kind.as_str().into())
+        }
+    }
+}
+
+fn word(offered: &ChallengeType) -> &str {
+    match offered {
+        ChallengeType::Dns01 => "dns-01",
+        ChallengeType::Http01 => "http-01",
+        ChallengeType::TlsAlpn01 => "tls-alpn-01",
+        ChallengeType::Unknown(word) => word,
+        _ => "something else",
+    }
+}
+
+async fn tell(order: &mut Order, index: usize, kind: ChallengeKind) -> Result<(), Error> {
     let mut authorizations = order.authorizations();
     for _ in 0..index {
         authorizations.next().await.transpose()?;
     }
     let Some(mut authorization) = authorizations.next().await.transpose()? else { return Ok(()) };
-    match authorization.challenge(ChallengeType::Dns01) {
+    match authorization.challenge(wire(kind)) {
         Some(mut challenge) => challenge.set_ready().await,
         None => Ok(()),
     }

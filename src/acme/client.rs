@@ -12,6 +12,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient as AcmeHttp};
 
+use super::facts::Facts;
 use crate::clock::SharedClock;
 use crate::http_client::{Answer, HttpClient, HttpError, Question};
 
@@ -92,13 +93,14 @@ pub(super) struct RecordingClient {
     clock: SharedClock,
     skew: Arc<Skew>,
     last: Arc<Mutex<Option<LastAnswer>>>,
+    facts: Arc<Mutex<Facts>>,
     /// The directory as it was fetched: instant-acme asks for it again.
     directory: Arc<Mutex<Option<(String, Bytes)>>>,
 }
 
 impl RecordingClient {
     pub(super) fn new(http: HttpClient, clock: SharedClock, skew: Arc<Skew>) -> Self {
-        Self { http, clock, skew, last: Arc::default(), directory: Arc::default() }
+        Self { http, clock, skew, last: Arc::default(), directory: Arc::default(), facts: Arc::default() }
     }
 
     pub(super) fn now(&self) -> SystemTime {
@@ -107,6 +109,11 @@ impl RecordingClient {
 
     pub(super) fn last(&self) -> Option<LastAnswer> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the CA has said of itself.
+    pub(super) fn facts(&self) -> Facts {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// When the CA asked to be polled again, if its last answer said so.
@@ -168,6 +175,7 @@ impl RecordingClient {
                 return Err(error);
             }
         };
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).notice(&answer.body);
         let now = self.clock.now();
         self.skew.look(&answer.headers, now);
         self.record(LastAnswer::Answer {

@@ -4,6 +4,7 @@ mod account;
 mod authorize;
 mod chain;
 mod client;
+mod facts;
 mod import;
 mod journal;
 mod jws;

@@ -15,10 +15,10 @@ use super::problem::{self, Context};
 use super::session::Session;
 use super::signed;
 use super::spec::AcmeSpec;
-use crate::challenge::ChallengeSolver;
+use crate::challenge::{Challenge, ChallengeSolver};
 use crate::clock::Clock;
 use crate::issuer::{FailureClass, IssueError, IssueRequest, IssuedCert, Progress, Retry, Spent, Step};
-use crate::name::{HostName, HostPattern};
+use crate::name::HostPattern;
 use crate::storage::StorageError;
 use crate::task;
 
@@ -80,6 +80,7 @@ impl From<StorageError> for OrderError {
 
 impl OrderRun<'_> {
     pub(super) async fn run(&self) -> Result<IssuedCert, OrderError> {
+        self.before_order().await?;
         let (mut order, pending) = self.begin().await?;
         let result = self.complete(&mut order, &pending).await;
         if matches!(&result, Err(OrderError::Dead(error)) if error.class == FailureClass::Validation) {
@@ -269,8 +270,9 @@ impl OrderRun<'_> {
         OrderError::Verdict(problem::judge(error, self.client.last().as_ref(), &context, self.clock.now()))
     }
 
-    pub(super) fn refused(&self, problem: Option<&Problem>, name: &HostName) -> IssueError {
-        let doing = format!("validating {name}");
+    pub(super) fn refused(&self, problem: Option<&Problem>, challenge: &Challenge) -> IssueError {
+        let Challenge { kind, name, .. } = challenge;
+        let doing = format!("validating {name} by {kind}");
         let context = Context { ca: self.ca, names: self.names, doing: &doing, validating: true };
         self.failed(name);
         match problem {

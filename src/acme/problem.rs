@@ -104,12 +104,9 @@ pub(super) fn judge_problem(
             "The CA does not let this account do that: it may have been deactivated there. To register a new one, move \
              the file below `accounts` out of the state directory and restart.",
         ),
-        "unauthorized" | "incorrectResponse" | "dns" | "connection" | "tls" => (
-            FailureClass::Validation,
-            Retry::Backoff,
-            "The CA looked and did not find the challenge: check that the _acme-challenge name is delegated or writable as intended, \
-             from outside this network too.",
-        ),
+        "unauthorized" | "incorrectResponse" | "dns" | "connection" | "tls" => {
+            (FailureClass::Validation, Retry::Backoff, looked(doing))
+        }
         "dnssec" => (
             FailureClass::Validation,
             Retry::Backoff,
@@ -150,6 +147,27 @@ pub(super) fn judge_problem(
     };
     let said = plain(problem);
     IssueError::new(class, retry, format!("{names}: {ca} said while {doing}: {said}. {advice}"))
+}
+
+/// What to check after the CA looked in vain: the last word of "validating NAME by KIND" says where it looked.
+fn looked(doing: &str) -> &'static str {
+    match doing.rsplit(' ').next() {
+        Some("http-01") => {
+            "The CA looked and did not find the challenge: check that the name's addresses (AAAA too) lead to this machine, and that \
+             port 80 of them comes to `listen.http`, from outside this network too. The next attempt is made by itself."
+        }
+        Some("tls-alpn-01") => {
+            "The CA looked and did not find the challenge: check that the name's addresses (AAAA too) lead to this machine, and that \
+             port 443 of them comes to `listen.https` with nothing in between that ends TLS. The next attempt is made by itself."
+        }
+        Some("dns-persist-01") => {
+            "The CA did not take the _validation-persist record: `starlock check` and the log say how it has to be."
+        }
+        _ => {
+            "The CA looked and did not find the challenge: check that the _acme-challenge name is delegated or writable as intended, \
+             from outside this network too."
+        }
+    }
 }
 
 /// The last word of the problem's URN, or nothing for a foreign one.

@@ -8,7 +8,9 @@ use sha2::{Digest, Sha256};
 
 use crate::acme::{AcmeIssuer, AcmeSpec};
 use crate::certs::{Wanted, WantedFiles};
-use crate::challenge::{Dns01Solver, Janitor, OwnResponder};
+use crate::challenge::{
+    Answers, ChallengeKind, ChallengeSolver, Dns01Solver, Janitor, OwnResponder, PersistSolver, WebSolver,
+};
 use crate::clock::SharedClock;
 use crate::config::{AcmePlan, CertificatePlan, FilesPlan, IssuerPlan, Plan};
 use crate::deploy::Job;
@@ -18,6 +20,7 @@ use crate::local_ca::LocalCa;
 use crate::resolver::Resolver;
 use crate::secret::SecretSource;
 use crate::storage::Storage;
+use crate::tls::Validations;
 
 /// What issuers stand on; lives as long as the process.
 #[derive(Clone)]
@@ -28,6 +31,10 @@ pub(super) struct Ground {
     pub(super) turns: ZoneTurns,
     /// Writes into the responder's zones.
     pub(super) builtin: Arc<dyn TxtProvider>,
+    /// What the listeners answer to http-01.
+    pub(super) answers: Answers,
+    /// What they answer to tls-alpn-01.
+    pub(super) validations: Validations,
 }
 
 /// What a plan's certificates need.
@@ -43,7 +50,7 @@ pub(super) struct Issuers {
 
 /// Reads secrets and roots, asks nobody. The error is for a person. `responder` is where our own responder answers.
 pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> Result<Issuers, String> {
-    let mut maker = Maker { plan, ground, responder, solvers: Vec::new(), acme: Vec::new() };
+    let mut maker = Maker { plan, ground, responder, solvers: Vec::new(), web: Vec::new(), acme: Vec::new() };
     let local: Arc<dyn Issuer> = Arc::new(local_ca(plan, ground.storage.clone(), ground.clock.clone()));
     let mut wanted = Vec::with_capacity(plan.certificates.len());
     let (mut files, mut deploys) = (Vec::new(), Vec::new());
@@ -73,7 +80,14 @@ pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> R
             },
         });
     }
-    let providers = maker.solvers.into_iter().map(|(_, (provider, _))| provider).collect();
+    let mut seen: Vec<&ProviderSpec> = Vec::new();
+    let mut providers = Vec::new();
+    for (spec, _, (provider, _)) in maker.solvers {
+        if !seen.contains(&spec) {
+            seen.push(spec);
+            providers.push(provider);
+        }
+    }
     Ok(Issuers { wanted, files, deploys, providers })
 }
 
@@ -97,48 +111,77 @@ pub(super) fn local_ca(plan: &Plan, storage: Arc<dyn Storage>, clock: SharedCloc
     LocalCa::new(storage, clock, local.flat_map(|certificate| certificate.names.clone()).collect())
 }
 
-/// Makes one issuer for each distinct CA and provider, and one solver for each distinct provider.
+/// Makes one issuer for each distinct CA and way to prove names, and one solver for each such way.
 struct Maker<'a> {
     plan: &'a Plan,
     ground: &'a Ground,
     responder: &'a [SocketAddr],
-    solvers: Vec<(&'a ProviderSpec, Solver)>,
-    acme: Vec<(AcmeSpec, Option<&'a ProviderSpec>, Arc<dyn Issuer>)>,
+    solvers: Vec<(&'a ProviderSpec, ChallengeKind, Solver)>,
+    web: Vec<(&'a [ChallengeKind], Arc<WebSolver>)>,
+    acme: Vec<(AcmeSpec, &'a AcmePlan, Arc<dyn Issuer>)>,
 }
 
 impl<'a> Maker<'a> {
     /// One for each CA of a certificate, the preferred one first.
     fn issuers(&mut self, plan: &'a AcmePlan) -> Result<Vec<Arc<dyn Issuer>>, String> {
         let specs = std::iter::once(&plan.acme).chain(&plan.fallback);
-        specs.map(|spec| self.issuer(spec, plan.dns.as_ref())).collect()
+        specs.map(|spec| self.issuer(spec, plan)).collect()
     }
 
     /// The staging of the preferred CA, if it has one.
     fn rehearsal(&mut self, plan: &'a AcmePlan) -> Result<Option<Arc<dyn Issuer>>, String> {
-        plan.acme.staging().map(|spec| self.issuer(&spec, plan.dns.as_ref())).transpose()
+        plan.acme.staging().map(|spec| self.issuer(&spec, plan)).transpose()
     }
 
-    fn issuer(&mut self, spec: &AcmeSpec, dns: Option<&'a ProviderSpec>) -> Result<Arc<dyn Issuer>, String> {
-        if let Some((_, _, issuer)) = self.acme.iter().find(|(a, d, _)| a == spec && *d == dns) {
+    /// The issuer at one CA for a certificate that is proven as `plan` says.
+    fn issuer(&mut self, spec: &AcmeSpec, plan: &'a AcmePlan) -> Result<Arc<dyn Issuer>, String> {
+        let same = |other: &AcmePlan| other.dns == plan.dns && other.challenge == plan.challenge;
+        if let Some((_, _, issuer)) = self.acme.iter().find(|(s, other, _)| s == spec && same(other)) {
             return Ok(issuer.clone());
         }
-        let Some(provider) = dns else { return Err("acme: nobody answers the challenge".to_owned()) };
-        let solver = self.solver(provider)?;
+        let solver = self.solver(plan)?;
         let (storage, clock) = (self.ground.storage.clone(), self.ground.clock.clone());
         let issuer: Arc<dyn Issuer> = Arc::new(
             AcmeIssuer::new(spec.clone(), solver, storage, clock).map_err(|e| format!("acme: {e}"))?,
         );
-        self.acme.push((spec.clone(), dns, issuer.clone()));
+        self.acme.push((spec.clone(), plan, issuer.clone()));
         Ok(issuer)
     }
 
-    fn solver(&mut self, spec: &'a ProviderSpec) -> Result<Arc<Dns01Solver>, String> {
-        if let Some((_, (_, solver))) = self.solvers.iter().find(|(known, _)| *known == spec) {
+    fn solver(&mut self, plan: &'a AcmePlan) -> Result<Arc<dyn ChallengeSolver>, String> {
+        match plan.challenge.first() {
+            Some(kind) if kind.writes_records() => match &plan.dns {
+                Some(provider) => Ok(self.records(provider, *kind)?),
+                None => Err(format!("acme: nobody writes the records for {kind}")),
+            },
+            Some(ChallengeKind::DnsPersist01) => {
+                let resolvers = plan.dns.as_ref().map(|dns| dns.common.resolvers.clone()).unwrap_or_default();
+                let resolver = Arc::new(Resolver::new(resolvers));
+                Ok(Arc::new(PersistSolver::new(resolver, self.ground.clock.clone())))
+            }
+            _ => Ok(self.listeners(&plan.challenge)),
+        }
+    }
+
+    /// Proves by the listeners. One for all certificates, so that what a CA could not see is known to all.
+    fn listeners(&mut self, kinds: &'a [ChallengeKind]) -> Arc<WebSolver> {
+        if let Some((_, solver)) = self.web.iter().find(|(known, _)| *known == kinds) {
+            return solver.clone();
+        }
+        let Ground { answers, validations, .. } = self.ground;
+        let solver = Arc::new(WebSolver::new(kinds.to_vec(), answers.clone(), validations.clone()));
+        self.web.push((kinds, solver.clone()));
+        solver
+    }
+
+    /// Proves by TXT records that are written for each order.
+    fn records(&mut self, spec: &'a ProviderSpec, kind: ChallengeKind) -> Result<Arc<Dns01Solver>, String> {
+        if let Some((_, _, (_, solver))) = self.solvers.iter().find(|(s, k, _)| *s == spec && *k == kind) {
             return Ok(solver.clone());
         }
-        let made = solver(self.plan, spec, self.ground, self.responder)?;
+        let made = solver(self.plan, spec, kind, self.ground, self.responder)?;
         let solver = made.1.clone();
-        self.solvers.push((spec, made));
+        self.solvers.push((spec, kind, made));
         Ok(solver)
     }
 }
@@ -148,6 +191,7 @@ type Solver = (Arc<dyn TxtProvider>, Arc<Dns01Solver>);
 fn solver(
     plan: &Plan,
     spec: &ProviderSpec,
+    kind: ChallengeKind,
     ground: &Ground,
     responder: &[SocketAddr],
 ) -> Result<Solver, String> {
@@ -166,6 +210,7 @@ fn solver(
     });
     let propagation = spec.common.propagation.clone();
     let solver = Dns01Solver::new(provider.clone(), resolver, ground.janitor.clone(), propagation, own);
+    let solver = solver.answering(kind);
     Ok((provider, Arc::new(solver)))
 }
 

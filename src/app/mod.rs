@@ -6,6 +6,7 @@
 mod accounts;
 mod control;
 mod issuers;
+mod minting;
 mod observer;
 mod offline;
 mod responders;

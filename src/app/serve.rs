@@ -14,24 +14,25 @@ use super::issuers::Ground;
 use super::observer::Observers;
 use super::responders::Responders;
 use super::secrets::SecretWatch;
-use super::{App, Loader, accounts, end, issuers, systemd};
+use super::{App, Loader, accounts, end, issuers, minting, systemd};
 use crate::acme::Accounts;
 use crate::admin::{AdminServer, LastReload, ListenerStatus, MetricsServer};
 use crate::backoff::Backoff;
 use crate::certs::CertManager;
-use crate::challenge::{Janitor, janitor};
+use crate::challenge::{Janitor, WellKnown, answers, janitor};
 use crate::clock::{self, SharedClock, SystemClock};
 use crate::config::Plan;
 use crate::deploy::{Deployer, Deployments};
 use crate::dns::{TxtProvider, ZoneTurns};
 use crate::listen::{Inherited, Traffic};
+use crate::local_ca::LocalCa;
 use crate::notify::Notifier;
 use crate::proxy::{Proxy, Snapshot, snapshot_cell};
 use crate::resolver::Hosts;
 use crate::storage::{FsStorage, Key, Storage};
 use crate::task::{OnExit, Shutdown, Supervisor};
 use crate::telemetry::{AccessFormat, AccessLog, AccessTarget, Metrics};
-use crate::tls::{TlsServer, cert_store};
+use crate::tls::{TlsServer, Validations, cert_store};
 use crate::upstream::Pools;
 
 /// Idle connections kept to one server, over all workers.
@@ -100,6 +101,8 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         janitor: janitor.clone(),
         turns: ZoneTurns::new(),
         builtin: Arc::new(responders.txt_table()),
+        answers: answers(storage.clone(), clock.clone(), &supervisor),
+        validations: Validations::default(),
     };
     let (publisher, resolver) = cert_store();
     let deployments = Deployments::new(storage.clone(), clock.clone(), metrics.clone());
@@ -115,13 +118,18 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         Snapshot::build(&plan.proxy, &plan.upstreams, None, None, &metrics).map_err(|e| e.to_string())?;
     let (snapshots, reader) = snapshot_cell(first, metrics.clone());
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let tls = TlsServer::new(resolver).map_err(|e| format!("TLS cannot be set up: {e}"))?;
+    let tls = TlsServer::new(resolver)
+        .map_err(|e| format!("TLS cannot be set up: {e}"))?
+        .validating(ground.validations.reader())
+        .minting(minting::start(LocalCa::new(storage.clone(), clock.clone(), Vec::new()), &supervisor));
     let hosts = Hosts::system();
     let service = {
         let (metrics, access, clock) = (metrics.clone(), access.clone(), clock.clone());
+        let answers = ground.answers.reader();
         move |_worker: usize| {
             let pools = Pools::new(IDLE_PER_SERVER.div_ceil(workers), hosts.clone());
-            Proxy::new(reader.clone(), pools, metrics.clone(), access.writer(), clock.clone())
+            let proxy = Proxy::new(reader.clone(), pools, metrics.clone(), access.writer(), clock.clone());
+            WellKnown::new(proxy, answers.clone())
         }
     };
     let traffic = Traffic::start(workers, tls, metrics.clone(), service);

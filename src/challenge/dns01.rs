@@ -10,9 +10,9 @@ use futures_util::stream::{self, StreamExt};
 
 use super::janitor::{Guard, Janitor};
 use super::propagation::{self, Server, Watch};
-use super::{Batch, Challenge, ChallengeSolver, PresentError, Presented};
+use super::{Batch, Challenge, ChallengeKind, ChallengeSolver, PresentError, Presented};
 use crate::dns::{DnsError, Propagation, PropagationCheck, TxtProvider, TxtRecord};
-use crate::name::DnsName;
+use crate::name::{DnsName, HostName};
 use crate::resolver::{Here, LookupError, Resolver, Target};
 
 /// Names followed at once.
@@ -37,6 +37,7 @@ pub struct Dns01Solver {
     janitor: Janitor,
     propagation: Propagation,
     own: Option<OwnResponder>,
+    kind: ChallengeKind,
 }
 
 impl Dns01Solver {
@@ -48,7 +49,14 @@ impl Dns01Solver {
         propagation: Propagation,
         own: Option<OwnResponder>,
     ) -> Self {
-        Self { provider, resolver, janitor, propagation, own }
+        Self { provider, resolver, janitor, propagation, own, kind: ChallengeKind::Dns01 }
+    }
+
+    /// The same for another kind whose records are written for each order.
+    #[must_use]
+    pub fn answering(mut self, kind: ChallengeKind) -> Self {
+        self.kind = kind;
+        self
     }
 
     /// Where the record for `challenge` has to stand.
@@ -112,6 +120,10 @@ impl Dns01Solver {
 
 #[async_trait]
 impl ChallengeSolver for Dns01Solver {
+    fn kinds(&self, _name: &HostName) -> Vec<ChallengeKind> {
+        vec![self.kind]
+    }
+
     fn batches(&self, challenges: &[Challenge]) -> Vec<Batch> {
         if self.provider.holds_one_value() {
             return challenges.iter().map(|challenge| vec![challenge.clone()]).collect();
@@ -120,7 +132,7 @@ impl ChallengeSolver for Dns01Solver {
     }
 
     async fn present(&self, batch: &[Challenge]) -> Result<Box<dyn Presented>, PresentError> {
-        let names: BTreeSet<DnsName> = batch.iter().map(|c| DnsName::acme_challenge(&c.name)).collect();
+        let names: BTreeSet<DnsName> = batch.iter().map(Challenge::record_name).collect();
         let mut targets = BTreeMap::new();
         let mut following = stream::iter(names)
             .map(|name| async { (name.clone(), self.target(name).await) })
@@ -131,7 +143,7 @@ impl ChallengeSolver for Dns01Solver {
         drop(following);
         let mut placed: Vec<(TxtRecord, Target)> = Vec::new();
         for challenge in batch {
-            if let Some(target) = targets.get(&DnsName::acme_challenge(&challenge.name)) {
+            if let Some(target) = targets.get(&challenge.record_name()) {
                 let record = TxtRecord { name: target.name.clone(), value: challenge.value.clone() };
                 // Two names may be aliases for one record.
                 if !placed.iter().any(|(other, _)| *other == record) {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use super::options::ConfigArgs;
 use super::{CONFIG, colours, count, fail, print, verdict};
 use crate::acme::AcmeSpec;
+use crate::challenge::ChallengeKind;
 use crate::config::{AcmePlan, CertificatePlan, Expect, IssuerPlan, Loaded, Plan};
 use crate::dns::ProviderKind;
 use crate::doctor::records;
@@ -61,6 +62,17 @@ fn report(path: &Path, loaded: &Loaded) -> String {
         }
     }
     dns_records(&mut out, plan);
+    let lasting = records::persistent(plan);
+    if !lasting.is_empty() {
+        let _ = writeln!(out, "\nRecords to add at your DNS, once, for dns-persist-01");
+        for line in lasting {
+            let _ = writeln!(out, "  {line}");
+        }
+        let _ = writeln!(
+            out,
+            "  ; ACCOUNT (and CA) are filled in by the first attempt: the log and `starlock certs` then show each record as it has to be"
+        );
+    }
     out
 }
 
@@ -120,12 +132,12 @@ pub(super) fn names(certificate: &CertificatePlan) -> String {
     certificate.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Who signs, and who answers DNS-01.
+/// Who signs, and how names are proven.
 pub(super) fn issuer(issuer: &IssuerPlan) -> String {
     if let IssuerPlan::Files(from) = issuer {
         return format!("from {}, which someone else renews", from.files.cert.display());
     }
-    let IssuerPlan::Acme(AcmePlan { acme, fallback, dns }) = issuer else {
+    let IssuerPlan::Acme(AcmePlan { acme, fallback, dns, challenge }) = issuer else {
         return "the local CA: only clients that trust its root accept it".to_owned();
     };
     let mut ca = authority(acme);
@@ -135,7 +147,19 @@ pub(super) fn issuer(issuer: &IssuerPlan) -> String {
     if acme.rehearse {
         ca.push_str(", rehearsed at its staging");
     }
-    let Some(dns) = dns else { return ca };
+    let by = |kind: &ChallengeKind| match kind {
+        ChallengeKind::Dns01 => "DNS-01".to_owned(),
+        ChallengeKind::Http01 => "http-01 (the CA comes to port 80 of each name)".to_owned(),
+        ChallengeKind::TlsAlpn01 => "tls-alpn-01 (the CA comes to port 443 of each name)".to_owned(),
+        ChallengeKind::DnsAccount01 => "dns-account-01".to_owned(),
+        ChallengeKind::DnsPersist01 => {
+            "dns-persist-01: a record that you add once, nothing is written".to_owned()
+        }
+    };
+    let ways = challenge.iter().map(by).collect::<Vec<_>>().join(", else ");
+    let Some(dns) = dns.as_ref().filter(|_| challenge.iter().any(|kind| kind.writes_records())) else {
+        return format!("{ca}, by {ways}");
+    };
     let answerer = match &dns.kind {
         ProviderKind::Builtin => "the built-in responder answers".to_owned(),
         ProviderKind::Rfc2136 { server, .. } => format!("DNS UPDATE to {server}"),
@@ -143,7 +167,7 @@ pub(super) fn issuer(issuer: &IssuerPlan) -> String {
         ProviderKind::Httpreq { endpoint, .. } => format!("httpreq at {endpoint}"),
         ProviderKind::Vendor { name, .. } => (*name).to_owned(),
     };
-    format!("{ca}, by DNS-01: {answerer}")
+    format!("{ca}, by {ways}: {answerer}")
 }
 
 /// A CA as a person knows it, with what was asked of it.
@@ -303,5 +327,30 @@ status = 404
             ),
             "{text}"
         );
+    }
+
+    #[test]
+    fn the_report_says_how_names_are_proven() {
+        let env = Environment { state_dir: "/state".into(), runtime_dir: "/runtime".into() };
+        for (top, line) in [
+            (
+                "",
+                "    signed by Let's Encrypt, by tls-alpn-01 (the CA comes to port 443 of each name), else http-01 (the CA comes to port \
+                 80 of each name)",
+            ),
+            (
+                "acme.challenge = \"http-01\"",
+                "    signed by Let's Encrypt, by http-01 (the CA comes to port 80 of each name)",
+            ),
+            (
+                "acme.challenge = \"dns-persist-01\"",
+                "  _validation-persist.example.com.  TXT  \"letsencrypt.org; accounturi=ACCOUNT\"",
+            ),
+        ] {
+            let text = format!("{top}\nroutes.\"example.com\" = {{ respond = 200 }}");
+            let loaded = parse(&text, "starlock.toml", &env).unwrap_or_else(|p| panic!("{p}"));
+            let text = report(Path::new("starlock.toml"), &loaded);
+            assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
+        }
     }
 }

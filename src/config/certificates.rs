@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::certificate_files;
+use super::challenge::{Choice, Doors};
 use super::decode::Decoder;
 use super::error::{Problem, Span};
 use super::issuer::{self, Authority};
@@ -11,7 +12,9 @@ use super::plan::{AcmePlan, CertificatePlan, IssuerPlan};
 use super::routes::Route;
 use super::value::{At, Fields, Slot};
 use crate::acme::{AcmeSpec, LETS_ENCRYPT, LETS_ENCRYPT_STAGING};
+use crate::challenge::ChallengeKind;
 use crate::dns::ProviderSpec;
+use crate::listen::ListenSpec;
 use crate::name::{DnsName, HostPattern};
 
 /// The most names that a CA takes in one order.
@@ -23,11 +26,14 @@ pub(super) struct Defaults {
     pub(super) authority: Option<Authority>,
     pub(super) dns: Slot<ProviderSpec>,
     pub(super) acme_is_local: bool,
+    choice: Choice,
+    doors: Doors,
 }
 
 impl Defaults {
     /// Reads `[acme]` and `[dns]`.
-    pub(super) fn read(decoder: &mut Decoder<'_>, file: &Fields) -> Self {
+    pub(super) fn read(decoder: &mut Decoder<'_>, file: &Fields, listen: &ListenSpec) -> Self {
+        let choice = Choice::of(&file.slot("acme"));
         let authority = match file.slot::<Fields>("acme") {
             Slot::Absent => Some(Authority::default_one()),
             Slot::Broken => None,
@@ -35,7 +41,7 @@ impl Defaults {
         };
         let dns = own_provider(decoder, file);
         let acme_is_local = authority == Some(Authority::Local);
-        Self { authority, dns, acme_is_local }
+        Self { authority, dns, acme_is_local, choice, doors: Doors::of(listen) }
     }
 }
 
@@ -118,6 +124,10 @@ fn listed(
         return None;
     }
     check_names(decoder, &names, before);
+    let choice = match section.has("acme") {
+        true => Choice::of(&section.slot("acme")),
+        false => defaults.choice.clone(),
+    };
     let authority = match section.slot::<Fields>("acme") {
         Slot::Absent => defaults.authority.clone(),
         Slot::Broken => None,
@@ -165,14 +175,16 @@ fn listed(
             for name in &names {
                 refuse_private(decoder, &acme.directory, name);
             }
-            match dns {
-                Slot::Given(dns) => Some(by_acme(acme, fallback, dns.value.clone())),
-                Slot::Broken => None,
-                Slot::Absent => {
+            let kinds = choice.kinds(decoder, &names, dns, &defaults.doors);
+            kinds.and_then(|kinds| match (dns, kinds.is_empty()) {
+                (_, true) => {
                     no_dns(decoder, span.clone(), &plain);
                     None
                 }
-            }
+                (Slot::Given(dns), false) => Some(by_acme(&acme, &fallback, Some(dns.value.clone()), kinds)),
+                (Slot::Absent, false) => Some(by_acme(&acme, &fallback, None, kinds)),
+                (Slot::Broken, false) => None,
+            })
         }
     };
     let deploy = passing::deploy(decoder, section);
@@ -180,8 +192,16 @@ fn listed(
     Some(Wanted { plan, names: plain, span })
 }
 
-fn by_acme(acme: AcmeSpec, fallback: Vec<AcmeSpec>, dns: ProviderSpec) -> IssuerPlan {
-    IssuerPlan::Acme(AcmePlan { acme, fallback, dns: Some(dns) })
+fn by_acme(
+    acme: &AcmeSpec,
+    fallback: &[AcmeSpec],
+    dns: Option<ProviderSpec>,
+    challenge: Vec<ChallengeKind>,
+) -> IssuerPlan {
+    let pins = challenge.iter().any(|kind| kind.pins_account());
+    let pinned = |spec: &AcmeSpec| AcmeSpec { pinned: spec.pinned || pins, ..spec.clone() };
+    let fallback = fallback.iter().map(pinned).collect();
+    IssuerPlan::Acme(AcmePlan { acme: pinned(acme), fallback, dns, challenge })
 }
 
 fn check_names(decoder: &mut Decoder<'_>, names: &[At<HostPattern>], before: &[Wanted]) {
@@ -225,9 +245,16 @@ fn refuse_private(decoder: &mut Decoder<'_>, directory: &str, name: &At<HostPatt
 }
 
 fn no_dns(decoder: &mut Decoder<'_>, span: Span, names: &[HostPattern]) {
+    let problem = Problem::error(span, format!("nobody answers DNS-01 for {}", listing(names)))
+        .label("a certificate for this needs a [dns] section");
+    let problem = match names.iter().any(HostPattern::is_wildcard) {
+        true => {
+            problem.help("only wildcards need one: a host with a route of its own is proven by the listeners")
+        }
+        false => problem,
+    };
     decoder.push(
-        Problem::error(span, format!("nobody answers DNS-01 for {}", listing(names)))
-            .label("a certificate for this needs a [dns] section")
+        problem
             .help("with a vendor: [dns] provider = \"cloudflare\", token = { file = \"...\" }")
             .help("without any credential: [dns] provider = \"builtin\", and a [responder]")
             .help("on a laptop: [acme] ca = \"local\"; behind another TLS server: [listen] https = []"),
@@ -282,14 +309,19 @@ fn derived(
             (Some(Authority::Local), _) => Some(IssuerPlan::Local),
             (Some(Authority::Acme(acme, fallback)), dns) => {
                 refuse_private(decoder, &acme.directory, &At { value: host.clone(), span: span.clone() });
-                match dns {
-                    Slot::Given(dns) => Some(by_acme(acme.clone(), fallback.clone(), dns.value.clone())),
-                    Slot::Absent => {
-                        homeless.push(At { value: host.clone(), span: span.clone() });
+                let name = At { value: host.clone(), span: span.clone() };
+                let kinds = defaults.choice.kinds(decoder, std::slice::from_ref(&name), dns, &defaults.doors);
+                kinds.and_then(|kinds| match (dns, kinds.is_empty()) {
+                    (_, true) => {
+                        homeless.push(name);
                         None
                     }
-                    Slot::Broken => None,
-                }
+                    (Slot::Given(dns), false) => {
+                        Some(by_acme(acme, fallback, Some(dns.value.clone()), kinds))
+                    }
+                    (Slot::Absent, false) => Some(by_acme(acme, fallback, None, kinds)),
+                    (Slot::Broken, false) => None,
+                })
             }
             (None, _) => None,
         };

@@ -5,6 +5,7 @@
 
 mod certificate_files;
 mod certificates;
+mod challenge;
 mod decode;
 mod environment;
 mod error;
@@ -120,6 +121,8 @@ mod tests {
 
     #[test]
     fn one_route_is_enough() {
+        let public = load("routes.\"app.example.com\" = \"http://127.0.0.1:3000\"");
+        assert!(public.warnings.is_empty() && public.plan.certificates.len() == 1, "{}", public.warnings);
         let loaded = load("routes.\"app.localhost\" = \"http://127.0.0.1:3000\"");
         let plan = &loaded.plan;
         assert_eq!(plan.listen.https, ["[::]:443".parse().unwrap()]);
@@ -167,6 +170,38 @@ mod tests {
         let local = plan.certificates.iter().filter(|c| c.issuer == IssuerPlan::Local).count();
         assert_eq!(local, 2);
         assert!(plan.proxy.routes.iter().any(|route| route.host == RouteHost::Any));
+    }
+
+    #[test]
+    fn how_names_are_proven() {
+        let of = |top: &str, rest: &str| {
+            let file = format!("{top}\nroutes.\"app.example.com\" = {{ respond = 200 }}\n{rest}");
+            let plan = load(&file).plan;
+            let certificate = plan.certificates.iter().find(|c| c.names[0].to_string() == "app.example.com");
+            let Some(IssuerPlan::Acme(acme)) = certificate.map(|c| &c.issuer) else { panic!("{file}") };
+            acme.challenge.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(" ")
+        };
+        let dns = "dns = { provider = \"exec\", program = \"/hook\" }";
+        for (top, ways) in [
+            ("", "tls-alpn-01 http-01"),
+            ("listen.http = []", "tls-alpn-01"),
+            ("listen.https = [\"[::]:8443\"]", "http-01 tls-alpn-01"),
+            ("listen.https = [\"[::]:8443\"]\nlisten.http = [\"[::]:8080\"]", "tls-alpn-01 http-01"),
+            ("acme.challenge = \"http-01\"", "http-01"),
+            ("acme.challenge = \"dns-persist-01\"", "dns-persist-01"),
+            (dns, "dns-01"),
+            (&format!("acme.challenge = \"tls-alpn-01\"\n{dns}"), "tls-alpn-01"),
+            (&format!("acme.challenge = \"dns-account-01\"\n{dns}"), "dns-account-01"),
+        ] {
+            assert_eq!(of(top, ""), ways, "{top}");
+        }
+        let listed = |more: &str| format!("[[certificates]]\nnames = [\"app.example.com\"]\n{more}");
+        assert_eq!(of(dns, &listed("acme = { challenge = \"http-01\" }")), "http-01");
+        assert_eq!(
+            of("acme.challenge = \"http-01\"", &listed("acme = \"letsencrypt\"")),
+            "tls-alpn-01 http-01"
+        );
+        assert_eq!(of("acme.challenge = \"http-01\"", &listed("")), "http-01");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::acme::AcmeSpec;
+use crate::challenge::ChallengeKind;
 use crate::deploy::DeploySpec;
 use crate::dns::{ProviderKind, ProviderSpec};
 use crate::listen::ListenSpec;
@@ -56,14 +57,17 @@ pub struct AcmePlan {
     pub acme: AcmeSpec,
     /// Tried in this order when the CA is down or refuses.
     pub fallback: Vec<AcmeSpec>,
-    /// Who writes TXT records, where the challenge needs them.
+    /// Who writes TXT records, where the challenge needs them; its resolvers serve dns-persist-01 too.
     pub dns: Option<ProviderSpec>,
+    /// How names are proven, best first; never empty. An order takes the first that the CA offers.
+    pub challenge: Vec<ChallengeKind>,
 }
 
 impl AcmePlan {
     /// Whether the built-in responder answers.
     pub fn is_builtin(&self) -> bool {
-        self.dns.as_ref().is_some_and(|dns| dns.kind == ProviderKind::Builtin)
+        self.challenge == [ChallengeKind::Dns01]
+            && self.dns.as_ref().is_some_and(|dns| dns.kind == ProviderKind::Builtin)
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) fn resolve(decoder: &mut Decoder<'_>, file: &Fields, env: &Environmen
     let (route_specs, upstreams) = destinations(decoder, &read_routes, &declared, upstream_defaults);
     endless_redirects(decoder, &read_routes, &listen);
 
-    let defaults = Defaults::read(decoder, file);
+    let defaults = Defaults::read(decoder, file, &listen);
     let wanted = certificates::wanted(decoder, file, &defaults, &read_routes, !listen.https.is_empty());
     let mut plans: Vec<_> = wanted.iter().filter_map(|wanted| wanted.plan.clone()).collect();
     plans.sort_by(|a, b| a.names.cmp(&b.names));

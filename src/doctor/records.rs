@@ -1,7 +1,8 @@
-//! The DNS records that a person has to add once, for certificates that the built-in responder proves.
+//! The DNS records that a person has to add once: for the built-in responder, and for dns-persist-01.
 
 use std::collections::BTreeSet;
 
+use crate::challenge::{ChallengeKind, persist_name, persist_record};
 use crate::config::{IssuerPlan, Plan};
 use crate::name::{DnsName, HostPattern};
 
@@ -38,6 +39,23 @@ pub fn to_add(plan: &Plan) -> Vec<String> {
         }
     }
     lines
+}
+
+/// The records that prove names by dns-persist-01. The account's URL is only known once there is an account.
+pub fn persistent(plan: &Plan) -> Vec<String> {
+    let mut lines = BTreeSet::new();
+    for certificate in &plan.certificates {
+        let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
+        if !acme.challenge.contains(&ChallengeKind::DnsPersist01) {
+            continue;
+        }
+        let ca = if acme.acme.directory.contains("letsencrypt.org") { "letsencrypt.org" } else { "CA" };
+        for base in certificate.names.iter().filter_map(HostPattern::base) {
+            let wildcard = certificate.names.contains(&HostPattern::Wildcard(base.clone()));
+            lines.insert(persist_record(&persist_name(base), ca, "ACCOUNT", wildcard));
+        }
+    }
+    lines.into_iter().collect()
 }
 
 /// CAA records that keep others from issuing; whoever holds the responder's address could otherwise.
@@ -85,6 +103,20 @@ mod tests {
             ]
         );
         assert_eq!(caa(&plan).len(), 1);
+    }
+
+    #[test]
+    fn one_lasting_record_for_apex_and_wildcard() {
+        let text = "acme.challenge = \"dns-persist-01\"\n[[certificates]]\nnames = [\"example.com\", \"*.example.com\"]\n[routes]\n\"example.org\" = { respond = 200 }";
+        let env = Environment { state_dir: "/s".into(), runtime_dir: "/r".into() };
+        let plan = parse(text, "f", &env).unwrap_or_else(|p| panic!("{p}")).plan;
+        assert_eq!(
+            persistent(&plan),
+            [
+                "_validation-persist.example.com.  TXT  \"letsencrypt.org; accounturi=ACCOUNT; policy=wildcard\"",
+                "_validation-persist.example.org.  TXT  \"letsencrypt.org; accounturi=ACCOUNT\"",
+            ]
+        );
     }
 
     #[test]

@@ -28,6 +28,7 @@ use super::worker::{Endpoint, Worker};
 use crate::conn::{Alpn, ConnInfo, RequestLimits, Service};
 use crate::task;
 use crate::telemetry::Gauge;
+use crate::tls::HandshakeError;
 
 /// HTTP/1 reads and writes through buffers of at most this size.
 const H1_BUFFER: usize = 64 * 1024;
@@ -76,7 +77,12 @@ pub(super) async fn serve<S: Service>(
         Ok(Ok(accepted)) => accepted,
         Ok(Err(error)) => {
             worker.handshake(error.result());
-            tracing::debug!(%peer, %error, "no handshake");
+            match error {
+                HandshakeError::Validated(name) => {
+                    tracing::info!(%name, client = %peer.ip(), "answered a tls-alpn-01 request");
+                }
+                error => tracing::debug!(%peer, %error, "no handshake"),
+            }
             return;
         }
         Err(_) => return worker.handshake("timeout"),
@@ -127,7 +133,7 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let io = TokioIo::new(ReadMeter::new(io, watch.clone()));
     let connection = pin!(builder.serve_connection(io, service));
     let end = drive(connection, watch, |connection| connection.graceful_shutdown()).await;
-    worker.ended(&end);
+    worker.ended(&end, &info);
 }
 
 async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
@@ -167,7 +173,7 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let io = TokioIo::new(ReadMeter::new(io, watch.clone()));
     let connection = pin!(builder.serve_connection(io, service));
     let end = drive(connection, watch, |connection| connection.graceful_shutdown()).await;
-    worker.ended(&end);
+    worker.ended(&end, &info);
 }
 
 /// How a connection ended.

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::connection::{End, Settings, serve};
 use super::gate::Gate;
 use super::watch::Watch;
-use crate::conn::Service;
+use crate::conn::{ConnInfo, Service};
 use crate::task;
 use crate::telemetry::{Counter, Gauge, Metrics};
 use crate::tls::TlsServer;
@@ -230,16 +230,20 @@ impl<S: Service> Worker<S> {
         counters.entry(result).or_insert_with(|| self.shared.metrics.handshakes(result)).inc();
     }
 
-    /// Counts what Starlock refused on its own.
-    pub(super) fn ended(&self, end: &End) {
+    /// Counts what Starlock refused on its own, and tells the service of what never became a request.
+    pub(super) fn ended(&self, end: &End, conn: &ConnInfo) {
+        let unreadable = |status, reason| {
+            self.reject(reason);
+            self.service.unreadable(conn, status, reason);
+        };
         match end {
             End::Clock(cause) => {
                 if let Some(reason) = cause.reason() {
                     self.reject(reason);
                 }
             }
-            End::Http(Err(error)) if error.is_parse_too_large() => self.reject("header_size"),
-            End::Http(Err(error)) if error.is_parse() => self.reject("bad_request"),
+            End::Http(Err(error)) if error.is_parse_too_large() => unreadable(431, "header_size"),
+            End::Http(Err(error)) if error.is_parse() => unreadable(400, "bad_request"),
             End::Http(_) => {}
         }
     }

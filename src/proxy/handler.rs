@@ -128,16 +128,20 @@ impl Proxy {
         local
     }
 
-    fn begin(&self, parts: &Parts, conn: &ConnInfo, local: Rc<Local>) -> (Box<Record>, Client) {
+    fn request_id(&self) -> RequestId {
         // Odd, so that all numbers come before one comes again; spread, so that neighbours look different.
         let number = self.next_id.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.next_id.set(number);
+        RequestId::new(number)
+    }
+
+    fn begin(&self, parts: &Parts, conn: &ConnInfo, local: Rc<Local>) -> (Box<Record>, Client) {
         let client = Client::of(conn.peer.ip(), &local.snapshot.trusted, &parts.headers);
         let record = Record {
             shared: self.shared.clone(),
             local,
             start: Instant::now(),
-            id: RequestId::new(number),
+            id: self.request_id(),
             client: client.address,
             method: parts.method.clone(),
             host: None,
@@ -231,6 +235,10 @@ impl Service for Proxy {
         conn: Rc<ConnInfo>,
     ) -> impl Future<Output = Response<Answer>> + 'static {
         self.answer(request, conn)
+    }
+
+    fn unreadable(&self, conn: &ConnInfo, status: u16, reason: &'static str) {
+        super::record::unreadable(&self.shared, self.request_id(), conn, status, reason);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version};
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 
 use super::error::Refusal;
 use super::handler::{Local, Shared};
+use crate::conn::ConnInfo;
 use crate::telemetry::AccessRecord;
 use crate::upstream::{Endpoint, Exchange};
 
@@ -117,4 +119,29 @@ impl Drop for Record {
             reason: self.reason,
         });
     }
+}
+
+/// Writes down a request whose head could not be read: nothing is known of it but where it came from.
+pub(super) fn unreadable(shared: &Shared, id: RequestId, conn: &ConnInfo, status: u16, reason: &'static str) {
+    if !shared.access.is_on() {
+        return;
+    }
+    shared.access.write(&AccessRecord {
+        time: shared.clock.now(),
+        id: id.as_str(),
+        client: conn.peer.ip(),
+        method: "-",
+        host: "",
+        path: "-",
+        protocol: "-",
+        tls_resumed: conn.tls.as_ref().map(|tls| tls.resumed),
+        status,
+        received: 0,
+        sent: 0,
+        duration: Duration::ZERO,
+        route: "",
+        upstream: "",
+        server: "",
+        reason,
+    });
 }

@@ -9,8 +9,10 @@ use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::LazyConfigAcceptor;
 
+use super::mint::MintReader;
 use super::resolver::{self, ChosenCert};
 use super::store::CertResolver;
+use super::validation::ValidationReader;
 use crate::conn::{Alpn, TlsInfo};
 use crate::name::HostName;
 
@@ -26,6 +28,8 @@ const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 pub struct TlsServer {
     config: Arc<ServerConfig>,
     certs: CertResolver,
+    validations: ValidationReader,
+    minted: Option<MintReader>,
 }
 
 /// A finished handshake.
@@ -37,12 +41,16 @@ pub struct Accepted<IO> {
     pub info: TlsInfo,
 }
 
-/// Why there was no handshake. The client is at fault unless it is [`HandshakeError::Io`].
+/// Why there is no connection to serve. The client is at fault unless it is [`HandshakeError::Io`] or
+/// [`HandshakeError::Validated`].
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// No certificate for this name; the client got `unrecognized_name`.
     #[error("no certificate for {0}")]
     UnknownName(String),
+    /// A CA validated a name; that was all it came for.
+    #[error("answered a tls-alpn-01 request for {0}")]
+    Validated(HostName),
     /// The connection broke or closed.
     #[error("connection lost in the handshake: {0}")]
     Io(io::Error),
@@ -56,6 +64,7 @@ impl HandshakeError {
     pub fn result(&self) -> &'static str {
         match self {
             Self::UnknownName(_) => "unrecognized_name",
+            Self::Validated(_) => "acme_tls",
             Self::Io(_) => "io",
             Self::Protocol(_) => "protocol",
         }
@@ -75,7 +84,21 @@ impl TlsServer {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
         config.send_tls13_tickets = 1;
-        Ok(Self { config: Arc::new(config), certs })
+        Ok(Self { config: Arc::new(config), certs, validations: ValidationReader::default(), minted: None })
+    }
+
+    /// Answers tls-alpn-01 as well.
+    #[must_use]
+    pub fn validating(mut self, validations: ValidationReader) -> Self {
+        self.validations = validations;
+        self
+    }
+
+    /// Has exact certificates made for names below a wildcard that clients refuse.
+    #[must_use]
+    pub fn minting(mut self, minted: MintReader) -> Self {
+        self.minted = Some(minted);
+        self
     }
 
     /// Shakes hands. Has no deadline of its own: the caller puts one around it. Dropping the future closes the connection.
@@ -88,6 +111,14 @@ impl TlsServer {
         // SNI is untrusted text: a name that does not parse is a name that nobody has.
         let sni = hello.server_name().map(ToOwned::to_owned);
         let name = sni.as_deref().and_then(|text| HostName::parse(text).ok());
+        if let Some(config) = self.validations.of(&hello, name.as_ref())
+            && let Some(name) = name
+        {
+            let mut stream = start.into_stream(config).await.map_err(classify)?;
+            // The CA has seen the certificate, and may have left already (RFC 8737 section 3).
+            drop(stream.shutdown().await);
+            return Err(HandshakeError::Validated(name));
+        }
         let bundle = {
             let table = self.certs.table();
             match (&sni, &name) {
@@ -95,6 +126,12 @@ impl TlsServer {
                 (Some(_), Some(name)) => table.lookup(name.as_str()).cloned(),
                 (Some(_), None) => None,
             }
+        };
+        let bundle = match (bundle, &self.minted, &name) {
+            (Some(wildcard), Some(minted), Some(name)) if wildcard.is_refused_for(name) => {
+                Some(minted.exact(name, &wildcard).await.unwrap_or(wildcard))
+            }
+            (bundle, ..) => bundle,
         };
         let Some(bundle) = bundle else {
             let mut io = start.io;
@@ -136,6 +173,7 @@ mod tests {
     use super::super::bundle::tests::self_signed;
     use super::super::store::cert_store;
     use super::super::table::CertTable;
+    use super::super::validation::Validations;
     use super::*;
 
     const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 443);
@@ -213,6 +251,38 @@ mod tests {
             theirs.unwrap_err().to_string().to_lowercase().contains("unrecogni"),
             "the client is told why"
         );
+    }
+
+    #[tokio::test]
+    async fn only_a_hello_for_nothing_but_a_validation_gets_the_validations_certificate() {
+        let (mut publisher, certs) = cert_store();
+        let bundle = Arc::new(self_signed(&["example.com", "example.org"], 30));
+        publisher.publish(CertTable::new([bundle.clone()], None));
+        let validations = Validations::default();
+        let server = TlsServer::new(certs).unwrap().validating(validations.reader());
+        let offering = |alpn: &[&str]| {
+            let mut config = client(&[&bundle]);
+            config.alpn_protocols = alpn.iter().map(|a| a.as_bytes().to_vec()).collect();
+            Arc::new(config)
+        };
+        let name = HostName::parse("example.com").unwrap();
+        let guard = validations.stand(&name, [7; 32]).unwrap();
+        // Clients get what they always get, and a client of ours refuses the other certificate.
+        for alpn in [&["h2"][..], &["acme-tls/1", "h2"], &["h2", "acme-tls/1"], &[]] {
+            assert!(shake(&server, &offering(alpn), "example.com").await.0.is_ok(), "{alpn:?}");
+        }
+        let validation = offering(&["acme-tls/1"]);
+        let (_, theirs) = shake(&server, &validation, "example.com").await;
+        assert!(theirs.unwrap_err().to_string().contains("invalid peer certificate"));
+        // A name without one, and the name once the guard is gone: as if nobody knew the protocol.
+        let refused =
+            |ours: Result<TlsInfo, HandshakeError>| matches!(ours, Err(HandshakeError::Protocol(_)));
+        assert!(refused(shake(&server, &validation, "example.org").await.0));
+        let later = validations.stand(&name, [8; 32]).unwrap();
+        drop(guard);
+        assert!(!validations.is_empty(), "the other one stands");
+        drop(later);
+        assert!(validations.is_empty() && refused(shake(&server, &validation, "example.com").await.0));
     }
 
     #[tokio::test]

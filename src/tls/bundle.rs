@@ -10,7 +10,7 @@ use rustls::sign::CertifiedKey;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::name::HostPattern;
+use crate::name::{HostName, HostPattern};
 
 /// A chain, its key, and what the leaf says.
 pub struct Bundle {
@@ -87,6 +87,20 @@ impl Bundle {
     /// Whether the leaf is good for all of `wanted`.
     pub fn covers(&self, wanted: &[HostPattern]) -> bool {
         wanted.iter().all(|want| self.names.iter().any(|have| have.covers(want)))
+    }
+
+    /// Whether only a wildcard right below the root, such as `*.localhost`, is for `name`: clients take none of those.
+    pub(super) fn is_refused_for(&self, name: &HostName) -> bool {
+        let Some((_, parent)) = name.as_str().split_once('.').filter(|(_, rest)| !rest.contains('.')) else {
+            return false;
+        };
+        let by = |have: &HostPattern| match have {
+            HostPattern::Exact(exact) => exact == name,
+            HostPattern::Wildcard(zone) => zone.as_str() == parent,
+            HostPattern::Ip(_) => false,
+        };
+        let mut all = self.names.iter().filter(|have| by(have)).peekable();
+        all.peek().is_some() && all.all(HostPattern::is_wildcard)
     }
 
     /// The distinguished name of who signed it.

@@ -4,13 +4,17 @@ mod accept;
 mod bundle;
 mod canary;
 mod files;
+mod mint;
 mod resolver;
 mod store;
 mod table;
+mod validation;
 
 pub use accept::{Accepted, HandshakeError, Stream, TlsServer};
 pub use bundle::{Bundle, BundleError};
 pub use canary::{Roots, canary};
 pub use files::{CertFiles, FromFiles, Stamp};
+pub use mint::{Mint, MintJob, MintReader, mint};
 pub use store::{CertPublisher, CertResolver, cert_store};
 pub use table::CertTable;
+pub use validation::{ValidationError, ValidationGuard, ValidationReader, Validations};

@@ -26,7 +26,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("local_ca", &["name", "clock", "secret", "issuer", "storage"]),
     ("trust", &[]),
     ("import", &["secret"]),
-    ("challenge", &["name", "clock", "backoff", "task", "dns", "resolver", "tls", "storage", "telemetry"]),
+    (
+        "challenge",
+        &["name", "clock", "backoff", "task", "conn", "dns", "resolver", "tls", "storage", "telemetry"],
+    ),
     ("listen", &["name", "clock", "task", "tls", "conn", "telemetry"]),
     ("proxy", &["name", "secret", "clock", "task", "conn", "upstream", "telemetry"]),
     (
@@ -130,6 +133,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "dns",
             "issuer",
             "responder",
+            "challenge",
             "task",
             "trust",
             "import",
@@ -147,7 +151,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("psl", &["ledger"]),
     ("toml", &["config"]),
     ("listenfd", &["listen", "responder"]),
-    ("arc_swap", &["tls", "proxy", "listen", "responder", "upstream", "app"]),
+    ("arc_swap", &["tls", "proxy", "listen", "responder", "upstream", "challenge", "app"]),
     ("reqwest", &["http_client", "dns"]),
     ("sd_notify", &["app"]),
 ];

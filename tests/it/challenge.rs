@@ -87,7 +87,7 @@ impl Rig {
 
 fn challenges(host: &str, values: &[&str]) -> Vec<Challenge> {
     let name = HostName::parse(host).unwrap();
-    values.iter().map(|value| Challenge { name: name.clone(), value: (*value).into() }).collect()
+    values.iter().map(|value| Challenge::dns01(name.clone(), value)).collect()
 }
 
 fn plain(text: &str) -> SecretSource {

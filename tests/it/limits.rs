@@ -211,3 +211,20 @@ async fn one_address_gets_its_share() {
     rig.until("room", |rig| rig.traffic.open_connections() < 2).await;
     assert_eq!(rig.connect().await.get("a.test", "/").await.text(), "ok");
 }
+
+#[tokio::test]
+async fn what_never_became_a_request_is_in_the_log_too() {
+    let rig = Plan::clear().respond("a.test", 200, Some("ok")).start().await;
+    let long = format!("GET / HTTP/1.1\r\nHost: a.test\r\nX: {}\r\n\r\n", "x".repeat(40 * 1024));
+    for (head, status, reason) in
+        [("GE\0T / HTTP/1.1\r\n\r\n", 400, "bad_request"), (long.as_str(), 431, "header_size")]
+    {
+        assert_eq!(rig.connect().await.ask(head).await.status, status);
+        let line = rig.logged(|line| line["reason"] == reason).await;
+        assert_eq!(
+            (line["status"].as_u64(), line["client"].as_str()),
+            (Some(u64::from(status)), Some("127.0.0.1"))
+        );
+        assert_eq!(rig.metric(&format!("starlock_rejected_total{{reason=\"{reason}\"}}")), 1);
+    }
+}

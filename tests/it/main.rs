@@ -15,6 +15,7 @@ mod ca_features;
 mod certificate_commands;
 mod certificate_files;
 mod challenge;
+mod challenge_types;
 mod config_errors;
 mod doctor;
 mod example;

@@ -10,8 +10,8 @@ pub(in crate::config) static CAS: Words = Words {
 };
 static KEYS: Words = Words { now: &["p256", "p384", "rsa2048", "rsa4096"], later: &[] };
 static CHALLENGES: Words = Words {
-    now: &["auto", "dns-01"],
-    later: &["http-01", "tls-alpn-01", "dns-account-01", "dns-persist-01"],
+    now: &["auto", "dns-01", "http-01", "tls-alpn-01", "dns-account-01", "dns-persist-01"],
+    later: &[],
 };
 
 const CA: Key = Key::new(
@@ -48,7 +48,12 @@ pub(in crate::config) static ACME: Section = growing(
         CA,
         CA_ROOT,
         Key::new("key", Kind::Word(&KEYS), "\"p256\"", "The kind of private key to make"),
-        Key::new("challenge", Kind::Word(&CHALLENGES), "\"auto\"", "How control of a name is proven"),
+        Key::new(
+            "challenge",
+            Kind::Word(&CHALLENGES),
+            "\"auto\"",
+            "How control of a name is proven; auto: dns-01 with a [dns], else tls-alpn-01 and http-01 by the listeners",
+        ),
         Key::new(
             "fallback",
             Kind::List(&Kind::Or(&Kind::Text, &FALLBACK)),
