@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
@@ -98,7 +99,14 @@ impl SecretSource {
 fn read(path: &Path) -> Result<Secret, SecretError> {
     let unreadable = |reason: String| SecretError::Unreadable { path: path.to_owned(), reason };
     // What is read counts, not what the file says of itself: a device says 0 and never ends.
-    let file = std::fs::File::open(path).map_err(|e| unreadable(e.to_string()))?;
+    // Without waiting: opening a pipe that nobody writes to would block the start for ever.
+    let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let mut options = std::fs::OpenOptions::new();
+    let file =
+        options.read(true).custom_flags(nonblocking).open(path).map_err(|e| unreadable(e.to_string()))?;
+    if !file.metadata().map_err(|e| unreadable(e.to_string()))?.is_file() {
+        return Err(unreadable("it is not a regular file".into()));
+    }
     let mut text = String::new();
     file.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text).map_err(|e| unreadable(e.to_string()))?;
     if text.len() as u64 > MAX_SECRET_BYTES {
@@ -154,8 +162,12 @@ mod tests {
         assert!(matches!(SecretSource::File(path.clone()).resolve(), Err(SecretError::Empty(_))));
         std::fs::write(&path, vec![b'a'; 70_000]).unwrap();
         assert!(SecretSource::File(path).resolve().unwrap_err().to_string().contains("limit"));
-        let endless = SecretSource::File("/dev/zero".into()).resolve();
-        assert!(endless.unwrap_err().to_string().contains("limit"));
+        let fifo = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        for odd in [fifo, "/dev/zero".into(), dir.path().to_owned()] {
+            let error = SecretSource::File(odd).resolve().unwrap_err();
+            assert!(error.to_string().contains("regular file"), "{error}");
+        }
         assert!(SecretSource::Credential("../x".into()).resolve().is_err());
         let error = SecretSource::Env("STARLOCK_NO_SUCH_VARIABLE".into()).resolve().unwrap_err();
         assert!(error.to_string().contains("STARLOCK_NO_SUCH_VARIABLE_FILE"));
