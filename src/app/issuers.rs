@@ -138,7 +138,7 @@ fn fingerprint(acme: &AcmePlan, plan: &Plan, responder: &[SocketAddr]) -> String
 
 fn secrets(dns: &ProviderSpec) -> BTreeMap<&str, &SecretSource> {
     match &dns.kind {
-        ProviderKind::Builtin | ProviderKind::Exec { .. } => BTreeMap::new(),
+        ProviderKind::Builtin | ProviderKind::Exec { .. } | ProviderKind::AcmeDns { .. } => BTreeMap::new(),
         ProviderKind::Rfc2136 { secret, .. } => BTreeMap::from([("secret", secret)]),
         ProviderKind::Httpreq { password, .. } => password.iter().map(|p| ("password", p)).collect(),
         ProviderKind::Vendor { keys, .. } => keys

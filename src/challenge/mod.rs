@@ -3,6 +3,7 @@
 mod dns01;
 mod janitor;
 mod journal;
+mod outside;
 mod propagation;
 
 use std::fmt;

@@ -1,5 +1,6 @@
 //! Writing TXT records where somebody else's name servers serve them.
 
+mod acme_dns;
 mod bridge;
 mod build;
 mod exec;
@@ -19,8 +20,8 @@ use crate::name::DnsName;
 
 pub use build::{BuildError, Surroundings, build};
 pub use spec::{
-    CommonKeys, Propagation, PropagationCheck, ProviderKind, ProviderSpec, Vendor, VendorKey, VendorKind,
-    VendorValue,
+    CommonKeys, DEFAULT_DOH, Propagation, PropagationCheck, Proven, ProviderKind, ProviderSpec, Vendor,
+    VendorKey, VendorKind, VendorValue,
 };
 pub use turns::ZoneTurns;
 pub use vendors::vendors;

@@ -9,10 +9,12 @@
     reason = "tests, not the product"
 )]
 
+mod acme_dns;
 mod architecture;
 mod bodies;
 mod challenge;
 mod config_errors;
+mod dns_wild;
 mod example;
 mod http2;
 mod issuance;
@@ -31,3 +33,4 @@ mod startup;
 mod support;
 mod systemd;
 mod trust;
+mod vendors;
