@@ -9,9 +9,12 @@
 //! * [`tls`] holds the certificates being served; [`storage`] keeps state; [`dns`] writes TXT records;
 //!   [`upstream`] picks and connects to servers.
 //! * [`responder`] answers DNS questions; [`challenge`] proves control of a name; [`listen`] accepts
-//!   connections; [`proxy`] routes and forwards; [`local_ca`] signs for laptops.
+//!   connections; [`proxy`] routes and forwards; [`local_ca`] signs for laptops, and
+//!   [`trust`] has systems and browsers believe it; [`import`] reads what other
+//!   programs keep.
 //! * [`acme`] orders certificates; [`certs`] decides when.
-//! * [`config`] turns a file into a plan; [`admin`] is the socket operators talk to; [`app`] wires it all;
+//! * [`config`] turns a file into a plan; [`admin`] is the socket operators talk to; [`doctor`] looks at
+//!   everything before a CA is asked; [`app`] wires it all;
 //!   [`cli`] is what a person types.
 
 pub mod acme;
@@ -25,8 +28,11 @@ pub mod clock;
 pub mod config;
 pub mod conn;
 pub mod dns;
+pub mod doctor;
 pub mod http_client;
+pub mod import;
 pub mod issuer;
+pub mod ledger;
 pub mod listen;
 pub mod local_ca;
 pub mod name;
@@ -38,4 +44,5 @@ pub mod storage;
 pub mod task;
 pub mod telemetry;
 pub mod tls;
+pub mod trust;
 pub mod upstream;

@@ -1,23 +1,20 @@
-//! The account at one CA: made once, kept, found again by its key.
+//! The account at one CA: registered once, kept, found again by its key.
 
-use instant_acme::{Account, Error, Key as AccountKey};
+use std::sync::Arc;
+
+use instant_acme::{Account, Error};
 use rustls_pki_types::PrivatePkcs8KeyDer;
-use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::client::RecordingClient;
+use super::jws::{AccountKey, external_binding};
+use super::kept::{self, Kept, StoredAccount};
 use super::problem;
+use super::session::{Directory, Session};
+use super::spec::{AcmeSpec, EabSpec};
 use crate::issuer::{FailureClass, IssueError, IssuerId, Retry};
-use crate::storage::{Expect, Key, Revision, Storage, StorageError};
-
-/// What is kept. The key is written before the CA hears of it: a crash in between finds the same account again.
-#[derive(Serialize, Deserialize)]
-struct StoredAccount {
-    directory: String,
-    /// PKCS#8 DER, base64.
-    key: String,
-    /// The account's URL, once the CA has told it.
-    url: Option<String>,
-}
+use crate::storage::{Storage, StorageError};
+use crate::task;
 
 /// Why there is no account.
 pub(super) enum AccountError {
@@ -31,130 +28,173 @@ impl From<Error> for AccountError {
     }
 }
 
-/// Loads the account, or makes it. The caller lets one task at a time in.
-pub(super) async fn account(
-    storage: &dyn Storage,
-    issuer: &IssuerId,
-    directory: &str,
-    email: Option<&str>,
-    names: &str,
-    client: &RecordingClient,
-) -> Result<Account, AccountError> {
-    let key = storage_key(issuer);
-    let unusable = |error: StorageError| unusable(names, &error);
-    let (stored, revision) = load_or_make(storage, &key, directory, &unusable).await?;
-    let der = decode(&stored.key).ok_or_else(|| {
-        unusable(StorageError::Damaged { key: key.clone(), reason: "the account key is not base64".into() })
-    })?;
-    if let Some(url) = stored.url {
-        return Ok(builder(client)
-            .from_parts(url, PrivatePkcs8KeyDer::from(der), directory.to_owned())
-            .await?);
-    }
-    let mut left = super::NONCE_RETRIES;
-    let (account, _credentials) = loop {
-        let parsed = AccountKey::from_pkcs8_der(PrivatePkcs8KeyDer::from(der.clone()))?;
-        let pair = (parsed, PrivatePkcs8KeyDer::from(der.clone()).into());
-        match builder(client).create_from_key(pair, directory.to_owned()).await {
-            Err(error) if problem::is_bad_nonce(&error) && left > 0 => left -= 1,
-            result => break result?,
-        }
-    };
-    if let Some(email) = email {
-        let contact = format!("mailto:{email}");
-        super::signed!(account.update_contacts(&[&contact]))?;
-    }
-    let known =
-        StoredAccount { directory: directory.into(), key: stored.key, url: Some(account.id().to_owned()) };
-    match store(storage, &key, &known, Expect::Revision(revision)).await {
-        // Another process registered the same key at the same time: the CA gave both the same account.
-        Ok(_) | Err(StorageError::Conflict(_)) => {}
-        // The key is kept; the next order asks the CA for the account's URL again.
-        Err(error) => tracing::warn!(issuer = %issuer, %error, "the account's URL cannot be kept"),
-    }
-    tracing::info!(issuer = %issuer, account = account.id(), "account registered at the CA");
-    Ok(account)
+/// An account that is ready for orders.
+pub(super) struct Opened {
+    pub(super) account: Account,
+    pub(super) session: Session,
+    /// Whether it was registered just now.
+    pub(super) registered: bool,
 }
 
-/// The kept account, or a new key that is kept before anybody hears of it. Of two processes that make one, the first wins.
-async fn load_or_make(
-    storage: &dyn Storage,
-    key: &Key,
-    directory: &str,
-    unusable: &impl Fn(StorageError) -> AccountError,
-) -> Result<(StoredAccount, Revision), AccountError> {
-    for _ in 0..2 {
-        if let Some(found) = storage.load(key).await.map_err(unusable)? {
-            let account: StoredAccount = serde_json::from_slice(&found.value)
-                .map_err(|e| unusable(StorageError::Damaged { key: key.clone(), reason: e.to_string() }))?;
-            return Ok((account, found.revision));
+/// Who asks, where, for what.
+pub(super) struct Opening<'a> {
+    pub(super) storage: &'a dyn Storage,
+    /// The CA, whatever the profile.
+    pub(super) ca: &'a IssuerId,
+    /// Its host, for people.
+    pub(super) host: &'a str,
+    pub(super) spec: &'a AcmeSpec,
+    pub(super) names: &'a str,
+    pub(super) client: &'a RecordingClient,
+    pub(super) directory: Directory,
+}
+
+impl Opening<'_> {
+    /// Loads the account, or registers it. The caller lets one task at a time in.
+    pub(super) async fn open(self) -> Result<Opened, AccountError> {
+        let mut kept = Kept::load_or_make(self.storage, self.ca, &self.spec.directory)
+            .await
+            .map_err(|e| self.unusable(&e))?;
+        if kept.account.deactivated {
+            return Err(self.config(&format!(
+                "the account was deactivated by `starlock accounts deactivate`. To register a new one, move {} below the \
+                 state directory away; nothing is ordered before",
+                kept.place()
+            )));
         }
-        let (_, der) = AccountKey::generate_pkcs8()?;
-        let made =
-            StoredAccount { directory: directory.into(), key: encode(der.secret_pkcs8_der()), url: None };
-        match store(storage, key, &made, Expect::Absent).await {
-            Ok(revision) => return Ok((made, revision)),
-            Err(StorageError::Conflict(_)) => {}
-            Err(error) => return Err(unusable(error)),
+        let session = |kept: &Kept, account: Option<String>| -> Result<Session, AccountError> {
+            let key = kept.key().map_err(|e| self.unusable(&e))?;
+            let (client, directory) = (self.client.clone(), self.directory.clone());
+            Ok(Session { client, directory, key: Arc::new(key), account })
+        };
+        if kept.account.next_key.is_some() {
+            let asking = session(&kept, None)?;
+            kept::settle(&mut kept, self.storage, &asking).await?.map_err(|e| self.unusable(&e))?;
+        }
+        let mut session = session(&kept, kept.account.url.clone())?;
+        let mut registered = false;
+        if session.account.is_none() {
+            let url = self.register(&session, &mut registered).await?;
+            self.keep(&mut kept, url.clone()).await;
+            session.account = Some(url);
+        }
+        let der = PrivatePkcs8KeyDer::from(session.key.der().to_vec());
+        let url = session.account.clone().unwrap_or_default();
+        let account = Account::builder_with_http(Box::new(self.client.clone()))
+            .from_parts(url, der, self.spec.directory.clone())
+            .await?;
+        Ok(Opened { account, session, registered })
+    }
+
+    async fn register(&self, session: &Session, registered: &mut bool) -> Result<String, AccountError> {
+        let url = &self.directory.new_account;
+        let mut payload = json!({ "termsOfServiceAgreed": true });
+        if let Some(email) = &self.spec.email {
+            payload["contact"] = json!([format!("mailto:{email}")]);
+        }
+        match &self.spec.eab {
+            Some(eab) => payload["externalAccountBinding"] = self.binding(eab, &session.key).await?,
+            None if self.directory.meta.external_account_required => {
+                let how = self.spec.known().and_then(|ca| ca.eab).map(|how| format!(" ({how})"));
+                return Err(self.config(&format!(
+                    "the CA wants an external account binding: set acme.eab = {{ kid = \"...\", hmac = {{ file = \"...\" }} }} \
+                     with what it gave you{}, then `starlock reload`. Nothing was asked for",
+                    how.unwrap_or_default()
+                )));
+            }
+            None => {}
+        }
+        let answer = match session.post(url, &payload).await {
+            Ok(answer) => answer,
+            Err(Error::Api(refusal))
+                if self.spec.eab.is_some() && problem::is_about_external_account(&refusal) =>
+            {
+                return Err(self.config(&format!(
+                    "the CA refused the external account binding: {}. Check acme.eab: kid and hmac belong together, and some CAs \
+                     take them once, or for a few days, only. Get new ones, then `starlock reload`",
+                    problem::plain(&refusal)
+                )));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        *registered = answer.status == http::StatusCode::CREATED;
+        let url = answer.headers.get(http::header::LOCATION).and_then(|v| v.to_str().ok());
+        let url = url.ok_or(Error::Str("the account's URL"))?.to_owned();
+        tracing::info!(issuer = %self.ca, account = url, "account registered at the CA");
+        Ok(url)
+    }
+
+    async fn binding(&self, eab: &EabSpec, key: &AccountKey) -> Result<serde_json::Value, AccountError> {
+        let source = eab.hmac.clone();
+        let secret = task::blocking(move || source.resolve()).await;
+        let secret = secret.map_err(|e| self.config(&format!("acme.eab.hmac: {e}. No CA was asked")))?;
+        let hmac = decode_hmac(secret.expose()).ok_or_else(|| {
+            self.config("acme.eab.hmac is not base64url: copy it as the CA shows it. No CA was asked")
+        })?;
+        Ok(external_binding(&eab.kid, &hmac, key, &self.directory.new_account))
+    }
+
+    async fn keep(&self, kept: &mut Kept, url: String) {
+        kept.account.url = Some(url);
+        match kept.save(self.storage).await {
+            // Another process registered the same key at the same time: the CA gave both the same account.
+            Ok(()) | Err(StorageError::Conflict(_)) => {}
+            // The key is kept; the next order asks the CA for the account's URL again.
+            Err(error) => tracing::warn!(issuer = %self.ca, %error, "the account's URL cannot be kept"),
         }
     }
-    Err(unusable(StorageError::Conflict(key.clone())))
+
+    fn config(&self, what: &str) -> AccountError {
+        let message = format!("{}: {}: {what}.", self.names, self.host);
+        AccountError::Issue(IssueError::new(FailureClass::Config, Retry::Park, message))
+    }
+
+    /// The account is never replaced by itself: what pins the old one (CAA, limits) would not know the new one.
+    fn unusable(&self, error: &StorageError) -> AccountError {
+        let advice = match error {
+            StorageError::Damaged { .. } => {
+                " Restore that file below the state directory, or move it away to register a new account."
+            }
+            StorageError::Conflict(_) | StorageError::Io { .. } => "",
+        };
+        let message = format!(
+            "{}: the account's key cannot be read or kept: {error}.{advice} No CA was asked; looked at again by itself.",
+            self.names
+        );
+        AccountError::Issue(IssueError::new(FailureClass::Config, Retry::Backoff, message))
+    }
 }
 
 /// Forgets the account's URL after `accountDoesNotExist`; the next call registers the same key again.
-pub(super) async fn forget_url(storage: &dyn Storage, issuer: &IssuerId) -> Result<(), StorageError> {
-    let key = storage_key(issuer);
-    let Some(found) = storage.load(&key).await? else { return Ok(()) };
-    if let Ok(mut account) = serde_json::from_slice::<StoredAccount>(&found.value) {
-        account.url = None;
-        let value = serde_json::to_vec(&account).map_err(|e| StorageError::Io {
-            what: "cannot write the account".into(),
-            reason: e.to_string(),
-        })?;
-        storage.store(&key, &value, Expect::Revision(found.revision)).await?;
-    }
-    Ok(())
+pub(super) async fn forget_url(storage: &dyn Storage, ca: &IssuerId) -> Result<(), StorageError> {
+    let Some(mut kept) = Kept::load(storage, ca).await? else { return Ok(()) };
+    kept.account = StoredAccount { url: None, ..kept.account };
+    kept.save(storage).await
 }
 
-fn builder(client: &RecordingClient) -> instant_acme::AccountBuilder {
-    Account::builder_with_http(Box::new(client.clone()))
+/// Whether somebody has given the account another key since: what was signed with the former one is refused for that alone.
+pub(super) async fn has_another_key(storage: &dyn Storage, ca: &IssuerId, key: &AccountKey) -> bool {
+    let kept = Kept::load(storage, ca).await.ok().flatten();
+    kept.and_then(|kept| kept.key().ok()).is_some_and(|kept| kept.thumbprint() != key.thumbprint())
 }
 
-fn storage_key(issuer: &IssuerId) -> Key {
-    Key::new(&["accounts", issuer.as_str()])
+/// CAs show it in base64url; people paste it with padding, or from a tool that wrote plain base64.
+fn decode_hmac(text: &str) -> Option<Vec<u8>> {
+    use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
+    let text = text.trim().trim_end_matches('=').replace('+', "-").replace('/', "_");
+    BASE64_URL_SAFE_NO_PAD.decode(text).ok().filter(|key| !key.is_empty())
 }
 
-async fn store(
-    storage: &dyn Storage,
-    key: &Key,
-    account: &StoredAccount,
-    expect: Expect,
-) -> Result<Revision, StorageError> {
-    let value = serde_json::to_vec(account)
-        .map_err(|e| StorageError::Io { what: "cannot write the account".into(), reason: e.to_string() })?;
-    storage.store(key, &value, expect).await
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The account is never replaced by itself: what pins the old one (CAA, limits) would not know the new one.
-fn unusable(names: &str, error: &StorageError) -> AccountError {
-    let advice = match error {
-        StorageError::Damaged { .. } => {
-            " Restore that file below the state directory, or move it away to register a new account."
+    #[test]
+    fn an_hmac_key_is_taken_in_either_alphabet() {
+        for text in ["-_8", "-_8=", " +/8=\n", "+/8"] {
+            assert_eq!(decode_hmac(text).as_deref(), Some(&[0xfb, 0xff][..]), "{text}");
         }
-        StorageError::Conflict(_) | StorageError::Io { .. } => "",
-    };
-    let message = format!(
-        "{names}: the account's key cannot be read or kept: {error}.{advice} No CA was asked; looked at again by itself."
-    );
-    AccountError::Issue(IssueError::new(FailureClass::Config, Retry::Backoff, message))
-}
-
-fn encode(bytes: &[u8]) -> String {
-    use base64::prelude::{BASE64_STANDARD, Engine};
-    BASE64_STANDARD.encode(bytes)
-}
-
-fn decode(text: &str) -> Option<Vec<u8>> {
-    use base64::prelude::{BASE64_STANDARD, Engine};
-    BASE64_STANDARD.decode(text).ok()
+        assert_eq!(decode_hmac("not base64!"), None);
+        assert_eq!(decode_hmac(""), None);
+    }
 }

@@ -2,32 +2,52 @@
 
 mod account;
 mod authorize;
+mod chain;
 mod client;
+mod import;
 mod journal;
+mod jws;
+mod kept;
 mod key;
+mod known;
+mod limits;
+mod manage;
 mod order;
+mod place;
 mod problem;
+mod renewal;
+mod session;
 mod spec;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use instant_acme::Error;
+use serde_json::json;
 use tokio::sync::Mutex;
 
-use self::account::AccountError;
-use self::client::RecordingClient;
+use self::account::{AccountError, Opened, Opening};
+use self::client::{RecordingClient, Skew};
 use self::journal::OrderJournal;
+use self::order::OrderError;
 use self::problem::Context;
+use self::session::Directory;
 use crate::challenge::ChallengeSolver;
 use crate::clock::SharedClock;
 use crate::http_client::{HttpClient, HttpError};
-use crate::issuer::{IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, Step};
-use crate::storage::Storage;
+use crate::issuer::{
+    Budget, FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, RenewalHint,
+    Retry, Spent, Step,
+};
+use crate::storage::{Key, Storage};
 
-pub use spec::{AcmeSpec, LETS_ENCRYPT, LETS_ENCRYPT_STAGING};
+pub use import::import_account;
+pub use known::{KNOWN_CAS, KnownCa, LETS_ENCRYPT, LETS_ENCRYPT_STAGING};
+pub use manage::{AccountError as ManageError, AccountInfo, Accounts};
+pub use spec::{AcmeSpec, EabSpec};
 
 /// For one exchange with the CA.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -50,15 +70,19 @@ macro_rules! signed {
 }
 use signed;
 
-/// One CA, one account, one way to answer DNS-01.
+/// One CA, one account, one way to answer a challenge.
 #[derive(Debug)]
 pub struct AcmeIssuer {
     id: IssuerId,
+    /// The CA whatever the profile: accounts and limits are its.
+    ca: IssuerId,
+    budget: Option<Budget>,
     spec: AcmeSpec,
     http: HttpClient,
     solver: Arc<dyn ChallengeSolver>,
     storage: Arc<dyn Storage>,
     clock: SharedClock,
+    skew: Arc<Skew>,
     /// One task at a time looks for the account, so that two first orders do not register twice.
     registering: Mutex<()>,
 }
@@ -72,37 +96,142 @@ impl AcmeIssuer {
         clock: SharedClock,
     ) -> Result<Self, HttpError> {
         let http = HttpClient::new(spec.ca_root.as_deref(), EXCHANGE_TIMEOUT)?;
-        let id = Self::id_of(&spec);
-        Ok(Self { id, spec, http, solver, storage, clock, registering: Mutex::new(()) })
+        let (id, ca) = (Self::id_of(&spec), ca_of(&spec));
+        let known = || spec.known().and_then(|known| known.limits).map(|limits| limits());
+        let budget = spec.limits.clone().or_else(known).map(|limits| Budget { ca: ca.clone(), limits });
+        let (skew, registering) = (Arc::default(), Mutex::new(()));
+        Ok(Self { id, ca, budget, spec, http, solver, storage, clock, skew, registering })
     }
 
-    /// The identity of a CA: its directory. The account is one for each directory, and its contact is no part of it.
+    /// The identity of a CA as a certificate's issuer: its directory and the profile. The contact is no part of it.
     pub fn id_of(spec: &AcmeSpec) -> IssuerId {
-        IssuerId::new(spec.directory.trim_start_matches("https://").trim_start_matches("http://"))
+        let ca = ca_of(spec);
+        match &spec.profile {
+            None => ca,
+            Some(profile) => IssuerId::new(&format!("{ca}.profile.{profile}")),
+        }
     }
 
-    fn ca(&self) -> String {
-        let url = self.spec.directory.parse::<http::Uri>().ok();
-        url.and_then(|u| u.host().map(ToOwned::to_owned)).unwrap_or_else(|| self.spec.directory.clone())
+    /// Where the account at a CA is kept: a JSON object whose `url` is the account's, once it is registered.
+    pub fn account_key(spec: &AcmeSpec) -> Key {
+        kept::storage_key(&ca_of(spec))
     }
 
-    async fn account(
-        &self,
-        client: &RecordingClient,
-        names: &str,
-    ) -> Result<instant_acme::Account, IssueError> {
+    fn host(&self) -> String {
+        host_of(&self.spec.directory)
+    }
+
+    fn client(&self) -> RecordingClient {
+        RecordingClient::new(self.http.clone(), self.clock.clone(), self.skew.clone())
+    }
+
+    fn judge(&self, error: &Error, client: &RecordingClient, names: &str, doing: &str) -> IssueError {
+        let context = Context { ca: &self.host(), names, doing, validating: false };
+        problem::judge(error, client.last().as_ref(), &context, self.clock.now())
+    }
+
+    async fn directory(&self, client: &RecordingClient, names: &str) -> Result<Directory, IssueError> {
+        let directory = Directory::fetch(client, &self.spec.directory).await;
+        directory.map_err(|e| self.judge(&e, client, names, "reading the directory"))
+    }
+
+    /// The profile is one that the CA offers: seen before anything is counted.
+    fn check_profile(&self, directory: &Directory, names: &str) -> Result<(), IssueError> {
+        let Some(profile) = &self.spec.profile else { return Ok(()) };
+        let offered = &directory.meta.profiles;
+        if offered.contains_key(profile) {
+            return Ok(());
+        }
+        let offers = match offered.len() {
+            0 => "it offers no profiles: leave acme.profile out".to_owned(),
+            _ => {
+                let all: Vec<String> = offered.keys().take(20).map(|p| format!("`{}`", plain(p))).collect();
+                format!("it offers {}: correct acme.profile", all.join(", "))
+            }
+        };
+        let message = format!(
+            "{names}: {} has no profile `{profile}`; {offers}, then `starlock reload`. Nothing was ordered.",
+            self.host()
+        );
+        Err(IssueError::new(FailureClass::Config, Retry::Park, message))
+    }
+
+    async fn open(&self, client: &RecordingClient, names: &str) -> Result<Opened, IssueError> {
         let _one_at_a_time = self.registering.lock().await;
-        let email = self.spec.email.as_deref();
-        account::account(&*self.storage, &self.id, &self.spec.directory, email, names, client).await.map_err(
-            |error| match error {
-                AccountError::Issue(error) => error,
-                AccountError::Acme(error) => {
-                    let context =
-                        Context { ca: &self.ca(), names, doing: "opening the account", validating: false };
-                    problem::judge(&error, client.last().as_ref(), &context, self.clock.now())
+        let directory = self.directory(client, names).await?;
+        self.check_profile(&directory, names)?;
+        let (storage, spec, host) = (&*self.storage, &self.spec, self.host());
+        let opening = Opening { storage, ca: &self.ca, host: &host, spec, names, client, directory };
+        opening.open().await.map_err(|error| match error {
+            AccountError::Issue(error) => error,
+            AccountError::Acme(error) => self.judge(&error, client, names, "opening the account"),
+        })
+    }
+
+    async fn order(
+        &self,
+        request: &IssueRequest,
+        progress: &dyn Progress,
+        names: &str,
+        spent: &StdMutex<Spent>,
+    ) -> Result<IssuedCert, IssueError> {
+        let client = self.client();
+        let journal = OrderJournal::new(&*self.storage, &self.id, request);
+        progress.step(Step::Account);
+        let (mut forgotten, mut rolled) = (false, false);
+        loop {
+            let opened = self.open(&client, names).await?;
+            if opened.registered {
+                spent.lock().unwrap_or_else(PoisonError::into_inner).registered = true;
+            }
+            let order = order::OrderRun {
+                account: &opened.account,
+                session: &opened.session,
+                spec: &self.spec,
+                spent,
+                client: &client,
+                journal: &journal,
+                solver: &*self.solver,
+                clock: &*self.clock,
+                ca: &self.host(),
+                names,
+                request,
+                progress,
+            };
+            match order.run().await {
+                Err(OrderError::AccountGone) if self.spec.pinned => {
+                    return Err(self.pinned_account_gone(names, opened.account.id()));
                 }
-            },
-        )
+                Err(OrderError::AccountGone) if !forgotten => {
+                    // Only the CA's word that the account does not exist gets here: the same key is registered again.
+                    forgotten = true;
+                    tracing::warn!(issuer = %self.id, "the CA does not know the account any more; registering its key again");
+                    let forget = account::forget_url(&*self.storage, &self.ca);
+                    forget.await.map_err(|e| journal::failed(names, &e))?;
+                    journal.discard().await.map_err(|e| journal::failed(names, &e))?;
+                }
+                Err(OrderError::Verdict(error)) if !rolled && error.class == FailureClass::Config => {
+                    rolled = true;
+                    if !account::has_another_key(&*self.storage, &self.ca, &opened.session.key).await {
+                        return Err(error);
+                    }
+                    tracing::info!(issuer = %self.id, "the account has another key since the order began; going on with it");
+                }
+                result => return result.map_err(|error| error.into_issue_error(names)),
+            }
+        }
+    }
+
+    /// Another account would be refused by what names the old one.
+    fn pinned_account_gone(&self, names: &str, url: &str) -> IssueError {
+        let message = format!(
+            "{names}: {} does not know the account {url} any more, and your DNS names that account (CAA accounturi, dns-account-01 \
+             or dns-persist-01), so no other one is registered by itself. Move accounts/{}.json below the state directory away and \
+             restart to register a new one, then put its URL, which the log says, into DNS.",
+            self.host(),
+            self.ca
+        );
+        IssueError::new(FailureClass::Config, Retry::Park, message)
     }
 }
 
@@ -112,38 +241,42 @@ impl Issuer for AcmeIssuer {
         &self.id
     }
 
+    fn budget(&self) -> Option<&Budget> {
+        self.budget.as_ref()
+    }
+
     async fn issue(&self, request: &IssueRequest, progress: &dyn Progress) -> Result<IssuedCert, IssueError> {
         let names = request.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let client = RecordingClient::new(self.http.clone(), self.clock.clone());
-        let journal = OrderJournal::new(&*self.storage, &self.id, request);
-        progress.step(Step::Account);
-        let mut forgotten = false;
-        loop {
-            let account = self.account(&client, &names).await?;
-            let order = order::OrderRun {
-                account: &account,
-                client: &client,
-                journal: &journal,
-                solver: &*self.solver,
-                clock: &*self.clock,
-                key_kind: self.spec.key,
-                ca: &self.ca(),
-                names: &names,
-                request,
-                progress,
-            };
-            match order.run().await {
-                Err(order::OrderError::AccountGone) if !forgotten => {
-                    // Only the CA's word that the account does not exist gets here: the same key is registered again.
-                    forgotten = true;
-                    tracing::warn!(issuer = %self.id, "the CA does not know the account any more; registering its key again");
-                    account::forget_url(&*self.storage, &self.id)
-                        .await
-                        .map_err(|e| journal::failed(&names, &e))?;
-                    journal.discard().await.map_err(|e| journal::failed(&names, &e))?;
-                }
-                result => return result.map_err(|error| error.into_issue_error(&names)),
-            }
+        let spent = StdMutex::new(Spent::default());
+        let result = self.order(request, progress, &names, &spent).await;
+        let spent = spent.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(issued) => Ok(IssuedCert { spent, ..issued }),
+            Err(error) => Err(IssueError { spent, ..error }),
+        }
+    }
+
+    /// The next poll is when the CA said, within 1 h and 24 h, 10 % more or less.
+    async fn renewal_hint(&self, leaf: &[u8]) -> Result<Option<RenewalHint>, IssueError> {
+        let client = self.client();
+        let what = "renewal information";
+        let directory = self.directory(&client, what).await?;
+        let hint = renewal::hint(&client, &directory, leaf, self.clock.now()).await;
+        hint.map_err(|e| self.judge(&e, &client, what, "asking when to renew"))
+    }
+
+    async fn revoke(&self, leaf: &[u8], reason: u8) -> Result<(), IssueError> {
+        let (client, what) = (self.client(), "revocation");
+        let opened = self.open(&client, what).await?;
+        let Some(url) = opened.session.directory.revoke_cert.clone() else {
+            let message = format!("{} does not revoke certificates by ACME", self.host());
+            return Err(IssueError::new(FailureClass::Config, Retry::Park, message));
+        };
+        let payload = json!({ "certificate": jws::base64url(leaf), "reason": reason });
+        match opened.session.post(&url, &payload).await {
+            Ok(_) => Ok(()),
+            Err(Error::Api(refusal)) if problem::kind(&refusal) == "alreadyRevoked" => Ok(()),
+            Err(error) => Err(self.judge(&error, &client, what, "revoking the certificate")),
         }
     }
 
@@ -153,4 +286,19 @@ impl Issuer for AcmeIssuer {
             tracing::warn!(%error, "a finished order stays in the journal; the next renewal looks at it and starts anew");
         }
     }
+}
+
+/// The CA of a directory, whatever the profile.
+fn ca_of(spec: &AcmeSpec) -> IssuerId {
+    IssuerId::new(spec.directory.trim_start_matches("https://").trim_start_matches("http://"))
+}
+
+fn host_of(directory: &str) -> String {
+    let url = directory.parse::<http::Uri>().ok();
+    url.and_then(|u| u.host().map(ToOwned::to_owned)).unwrap_or_else(|| directory.to_owned())
+}
+
+/// A CA's words go into logs and terminals.
+fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(100).collect()
 }

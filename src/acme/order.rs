@@ -1,24 +1,26 @@
 //! One order, from its first request to the chain (RFC 8555 section 7.4).
 
+use std::sync::Mutex;
 use std::time::Duration;
 
-use http::StatusCode;
-use instant_acme::{Account, AuthorizationStatus, Error, Identifier, NewOrder, Order, OrderStatus, Problem};
+use instant_acme::{Account, AuthorizationStatus, Error, Identifier, Order, OrderStatus, Problem};
 use tokio::time::Instant;
 
 use super::authorize::{VALIDATION_LIMIT, fetch_authorizations};
-use super::client::{LastAnswer, RecordingClient};
+use super::chain;
+use super::client::RecordingClient;
 use super::journal::{self, OrderJournal, PendingOrder};
 use super::key;
 use super::problem::{self, Context};
+use super::session::Session;
 use super::signed;
+use super::spec::AcmeSpec;
 use crate::challenge::ChallengeSolver;
 use crate::clock::Clock;
-use crate::issuer::{
-    FailureClass, IssueError, IssueRequest, IssuedCert, KeyKind, Progress, Retry, Spent, Step,
-};
+use crate::issuer::{FailureClass, IssueError, IssueRequest, IssuedCert, Progress, Retry, Spent, Step};
 use crate::name::{HostName, HostPattern};
 use crate::storage::StorageError;
+use crate::task;
 
 /// A CA that has not signed by then is down; the order is resumed later.
 const ISSUANCE_LIMIT: Duration = Duration::from_secs(600);
@@ -30,11 +32,14 @@ const LONGEST_ABSENCE: Duration = Duration::from_secs(24 * 3600);
 /// Everything one order needs.
 pub(super) struct OrderRun<'a> {
     pub(super) account: &'a Account,
+    pub(super) session: &'a Session,
+    pub(super) spec: &'a AcmeSpec,
+    /// What the CA counts; read when the order has ended, one way or the other.
+    pub(super) spent: &'a Mutex<Spent>,
     pub(super) client: &'a RecordingClient,
     pub(super) journal: &'a OrderJournal<'a>,
     pub(super) solver: &'a dyn ChallengeSolver,
     pub(super) clock: &'a dyn Clock,
-    pub(super) key_kind: KeyKind,
     pub(super) ca: &'a str,
     pub(super) names: &'a str,
     pub(super) request: &'a IssueRequest,
@@ -77,6 +82,9 @@ impl OrderRun<'_> {
     pub(super) async fn run(&self) -> Result<IssuedCert, OrderError> {
         let (mut order, pending) = self.begin().await?;
         let result = self.complete(&mut order, &pending).await;
+        if matches!(&result, Err(OrderError::Dead(error)) if error.class == FailureClass::Validation) {
+            self.count_failures(&mut order).await;
+        }
         let dead = match &result {
             Err(OrderError::Dead(_)) => true,
             Err(OrderError::Verdict(_)) => order.state().status == OrderStatus::Invalid,
@@ -108,19 +116,13 @@ impl OrderRun<'_> {
             }
             self.journal.discard().await?;
         }
-        let mut pending = PendingOrder {
-            key_pem: key::generate(self.key_kind)
-                .map_err(|e| self.config(&format!("cannot make a key: {e}")))?,
-            url: None,
-            resumed: false,
-        };
+        // RSA takes seconds of a core.
+        let kind = self.spec.key;
+        let key_pem = task::blocking(move || key::generate(kind)).await;
+        let key_pem = key_pem.map_err(|e| self.config(&format!("cannot make a key: {e}")))?;
+        let mut pending = PendingOrder { key_pem, url: None, resumed: false };
         self.journal.save(&pending).await?;
-        let identifiers = self.identifiers()?;
-        let new_order = NewOrder::new(&identifiers);
-        let order =
-            signed!(self.account.new_order(&new_order)).map_err(|e| self.judge(&e, "creating the order"))?;
-        pending.url = Some(order.url().to_owned());
-        self.journal.save(&pending).await?;
+        let order = self.place(&mut pending).await?;
         self.progress.step(Step::Order { url: order.url().to_owned(), resumed: false });
         Ok((order, pending))
     }
@@ -181,17 +183,17 @@ impl OrderRun<'_> {
             true => self.dead(&format!("the CA does not have the certificate that it signed: {error}")),
             false => self.judge(&error, "fetching the certificate"),
         })?;
-        match chain {
-            Some(chain_pem) => Ok(IssuedCert {
-                chain_pem,
-                key_pem: pending.key_pem.clone(),
-                resumed: pending.resumed,
-                spent: Spent::default(),
-            }),
-            None => {
-                Err(self.ca_down("the CA went back to processing after it had said the certificate is ready"))
-            }
+        let Some(mut chain_pem) = chain else {
+            return Err(
+                self.ca_down("the CA went back to processing after it had said the certificate is ready")
+            );
+        };
+        if let Some(wanted) = &self.spec.preferred_chain {
+            let alternates = self.client.alternates();
+            chain_pem = chain::choose(self.session, chain_pem, &alternates, wanted).await;
         }
+        let (key_pem, resumed) = (pending.key_pem.clone(), pending.resumed);
+        Ok(IssuedCert { chain_pem, key_pem, resumed, spent: Spent::default() })
     }
 
     async fn wait_for(
@@ -246,7 +248,7 @@ impl OrderRun<'_> {
         tokio::time::sleep(pause).await;
     }
 
-    fn identifiers(&self) -> Result<Vec<Identifier>, OrderError> {
+    pub(super) fn identifiers(&self) -> Result<Vec<Identifier>, OrderError> {
         let mut identifiers = Vec::with_capacity(self.request.names.len());
         for name in self.request.names.iter() {
             match name {
@@ -270,6 +272,7 @@ impl OrderRun<'_> {
     pub(super) fn refused(&self, problem: Option<&Problem>, name: &HostName) -> IssueError {
         let doing = format!("validating {name}");
         let context = Context { ca: self.ca, names: self.names, doing: &doing, validating: true };
+        self.failed(name);
         match problem {
             Some(problem) => {
                 problem::judge_problem(problem, self.client.last().as_ref(), &context, self.clock.now())
@@ -311,9 +314,7 @@ impl OrderRun<'_> {
             return true;
         }
         let answered = matches!(error, Error::Api(_) | Error::Json(_));
-        let gone = [StatusCode::NOT_FOUND, StatusCode::GONE];
-        answered
-            && matches!(self.client.last(), Some(LastAnswer::Answer { status, .. }) if gone.contains(&status))
+        answered && self.client.says_gone()
     }
 
     pub(super) fn ca_down(&self, what: &str) -> OrderError {

@@ -42,7 +42,7 @@ pub(super) fn judge(
                 "{names}: no answer from the CA while {doing}: {failure}. The order is tried again by itself."
             ),
         ),
-        Some(LastAnswer::Answer { status, retry_after, text })
+        Some(LastAnswer::Answer { status, retry_after, text, .. })
             if status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS =>
         {
             let said = text.as_deref().map(|t| format!(", saying \"{t}\"")).unwrap_or_default();
@@ -124,7 +124,8 @@ pub(super) fn judge_problem(
             (FailureClass::Config, Retry::Park, "The CA will not sign these names: change them or the CA.")
         }
         "externalAccountRequired" => {
-            (FailureClass::Config, Retry::Park, "This CA wants an external account binding.")
+            let advice = "This CA wants an external account binding: set acme.eab = { kid, hmac }, then `starlock reload`.";
+            (FailureClass::Config, Retry::Park, advice)
         }
         "userActionRequired" => {
             (FailureClass::Config, Retry::Park, "The CA wants a person to act: follow what it says.")
@@ -132,7 +133,10 @@ pub(super) fn judge_problem(
         "invalidContact" | "unsupportedContact" => {
             (FailureClass::Config, Retry::Park, "Correct acme.email, then `starlock reload`.")
         }
-        "badCSR" | "badPublicKey" | "badSignatureAlgorithm" | "malformed" | "invalidProfile" => (
+        "invalidProfile" => {
+            (FailureClass::Config, Retry::Park, "Correct acme.profile, then `starlock reload`.")
+        }
+        "badCSR" | "badPublicKey" | "badSignatureAlgorithm" | "malformed" => (
             FailureClass::Config,
             Retry::Park,
             "The CA does not accept what it was sent: check acme.key and acme.ca.",
@@ -158,8 +162,25 @@ pub(super) fn is_bad_nonce(error: &Error) -> bool {
     matches!(error, Error::Api(problem) if kind(problem) == "badNonce")
 }
 
+/// Whether a refused registration was refused for its external account.
+pub(super) fn is_about_external_account(problem: &Problem) -> bool {
+    matches!(kind(problem), "externalAccountRequired" | "unauthorized" | "malformed")
+}
+
+/// What went wrong while a person waits: nothing is tried again by itself.
+pub(super) fn for_a_command(error: &Error, last: Option<&LastAnswer>, ca: &str, doing: &str) -> String {
+    match (error, last) {
+        (Error::Api(problem), _) => format!("{ca} said while {doing}: {}", plain(problem)),
+        (_, Some(LastAnswer::Failed(failure))) => format!("no answer from {ca} while {doing}: {failure}"),
+        (_, Some(LastAnswer::Answer { status, text: Some(text), .. })) => {
+            format!("{ca} answered {status} with something that is not ACME while {doing}: \"{text}\"")
+        }
+        _ => format!("the answer of {ca} could not be used while {doing}: {error}"),
+    }
+}
+
 /// The CA's own words: `detail (type)`, then each subproblem. Control characters do not pass.
-fn plain(problem: &Problem) -> String {
+pub(super) fn plain(problem: &Problem) -> String {
     let mut text = problem.detail.clone().unwrap_or_else(|| "(no detail)".to_owned());
     if !kind(problem).is_empty() {
         text = format!("{text} ({})", kind(problem));
@@ -198,6 +219,8 @@ mod tests {
             status: StatusCode::from_u16(status).unwrap(),
             retry_after,
             text: text.map(ToOwned::to_owned),
+            location: None,
+            alternates: Vec::new(),
         }
     }
 

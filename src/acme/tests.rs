@@ -18,7 +18,6 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::challenge::{Batch, Challenge, PresentError, Presented};
 use crate::clock::SystemClock;
-use crate::issuer::{FailureClass, KeyKind, Retry};
 use crate::name::HostPattern;
 use crate::storage::MemoryStorage;
 use crate::storage::dying_tests::Dying;
@@ -119,12 +118,12 @@ impl ModelCa {
     }
 
     fn issuer(&self, storage: Arc<dyn Storage>) -> AcmeIssuer {
-        let spec = AcmeSpec {
-            directory: format!("{}/dir", self.book().url),
-            email: None,
-            ca_root: None,
-            key: KeyKind::P256,
-        };
+        self.issuer_of(storage, |_| {})
+    }
+
+    fn issuer_of(&self, storage: Arc<dyn Storage>, change: impl FnOnce(&mut AcmeSpec)) -> AcmeIssuer {
+        let mut spec = AcmeSpec::new(format!("{}/dir", self.book().url));
+        change(&mut spec);
         AcmeIssuer::new(spec, Arc::new(Yes), storage, Arc::new(SystemClock)).unwrap()
     }
 

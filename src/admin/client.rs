@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::{CertificateStatus, Health, Refusal, ReloadReport, Status};
+use super::{
+    AccountCommand, AccountStatus, Begun, CertificateStatus, CertificateVerb, ExportedCertificate, Health,
+    JobStatus, Refusal, ReloadReport, Status,
+};
 
 /// Time for an answer to a question.
 const QUICK: Duration = Duration::from_secs(5);
@@ -83,10 +86,38 @@ impl Client {
         self.good("POST", "/reload", SLOW)
     }
 
+    /// The account at each CA.
+    pub fn accounts(&self) -> Result<Vec<AccountStatus>, ClientError> {
+        self.good("GET", "/accounts", QUICK)
+    }
+
+    /// Does something with the account at `ca`, and waits for the CA.
+    pub fn account(&self, ca: &str, command: &AccountCommand) -> Result<AccountStatus, ClientError> {
+        let (method, path) = command.request(ca);
+        self.good(method, &path, SLOW)
+    }
+
     /// Whether it does its work. An unhealthy process is an answer, not an error.
     pub fn health(&self) -> Result<Health, ClientError> {
         let (_, body) = self.ask("GET", "/health", QUICK)?;
         self.parse(&body)
+    }
+
+    /// Begins something with a certificate. The number is for [`Client::job`].
+    pub fn command(&self, id: &str, verb: CertificateVerb) -> Result<u64, ClientError> {
+        let begun: Begun = self.good("POST", &format!("/certificates/{id}/{}", verb.path()), QUICK)?;
+        Ok(begun.job)
+    }
+
+    /// What was begun, as it stands.
+    pub fn job(&self, number: u64) -> Result<JobStatus, ClientError> {
+        self.good("GET", &format!("/jobs/{number}"), QUICK)
+    }
+
+    /// The served chain of a certificate, with its key.
+    pub fn export(&self, id: &str) -> Result<ExportedCertificate, ClientError> {
+        // It waits while an order of the same certificate is under way.
+        self.good("GET", &format!("/certificates/{id}/export"), SLOW)
     }
 
     fn good<T: DeserializeOwned>(&self, method: &str, path: &str, limit: Duration) -> Result<T, ClientError> {

@@ -3,6 +3,7 @@
 //! `app` implements [`Control`]; [`AdminServer`] puts it on a socket; [`Client`] is what `starlock status` and its like use. The
 //! types below are both ends' idea of an answer, and a stable interface for scripts.
 
+mod accounts;
 mod client;
 mod http;
 mod metrics;
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub use accounts::{AccountCommand, AccountStatus};
 pub use client::{Client, ClientError};
 pub use metrics::MetricsServer;
 pub use server::{AdminServer, BindError};
@@ -32,6 +34,96 @@ pub trait Control: Send + Sync {
 
     /// Whether it does its work.
     async fn health(&self) -> Health;
+
+    /// Begins something with the certificate `id`; [`Control::job`] tells of it by the number. The error is for a person.
+    async fn command(&self, id: &str, verb: CertificateVerb) -> Result<u64, String>;
+
+    /// What was begun, as it stands; `None` if that number is not known (any more).
+    async fn job(&self, number: u64) -> Option<JobStatus>;
+
+    /// The served chain of the certificate `id`, with its key. The error is for a person.
+    async fn export(&self, id: &str) -> Result<ExportedCertificate, String>;
+
+    /// The account at each CA of the configuration, as it is kept. Asks no CA.
+    async fn accounts(&self) -> Vec<AccountStatus>;
+
+    /// Does something with the account at `ca`: a word of the configuration, a host, or a directory's URL. Asks the CA and waits
+    /// for it, a minute at most. The error is for a person.
+    async fn account(&self, ca: &str, command: AccountCommand) -> Result<AccountStatus, String>;
+}
+
+/// What may be done with a certificate: `POST /certificates/ID/` and the word; `revoke/` takes the reason's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateVerb {
+    /// `renew`, or `renew-force`: whatever the limits say.
+    Renew {
+        /// Whether the CA's limits are left out of account.
+        force: bool,
+    },
+    /// `rehearse`: at the CA's staging; nothing is served.
+    Rehearse,
+    /// `revoke/REASON`, and order a new one.
+    Revoke {
+        /// RFC 5280 section 5.3.1.
+        reason: u8,
+    },
+    /// `rollback`: serve the previous generation.
+    RollBack,
+}
+
+impl CertificateVerb {
+    fn path(self) -> String {
+        match self {
+            Self::Renew { force: false } => "renew".to_owned(),
+            Self::Renew { force: true } => "renew-force".to_owned(),
+            Self::Rehearse => "rehearse".to_owned(),
+            Self::Revoke { reason } => format!("revoke/{reason}"),
+            Self::RollBack => "rollback".to_owned(),
+        }
+    }
+
+    fn parse(path: &str) -> Option<Self> {
+        let known =
+            [Self::Renew { force: false }, Self::Renew { force: true }, Self::Rehearse, Self::RollBack];
+        let reason = || path.strip_prefix("revoke/")?.parse().ok().map(|reason| Self::Revoke { reason });
+        known.into_iter().find(|verb| verb.path() == path).or_else(reason)
+    }
+}
+
+/// The answer to a command.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Begun {
+    job: u64,
+}
+
+/// `GET /jobs/NUMBER`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JobStatus {
+    /// What it has done, for a person.
+    pub steps: Vec<String>,
+    /// Whether it has ended.
+    pub done: bool,
+    /// Whether it ended well.
+    pub ok: bool,
+    /// What came of it, or why not.
+    pub message: String,
+}
+
+/// `GET /certificates/ID/export`.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExportedCertificate {
+    /// PEM, leaf first.
+    pub chain: String,
+    /// PKCS#8 PEM: a secret.
+    pub key: String,
+}
+
+impl std::fmt::Debug for ExportedCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ExportedCertificate")
+    }
 }
 
 /// `GET /status`.
@@ -84,6 +176,8 @@ pub struct ListenerStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CertificateStatus {
+    /// Its name in commands.
+    pub id: String,
     /// What it is for.
     pub names: Vec<String>,
     /// Who signs it.

@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::http::{Answer, json, refuse, serve};
-use super::{Control, Health};
+use super::{Begun, CertificateVerb, Control, Health, accounts};
 use crate::backoff::Backoff;
 use crate::task::{OnExit, Supervisor};
 
@@ -139,11 +139,24 @@ fn may_talk(peer: (u32, u32), ours: (u32, u32)) -> bool {
 }
 
 async fn answer(control: Arc<dyn Control>, method: Method, path: String) -> Answer {
+    if let Some(rest) = path.strip_prefix("/certificates/") {
+        return certificate(&*control, &method, rest).await;
+    }
+    if let Some(number) = path.strip_prefix("/jobs/").and_then(|number| number.parse().ok()) {
+        return match control.job(number).await {
+            Some(job) => json(StatusCode::OK, &job),
+            None => refuse(StatusCode::NOT_FOUND, "nothing is known of it (any more)"),
+        };
+    }
+    if let Some(rest) = path.strip_prefix("/accounts").filter(|rest| rest.is_empty() || rest.starts_with('/'))
+    {
+        return accounts::answer(control, &method, rest).await;
+    }
     let wanted = match path.as_str() {
         "/status" | "/certificates" | "/health" => Method::GET,
         "/reload" => Method::POST,
         _ => {
-            let known = "GET /status, GET /certificates, GET /health, POST /reload";
+            let known = "GET /status, GET /certificates, GET /health, POST /reload, GET /accounts";
             return refuse(StatusCode::NOT_FOUND, &format!("there is no {path}; there are {known}"));
         }
     };
@@ -168,6 +181,26 @@ async fn answer(control: Arc<dyn Control>, method: Method, path: String) -> Answ
     }
 }
 
+/// `ID/export` and `ID/VERB`.
+async fn certificate(control: &dyn Control, method: &Method, path: &str) -> Answer {
+    let unknown = "there are GET /certificates/ID/export and POST /certificates/ID/ with renew, renew-force, rehearse, rollback \
+                   or revoke/REASON";
+    let Some((id, word)) = path.split_once('/') else { return refuse(StatusCode::NOT_FOUND, unknown) };
+    if word == "export" && method == Method::GET {
+        return match control.export(id).await {
+            Ok(exported) => json(StatusCode::OK, &exported),
+            Err(error) => refuse(StatusCode::UNPROCESSABLE_ENTITY, &error),
+        };
+    }
+    match CertificateVerb::parse(word) {
+        Some(verb) if method == Method::POST => match control.command(id, verb).await {
+            Ok(job) => json(StatusCode::OK, &Begun { job }),
+            Err(error) => refuse(StatusCode::UNPROCESSABLE_ENTITY, &error),
+        },
+        _ => refuse(StatusCode::NOT_FOUND, unknown),
+    }
+}
+
 impl fmt::Display for AdminServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.place.path.display().fmt(f)
@@ -180,7 +213,10 @@ mod tests {
 
     use async_trait::async_trait;
 
-    use super::super::{CertificateStatus, Client, ClientError, ReloadReport, Status};
+    use super::super::{
+        AccountCommand, AccountStatus, CertificateStatus, Client, ClientError, ExportedCertificate,
+        JobStatus, ReloadReport, Status,
+    };
     use super::*;
     use crate::task::Shutdown;
 
@@ -205,8 +241,34 @@ mod tests {
             Err("error: two\nlines".into())
         }
 
+        async fn accounts(&self) -> Vec<AccountStatus> {
+            vec![AccountStatus { ca: "letsencrypt".into(), ..AccountStatus::default() }]
+        }
+
+        async fn account(&self, ca: &str, command: AccountCommand) -> Result<AccountStatus, String> {
+            match self.healthy {
+                true => Ok(AccountStatus { ca: format!("{ca} {command:?}"), ..AccountStatus::default() }),
+                false => Err("no".into()),
+            }
+        }
+
         async fn health(&self) -> Health {
             Health { healthy: self.healthy, reason: (!self.healthy).then(|| "no listener".into()) }
+        }
+
+        async fn command(&self, id: &str, verb: CertificateVerb) -> Result<u64, String> {
+            match verb {
+                CertificateVerb::Revoke { reason: 1 } if id == "example.com-1" => Ok(7),
+                _ => Err(format!("{id} {verb:?}")),
+            }
+        }
+
+        async fn job(&self, number: u64) -> Option<JobStatus> {
+            (number == 7).then(|| JobStatus { steps: vec!["one".into()], ..JobStatus::default() })
+        }
+
+        async fn export(&self, _id: &str) -> Result<ExportedCertificate, String> {
+            Ok(ExportedCertificate { chain: "chain".into(), key: "key".into() })
         }
     }
 
@@ -240,7 +302,18 @@ mod tests {
             assert_eq!(client.status().unwrap().version, "1.2.3");
             assert_eq!(client.certificates().unwrap()[0].names, ["example.com"]);
             assert!(client.reload().unwrap().changed);
+            let revoke = CertificateVerb::Revoke { reason: 1 };
+            assert_eq!(client.command("example.com-1", revoke).unwrap(), 7);
+            assert_eq!(client.job(7).unwrap().steps, ["one"]);
+            assert!(client.job(8).is_err());
+            let error = client.command("other", CertificateVerb::Renew { force: true }).unwrap_err();
+            assert_eq!(error.to_string(), "other Renew { force: true }");
+            assert_eq!(client.export("other").unwrap().key, "key");
             assert!(client.health().unwrap().healthy);
+            assert_eq!(client.accounts().unwrap()[0].ca, "letsencrypt");
+            let contact = AccountCommand::Contact(Some("a@b.test".into()));
+            let account = client.account("https://ca.test/dir", &contact).unwrap();
+            assert_eq!(account.ca, "https://ca.test/dir Contact(Some(\"a@b.test\"))");
         });
         with_server(false, |path| {
             let client = Client::new(path);

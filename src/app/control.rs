@@ -7,9 +7,13 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Reloaded;
-use crate::admin::{CertificateStatus, Control, Health, LastReload, ListenerStatus, ReloadReport, Status};
-use crate::certs::{CertManager, CertView};
+use super::{Reloaded, accounts};
+use crate::acme::{Accounts, AcmeSpec};
+use crate::admin::{
+    AccountCommand, AccountStatus, CertificateStatus, CertificateVerb, Control, ExportedCertificate, Health,
+    JobStatus, LastReload, ListenerStatus, ReloadReport, Status,
+};
+use crate::certs::{CertId, CertManager, CertView, JobView, Verb};
 use crate::clock::{self, SharedClock};
 use crate::listen::Traffic;
 use crate::telemetry::Metrics;
@@ -23,6 +27,8 @@ pub(super) struct Shown {
     pub(super) listeners: Vec<ListenerStatus>,
     pub(super) last_reload: Option<LastReload>,
     pub(super) draining: bool,
+    /// Every CA of the plan in force.
+    pub(super) cas: Vec<AcmeSpec>,
 }
 
 pub(super) type Board = Arc<Mutex<Shown>>;
@@ -32,6 +38,7 @@ pub(super) struct AppControl {
     pub(super) config_path: String,
     pub(super) clock: SharedClock,
     pub(super) certs: CertManager,
+    pub(super) accounts: Accounts,
     pub(super) metrics: Arc<Metrics>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) board: Board,
@@ -73,6 +80,14 @@ impl Control for AppControl {
         Ok(ReloadReport { changed, changes, warnings })
     }
 
+    async fn accounts(&self) -> Vec<AccountStatus> {
+        accounts::list(&self.accounts, &self.cas()).await
+    }
+
+    async fn account(&self, ca: &str, command: AccountCommand) -> Result<AccountStatus, String> {
+        accounts::act(&self.accounts, &self.cas(), ca, command).await
+    }
+
     async fn health(&self) -> Health {
         let draining = self.board.lock().unwrap_or_else(PoisonError::into_inner).draining;
         let now = self.clock.now();
@@ -86,6 +101,44 @@ impl Control for AppControl {
         };
         Health { healthy: reason.is_none(), reason }
     }
+
+    async fn command(&self, id: &str, verb: CertificateVerb) -> Result<u64, String> {
+        let verb = match verb {
+            CertificateVerb::Renew { force } => Verb::Renew { force },
+            CertificateVerb::Rehearse => Verb::Rehearse,
+            CertificateVerb::Revoke { reason } => Verb::Revoke { reason },
+            CertificateVerb::RollBack => Verb::RollBack,
+        };
+        self.certs.command(&self.known(id)?, verb).await
+    }
+
+    async fn job(&self, number: u64) -> Option<JobStatus> {
+        let JobView { steps, outcome } = self.certs.job(number)?;
+        let (done, ok) = (outcome.is_some(), matches!(outcome, Some(Ok(_))));
+        let message = match outcome {
+            Some(Ok(text) | Err(text)) => text,
+            None => String::new(),
+        };
+        Some(JobStatus { steps, done, ok, message })
+    }
+
+    async fn export(&self, id: &str) -> Result<ExportedCertificate, String> {
+        let exported = self.certs.export(&self.known(id)?).await?;
+        Ok(ExportedCertificate { chain: exported.chain_pem, key: exported.key_pem.expose().to_owned() })
+    }
+}
+
+impl AppControl {
+    fn known(&self, id: &str) -> Result<CertId, String> {
+        let view = self.certs.views().into_iter().find(|view| view.id.as_str() == id);
+        view.map(|view| view.id).ok_or_else(|| format!("there is no certificate {id}"))
+    }
+}
+
+impl AppControl {
+    fn cas(&self) -> Vec<AcmeSpec> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner).cas.clone()
+    }
 }
 
 fn state(view: &CertView) -> String {
@@ -94,6 +147,7 @@ fn state(view: &CertView) -> String {
 
 fn certificate(view: &CertView) -> CertificateStatus {
     CertificateStatus {
+        id: view.id.to_string(),
         names: view.names.iter().map(ToString::to_string).collect(),
         issuer: view.issuer.to_string(),
         serial: view.serial.clone(),

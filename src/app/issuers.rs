@@ -39,20 +39,24 @@ pub(super) struct Issuers {
 /// Reads secrets and roots, asks nobody. The error is for a person. `responder` is where our own responder answers.
 pub(super) fn build(plan: &Plan, ground: &Ground, responder: &[SocketAddr]) -> Result<Issuers, String> {
     let mut maker = Maker { plan, ground, responder, solvers: Vec::new(), acme: Vec::new() };
-    let local: Arc<dyn Issuer> = Arc::new(LocalCa::new(ground.storage.clone(), ground.clock.clone()));
+    let local: Arc<dyn Issuer> = Arc::new(local_ca(plan, ground.storage.clone(), ground.clock.clone()));
     let mut wanted = Vec::with_capacity(plan.certificates.len());
     for certificate in &plan.certificates {
         let names: Arc<[_]> = certificate.names.clone().into();
-        let (issuer, fingerprint) = match &certificate.issuer {
-            IssuerPlan::Local => (local.clone(), "local".to_owned()),
-            IssuerPlan::Acme(acme) => {
-                (maker.issuer(&acme.acme, acme.dns.as_ref())?, fingerprint(acme, plan, responder))
-            }
+        let (issuers, fingerprint) = match &certificate.issuer {
+            IssuerPlan::Local => (vec![local.clone()], "local".to_owned()),
+            IssuerPlan::Acme(acme) => (maker.issuers(acme)?, fingerprint(acme, plan, responder)),
         };
-        wanted.push(Wanted { names, issuer, fingerprint });
+        wanted.push(Wanted { names, issuers: issuers.into(), rehearsal: None, rehearse: false, fingerprint });
     }
     let providers = maker.solvers.into_iter().map(|(_, (provider, _))| provider).collect();
     Ok(Issuers { wanted, providers })
+}
+
+/// The local CA for a plan's names.
+pub(super) fn local_ca(plan: &Plan, storage: Arc<dyn Storage>, clock: SharedClock) -> LocalCa {
+    let local = plan.certificates.iter().filter(|certificate| certificate.issuer == IssuerPlan::Local);
+    LocalCa::new(storage, clock, local.flat_map(|certificate| certificate.names.clone()).collect())
 }
 
 /// Makes one issuer for each distinct CA and provider, and one solver for each distinct provider.
@@ -65,6 +69,12 @@ struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
+    /// One for each CA of a certificate, the preferred one first.
+    fn issuers(&mut self, plan: &'a AcmePlan) -> Result<Vec<Arc<dyn Issuer>>, String> {
+        let specs = std::iter::once(&plan.acme).chain(&plan.fallback);
+        specs.map(|spec| self.issuer(spec, plan.dns.as_ref())).collect()
+    }
+
     fn issuer(
         &mut self,
         spec: &'a AcmeSpec,
@@ -128,8 +138,11 @@ fn fingerprint(acme: &AcmePlan, plan: &Plan, responder: &[SocketAddr]) -> String
     if acme.is_builtin() {
         digest.update(format!("{:?}\n{responder:?}\n", plan.responder));
     }
-    for (name, source) in acme.dns.iter().flat_map(secrets) {
-        // An unreadable secret is the business of `dns::build`, which has refused the plan before.
+    let bindings = std::iter::once(&acme.acme).chain(&acme.fallback).filter_map(|spec| spec.eab.as_ref());
+    let bindings = bindings.map(|eab| (eab.kid.as_str(), &eab.hmac));
+    for (name, source) in acme.dns.iter().flat_map(secrets).chain(bindings) {
+        // An unreadable secret is the business of `dns::build`, which has refused the plan before; that of an external account is
+        // of use once and may be gone.
         let value = source.resolve().map(|s| s.expose().to_owned()).unwrap_or_default();
         digest.update(format!("{name}\0{value}\0"));
     }

@@ -3,12 +3,15 @@
 //! Start and reload are the same path: `load` → `Plan` → `App::prepare`, which can fail and changes nothing → `commit`, which
 //! changes everything and cannot fail.
 
+mod accounts;
 mod control;
 mod issuers;
 mod observer;
+mod offline;
 mod responders;
 mod serve;
 mod systemd;
+mod takeover;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,7 +27,9 @@ use crate::proxy::{Snapshot, SnapshotPublisher};
 use crate::task::{self, Supervisor};
 use crate::telemetry::{AccessLog, AccessTarget, Metrics};
 
+pub use offline::local_roots;
 pub use serve::{Failure, serve};
+pub use takeover::{Moved, TakeOver, take_over};
 
 /// Reads the configuration, from wherever it is: called at start and at each reload. Blocking. The error is for a person.
 pub type Loader = Arc<dyn Fn() -> Result<Loaded, String> + Send + Sync>;

@@ -13,7 +13,8 @@ use super::control::{AppControl, Board, ReloadCommand, Shown};
 use super::issuers::Ground;
 use super::observer::CertMetrics;
 use super::responders::Responders;
-use super::{App, Loader, end, systemd};
+use super::{App, Loader, accounts, end, systemd};
+use crate::acme::Accounts;
 use crate::admin::{AdminServer, LastReload, ListenerStatus, MetricsServer};
 use crate::backoff::Backoff;
 use crate::certs::CertManager;
@@ -155,6 +156,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         config_path,
         clock: clock.clone(),
         certs,
+        accounts: Accounts::new(storage, clock.clone()),
         metrics: metrics.clone(),
         traffic: traffic.clone(),
         board: board.clone(),
@@ -315,6 +317,7 @@ fn show(app: &App, board: &Board, metrics: Option<SocketAddr>) {
     listeners.push(entry(app.plan.admin.display().to_string(), "admin"));
     let mut shown: std::sync::MutexGuard<'_, Shown> = board.lock().unwrap_or_else(PoisonError::into_inner);
     shown.listeners = listeners;
+    shown.cas = accounts::cas(&app.plan);
 }
 
 /// SIGTERM and SIGINT mean the same.

@@ -3,17 +3,20 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::command::{Command, Exported, Verb};
+use super::jobs::{JobView, Jobs};
 use super::record::{CertId, CertRecords};
 use super::view::{CertObserver, CertView, Views};
 use super::worker::{Milestones, Shared, Worker};
 use crate::backoff::Backoff;
 use crate::clock::SharedClock;
 use crate::issuer::Issuer;
+use crate::ledger::Ledger;
 use crate::name::{HostName, HostPattern};
 use crate::storage::Storage;
 use crate::task::{OnExit, Shutdown, Supervisor};
@@ -21,8 +24,14 @@ use crate::tls::{Bundle, CertPublisher, CertTable};
 
 /// Orders that run at once: enough to catch up, few enough not to look like an attack to a CA or a DNS provider.
 const CONCURRENT_ORDERS: usize = 8;
+/// Questions about renewal windows that run at once; they are small and wait for nobody.
+const CONCURRENT_POLLS: usize = 4;
+/// Commands that one certificate keeps for later.
+const COMMANDS: usize = 4;
 /// Changes within this time make one table.
 const COALESCE: Duration = Duration::from_millis(50);
+/// Whether a certificate is over is looked at this often.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// A start or a reload waits this long for the disk; a certificate that comes later is served when it comes.
 const LOAD_LIMIT: Duration = Duration::from_secs(20);
 /// A start waits this long for certificates that need nobody else.
@@ -35,10 +44,21 @@ const RESTART: Backoff =
 pub struct Wanted {
     /// Sorted, without duplicates, not empty.
     pub names: Arc<[HostPattern]>,
-    /// Who signs it.
-    pub issuer: Arc<dyn Issuer>,
+    /// Who signs it: the preferred CA first, then those that take over when it is down or refuses. Not empty.
+    pub issuers: Arc<[Arc<dyn Issuer>]>,
+    /// The preferred CA's staging, where it has one: what is ordered there counts nowhere and is never served.
+    pub rehearsal: Option<Arc<dyn Issuer>>,
+    /// A new set of names is ordered at `rehearsal` first.
+    pub rehearse: bool,
     /// Changes with the configuration that an attempt depends on: failed attempts of another one are forgotten.
     pub fingerprint: String,
+}
+
+impl Wanted {
+    /// The preferred CA.
+    pub(super) fn issuer(&self) -> &Arc<dyn Issuer> {
+        &self.issuers[0]
+    }
 }
 
 /// What a worker tells the manager.
@@ -59,8 +79,15 @@ pub(super) enum News {
 /// Holds certificates. Cloning shares it.
 #[derive(Clone)]
 pub struct CertManager {
-    commands: mpsc::Sender<SetWanted>,
+    commands: mpsc::Sender<Order>,
     views: Views,
+    jobs: Jobs,
+}
+
+/// What the manager is told.
+enum Order {
+    Set(SetWanted),
+    Pass(CertId, Command),
 }
 
 struct SetWanted {
@@ -82,12 +109,15 @@ impl CertManager {
         let (updates, received) = mpsc::channel(1024);
         let views = Views::default();
         let shared = Shared {
-            records: CertRecords { storage },
+            records: CertRecords { storage: storage.clone() },
+            ledger: Ledger::new(storage, clock.clone()),
             clock,
             observer,
             views: views.clone(),
             updates,
             orders: Arc::new(Semaphore::new(CONCURRENT_ORDERS)),
+            roots: Arc::default(),
+            polls: Arc::new(Semaphore::new(CONCURRENT_POLLS)),
         };
         let actor = Actor {
             publisher,
@@ -97,6 +127,7 @@ impl CertManager {
             started: 0,
             leftovers: Vec::new(),
             default_sni: None,
+            expires: None,
         };
         // Moved into the first and only start: what it owns cannot be made twice.
         let once = Mutex::new(Some((actor, inbox, received)));
@@ -108,18 +139,43 @@ impl CertManager {
                 }
             }
         });
-        Self { commands, views }
+        Self { commands, views, jobs: Jobs::default() }
     }
 
     /// Replaces the wanted set. Returns when everything that storage holds for it, and everything that needs nobody else, is
     /// published. Certificates in both sets are not touched; those that are gone are no longer served.
     pub async fn set_wanted(&self, wanted: Vec<Wanted>, default_sni: Option<HostName>) {
         let (published, done) = oneshot::channel();
-        if self.commands.send(SetWanted { wanted, default_sni, published }).await.is_ok()
+        if self.commands.send(Order::Set(SetWanted { wanted, default_sni, published })).await.is_ok()
             && done.await.is_err()
         {
             tracing::debug!("the certificate manager ended while its wanted set was changed");
         }
+    }
+
+    /// Has `verb` done to a certificate, one after the other. Returns the number to watch it by. The error is for a person.
+    pub async fn command(&self, id: &CertId, verb: Verb) -> Result<u64, String> {
+        let job = self.jobs.begin().ok_or("too much is under way already")?;
+        let number = job.number();
+        self.pass(id, Command::Do(verb, job)).await?;
+        Ok(number)
+    }
+
+    /// Something that was asked for, as it stands; `None` if it is not known any more.
+    pub fn job(&self, number: u64) -> Option<JobView> {
+        self.jobs.view(number)
+    }
+
+    /// The served chain with its key. The error is for a person.
+    pub async fn export(&self, id: &CertId) -> Result<Exported, String> {
+        let (answer, answered) = oneshot::channel();
+        self.pass(id, Command::Export(answer)).await?;
+        answered.await.unwrap_or_else(|_| Err(format!("{id} is not held by a CA, or not any more")))
+    }
+
+    async fn pass(&self, id: &CertId, command: Command) -> Result<(), String> {
+        let sent = self.commands.send(Order::Pass(id.clone(), command)).await;
+        sent.map_err(|_| "Starlock is shutting down".to_owned())
     }
 
     /// Every wanted certificate as it stands, sorted by id.
@@ -144,12 +200,15 @@ struct Actor {
     /// What was served for sets that are not wanted any more: served on until the new sets have their own.
     leftovers: Vec<Arc<Bundle>>,
     default_sni: Option<HostName>,
+    /// When the next certificate is over: another may be better for its names then.
+    expires: Option<SystemTime>,
 }
 
 struct Entry {
     wanted: Wanted,
     worker: u64,
     stop: Shutdown,
+    inbox: mpsc::Sender<Command>,
     bundle: Option<Arc<Bundle>>,
     stand_ins: Vec<Arc<Bundle>>,
 }
@@ -157,7 +216,7 @@ struct Entry {
 impl Actor {
     async fn run(
         mut self,
-        mut commands: mpsc::Receiver<SetWanted>,
+        mut commands: mpsc::Receiver<Order>,
         mut updates: mpsc::Receiver<Update>,
         shutdown: Shutdown,
     ) {
@@ -171,6 +230,11 @@ impl Actor {
             };
             tokio::select! {
                 () = shutdown.wait() => return,
+                () = tokio::time::sleep(LOOK_AGAIN), if publish_at.is_none() => {
+                    if self.expires.is_some_and(|at| at <= self.shared.clock.now()) {
+                        self.publish();
+                    }
+                }
                 () = due => {
                     publish_at = None;
                     self.publish();
@@ -179,7 +243,14 @@ impl Actor {
                     self.take(update);
                     publish_at.get_or_insert_with(|| Instant::now() + COALESCE);
                 }
-                Some(command) = commands.recv() => {
+                Some(order) = commands.recv() => {
+                    let command = match order {
+                        Order::Set(command) => command,
+                        Order::Pass(id, command) => {
+                            self.pass(&id, command);
+                            continue;
+                        }
+                    };
                     while let Ok(update) = updates.try_recv() {
                         self.take(update); // of workers that are about to be replaced
                     }
@@ -195,11 +266,24 @@ impl Actor {
                     self.drain_while(&mut updates, async { drop(instant.await) }).await;
                     publish_at = None;
                     self.publish();
+                    self.sweep();
                     if command.published.send(()).is_err() {
                         tracing::debug!("nobody waits for the wanted set");
                     }
                 }
             }
+        }
+    }
+
+    /// Hands a command to its worker. One that cannot be taken is refused.
+    fn pass(&self, id: &CertId, command: Command) {
+        let Some(entry) = self.workers.get(id) else {
+            return command.refuse("no CA signs this certificate, or it is not wanted any more");
+        };
+        if let Err(error) = entry.inbox.try_send(command) {
+            error
+                .into_inner()
+                .refuse("too much was asked of this certificate already; one thing is done at a time");
         }
     }
 
@@ -249,7 +333,7 @@ impl Actor {
             let (sender, receiver) = oneshot::channel();
             milestones.loaded = Some(sender);
             loaded.push(receiver);
-            if wanted.issuer.is_instant() {
+            if wanted.issuer().is_instant() {
                 let (sender, receiver) = oneshot::channel();
                 milestones.settled = Some(sender);
                 settled.push(receiver);
@@ -265,17 +349,40 @@ impl Actor {
         (loaded, settled)
     }
 
+    /// Forgets, in the background, what is remembered of certificates that are not wanted any more.
+    fn sweep(&self) {
+        let wanted: Vec<_> =
+            self.workers.iter().map(|(id, entry)| (entry.wanted.issuer().id().clone(), id.clone())).collect();
+        let records = self.shared.records.clone();
+        let wanted = Arc::new(wanted);
+        self.supervisor.spawn("certificate memos".into(), OnExit::Done, move |shutdown| {
+            let (records, wanted) = (records.clone(), wanted.clone());
+            async move {
+                tokio::select! {
+                    swept = records.sweep(&wanted) => match swept {
+                        Ok(0) => {}
+                        Ok(swept) => tracing::debug!(swept, "attempts of certificates that nobody wants any more are forgotten"),
+                        Err(error) => tracing::debug!(%error, "attempts of removed certificates stay in storage"),
+                    },
+                    () = shutdown.wait() => {}
+                }
+            }
+        });
+    }
+
     fn start(&mut self, id: &CertId, wanted: Wanted, milestones: Milestones) -> Entry {
         self.started += 1;
         let worker = self.started;
         let stop = self.supervisor.shutdown().child();
         let (shared, template, first) = (self.shared.clone(), wanted.clone(), Mutex::new(milestones));
+        let (inbox, commands) = mpsc::channel(COMMANDS);
+        let commands = Arc::new(tokio::sync::Mutex::new(commands));
         let name = format!("certificate {id}").into();
         self.supervisor.spawn_until(name, OnExit::Restart(RESTART), stop.clone(), move |shutdown| {
             let milestones = std::mem::take(&mut *first.lock().unwrap_or_else(PoisonError::into_inner));
-            Worker::new(shared.clone(), template.clone(), worker, shutdown).run(milestones)
+            Worker::new(shared.clone(), template.clone(), worker, commands.clone(), shutdown).run(milestones)
         });
-        Entry { wanted, worker, stop, bundle: None, stand_ins: Vec::new() }
+        Entry { wanted, worker, stop, inbox, bundle: None, stand_ins: Vec::new() }
     }
 
     fn retire(&mut self, entry: Entry) {
@@ -299,6 +406,14 @@ impl Actor {
         let mut others: Vec<_> = self.leftovers.iter().chain(stand_ins).cloned().collect();
         others.sort_by_key(|bundle| std::cmp::Reverse(bundle.not_after())); // not an expired one before a good one
         table.fill(others);
+        let now = self.shared.clock.now();
+        let table = table.without_expired(now);
+        self.expires = self
+            .workers
+            .values()
+            .filter_map(|e| Some(e.bundle.as_ref()?.not_after()))
+            .filter(|at| *at > now)
+            .min();
         tracing::debug!(names = table.len(), "certificates published");
         self.publisher.publish(table);
     }

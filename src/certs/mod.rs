@@ -1,14 +1,25 @@
 //! When to order, what to serve. Knows no CA, only [`Issuer`](crate::issuer::Issuer)s.
 
+mod attempt;
+mod command;
+mod generations;
+mod import;
+mod jobs;
 mod manager;
-mod policy;
+mod memo;
+pub(crate) mod policy;
+mod proof;
 mod record;
-mod state;
+pub(crate) mod state;
 #[cfg(test)]
 mod tests;
 mod view;
 mod worker;
 
+pub use command::{Exported, Verb};
+pub use import::{Imported, import_certificate};
+pub use jobs::JobView;
 pub use manager::{CertManager, Wanted};
+pub use policy::{Why, Window};
 pub use record::CertId;
-pub use view::{CertObserver, CertView, Phase};
+pub use view::{CertObserver, CertView, Phase, Reason};

@@ -1,4 +1,4 @@
-//! When: pure arithmetic on the certificate itself. Never a fixed number of days.
+//! When: pure arithmetic on the certificate itself and on what its CA says. Never a fixed number of days.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,11 +7,14 @@ use crate::issuer::Retry;
 
 /// Lifetimes under this are renewed at half, others with a third left.
 const SHORT_LIFETIME: Duration = Duration::from_secs(10 * 24 * 3600);
+const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// A CA with limits signs the same set of names once in this time (Let's Encrypt's refill for one exact set).
+const GAP: Duration = Duration::from_secs(34 * 3600);
 /// No wait of ours is longer: a day, with jitter.
-pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(27 * 3600);
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(27 * 3600);
 /// Without a certificate to lose there is no hurry; with an expired one there is.
-const AFTER_EXPIRY: Duration = Duration::from_secs(3600);
+const AFTER_EXPIRY: Duration = HOUR;
 /// Nothing is tried more often than this, however little is left.
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 
@@ -20,38 +23,199 @@ const RETRIES: Backoff =
 
 /// A certificate that is held, as far as time is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Held {
-    pub(super) not_before: SystemTime,
-    pub(super) not_after: SystemTime,
-    /// When it was stored, by this machine's clock of that time.
-    pub(super) stored_at: SystemTime,
-    /// `0..=1000`, from the serial: spreads renewals, and is the same after a restart.
-    pub(super) spread: u16,
+pub(crate) struct Held {
+    pub(crate) not_before: SystemTime,
+    pub(crate) not_after: SystemTime,
+    /// When it was stored, by this machine's clock of that time; when it was taken back to, if it was.
+    pub(crate) stored_at: SystemTime,
+    /// From the serial: spreads renewals, and is the same after a restart.
+    pub(crate) seed: u64,
+    /// Which of the wanted CAs signed it.
+    pub(crate) issuer: u8,
+    /// It was ordered within a quarter of its predecessor's lifetime: a second time in a row that needs more than a CA's word.
+    pub(crate) hurried: bool,
+    /// A person went back to it: it is renewed as late as can be.
+    pub(crate) rolled_back: bool,
+}
+
+/// When a CA wants a certificate to be renewed (RFC 9773 section 4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Its first moment.
+    pub start: SystemTime,
+    /// The moment after its last one.
+    pub end: SystemTime,
+}
+
+/// When to renew, and why then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) at: SystemTime,
+    pub(crate) why: Why,
+}
+
+/// Why a certificate is renewed when it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// A third of the lifetime is left, or half of a short one.
+    Lifetime,
+    /// A moment inside the CA's window.
+    Window(Window),
+    /// The CA's window is over: it wants it now, as before a mass revocation.
+    Overdue,
+    /// A tenth of the lifetime is left: whatever anybody says.
+    Floor,
+    /// It was issued not long ago, and the CA counts.
+    Gap,
+    /// A person went back to it.
+    RolledBack,
+    /// It was revoked.
+    Revoked,
 }
 
 impl Held {
-    fn lifetime(&self) -> Duration {
+    /// What was signed at `now` by the CA number `issuer` in place of `predecessor`.
+    pub(crate) fn signed(
+        dates: (SystemTime, SystemTime),
+        now: SystemTime,
+        seed: u64,
+        issuer: u8,
+        predecessor: Option<&Self>,
+    ) -> Self {
+        let hurried = predecessor.is_some_and(|p| now < p.stored_at + p.lifetime() / 4);
+        let (not_before, not_after) = dates;
+        Self { not_before, not_after, stored_at: now, seed, issuer, hurried, rolled_back: false }
+    }
+
+    pub(crate) fn lifetime(&self) -> Duration {
         self.not_after.duration_since(self.not_before).unwrap_or_default()
     }
 
-    /// Whether it would be renewed at once if it had been held for long.
-    pub(super) fn is_due_by_its_dates(&self, now: SystemTime) -> bool {
-        Self { stored_at: SystemTime::UNIX_EPOCH, ..*self }.renew_at(now) <= now
+    /// The moment after which it is renewed whatever a CA or the ledger says: a tenth of the lifetime is left.
+    pub(crate) fn floor(&self) -> SystemTime {
+        self.before_end(self.lifetime() / 10)
     }
 
-    /// When to renew: 1/3 of the lifetime left (1/2 under ten days), up to 1/30 earlier by the spread.
-    ///
-    /// Never within a quarter of the lifetime after it was stored: a clock that is ahead, or a CA that hands out old
-    /// certificates, must not cause a loop.
-    pub(super) fn renew_at(&self, now: SystemTime) -> SystemTime {
-        let lifetime = self.lifetime();
-        let left = if lifetime < SHORT_LIFETIME { lifetime / 2 } else { lifetime / 3 };
-        let early = (lifetime / 30).mul_f64(f64::from(self.spread) / 1000.0);
-        let due = self.not_after.checked_sub(left + early).unwrap_or(self.not_before);
-        // A time of storing that lies ahead was written by a wrong clock: it says nothing.
-        let stored = if self.stored_at <= now { self.stored_at } else { SystemTime::UNIX_EPOCH };
-        due.max(stored + lifetime / 4)
+    /// When a CA that is preferred but down or limited has had its time: half of what was left when it fell due.
+    pub(crate) fn need(&self) -> SystemTime {
+        self.before_end(self.left() / 2)
     }
+
+    /// Whether it would be renewed at once if it had been held for long.
+    pub(crate) fn is_due_by_its_dates(&self, now: SystemTime) -> bool {
+        self.by_dates() <= now
+    }
+
+    /// When to renew, by a window of the CA if there is a valid one.
+    ///
+    /// Two things make it later, though never later than the floor: a CA with limits (`limited`) is not asked twice within the
+    /// minimum gap unless it says itself that the time is over, once in a row; and nothing is renewed by its dates within a
+    /// quarter of its lifetime after it was stored, or a clock that is ahead would make a loop.
+    pub(crate) fn due(&self, window: Option<Window>, limited: bool, now: SystemTime) -> Due {
+        let floor = self.floor();
+        if self.rolled_back {
+            let rest = self.not_after.duration_since(self.stored_at).unwrap_or_default();
+            return Due { at: floor.max(self.stored_at + rest / 2), why: Why::RolledBack };
+        }
+        let (at, why) = match window.filter(|w| w.start < w.end) {
+            Some(w) if w.end <= now => (self.moment_in(w), Why::Overdue),
+            Some(w) => (self.moment_in(w), Why::Window(w)),
+            None => (self.by_dates(), Why::Lifetime),
+        };
+        let (at, why) = if floor < at { (floor, Why::Floor) } else { (at, why) };
+        let (quarter, gap) = (self.lifetime() / 4, self.gap());
+        let pause = match why {
+            Why::Overdue if !self.hurried => Duration::ZERO,
+            Why::Overdue | Why::Window(_) if limited => gap,
+            Why::Window(_) if !self.hurried => Duration::ZERO,
+            _ => quarter,
+        };
+        let earliest = self.after(pause, now);
+        if earliest <= at { Due { at, why } } else { Due { at: earliest, why: Why::Gap } }
+    }
+
+    /// The end of the minimum gap between two certificates for one set of names at a CA with limits.
+    pub(crate) fn gap_ends(&self, now: SystemTime) -> SystemTime {
+        self.after(self.gap(), now)
+    }
+
+    fn gap(&self) -> Duration {
+        GAP.min(self.lifetime() / 4)
+    }
+
+    /// `pause` after it was stored, or the floor if that is earlier. One that was past its floor when it was stored comes from a
+    /// wrong clock or a confused CA: then nothing is hurried.
+    fn after(&self, pause: Duration, now: SystemTime) -> SystemTime {
+        // A time of storing that lies ahead was written by a wrong clock: it says nothing.
+        if self.stored_at > now || pause.is_zero() {
+            return SystemTime::UNIX_EPOCH;
+        }
+        let floor = self.floor();
+        match floor.duration_since(self.stored_at) {
+            Ok(rest) if rest >= self.lifetime() / 20 => floor.min(self.stored_at + pause),
+            _ => self.stored_at + self.lifetime() / 4,
+        }
+    }
+
+    /// 1/3 of the lifetime left (1/2 under ten days), up to 1/30 earlier by the seed.
+    fn by_dates(&self) -> SystemTime {
+        self.before_end(self.left() + (self.lifetime() / 30).mul_f64(fraction(self.seed)))
+    }
+
+    fn left(&self) -> Duration {
+        let lifetime = self.lifetime();
+        if lifetime < SHORT_LIFETIME { lifetime / 2 } else { lifetime / 3 }
+    }
+
+    fn before_end(&self, left: Duration) -> SystemTime {
+        self.not_after.checked_sub(left).unwrap_or(self.not_before)
+    }
+
+    /// The same moment for the same certificate and window, anywhere inside it.
+    fn moment_in(&self, window: Window) -> SystemTime {
+        let seconds = |t: SystemTime| t.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mixed = mix(self.seed ^ mix(seconds(window.start)) ^ seconds(window.end).rotate_left(32));
+        let width = window.end.duration_since(window.start).unwrap_or_default();
+        window.start + width.mul_f64(fraction(mixed))
+    }
+
+    /// When a CA is first asked for its window: soon, and not all at once.
+    pub(crate) fn first_poll(&self, now: SystemTime) -> SystemTime {
+        now + self.shortest_poll().mul_f64(fraction(mix(self.seed)))
+    }
+
+    /// When a CA is asked again that said `theirs`: within 1 h to 24 h, less for short lifetimes, +-10 %.
+    pub(crate) fn next_poll(&self, theirs: SystemTime, now: SystemTime, dice: f64) -> SystemTime {
+        let wait = theirs.duration_since(now).unwrap_or_default();
+        now + jitter(wait.clamp(self.shortest_poll(), self.longest_poll()), 10.0, dice)
+    }
+
+    /// When a CA is asked again that did not answer `misses` times in a row.
+    pub(crate) fn poll_after_failure(&self, misses: u8, now: SystemTime, dice: f64) -> SystemTime {
+        let wait = self.shortest_poll() * (1 << u32::from(misses.min(5)));
+        now + jitter(wait.min(self.longest_poll()), 10.0, dice)
+    }
+
+    fn shortest_poll(&self) -> Duration {
+        HOUR.min(self.lifetime() / 50)
+    }
+
+    fn longest_poll(&self) -> Duration {
+        DAY.min(self.lifetime() / 20)
+    }
+}
+
+/// `0.0..1.0`.
+fn fraction(seed: u64) -> f64 {
+    (seed >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// One step of splitmix64: neighbours go far apart.
+fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
 }
 
 /// When to try again after `failures` failures in a row, of which the last asked for `retry`.
@@ -59,7 +223,7 @@ impl Held {
 /// 1, 10, 100 minutes, then daily, +-10 %, and always early enough that three more attempts fit before `not_after`; at least
 /// hourly once the certificate has expired. The CA's own moment wins over the schedule, capped by a day and by the point
 /// where a tenth of the lifetime is left; after that point the schedule caps it, so that a CA is not asked in a loop.
-pub(super) fn retry_at(
+pub(crate) fn retry_at(
     failures: u32,
     retry: Retry,
     held: Option<&Held>,
@@ -80,10 +244,7 @@ pub(super) fn retry_at(
     };
     let ours = now + compressed.max(SHORTEST_RETRY);
     let Retry::At(theirs) = retry else { return ours };
-    let latest = held.map_or(now + DAY, |held| {
-        let floor = held.not_after.checked_sub(held.lifetime() / 10).unwrap_or(now);
-        (now + DAY).min(floor.max(ours))
-    });
+    let latest = held.map_or(now + DAY, |held| (now + DAY).min(held.floor().max(ours)));
     theirs.min(latest).max(now + SHORTEST_RETRY)
 }
 
@@ -94,35 +255,149 @@ mod tests {
     use super::*;
 
     const EPOCH: Duration = Duration::from_secs(1_800_000_000);
+    const H: u64 = 3600;
+    const D: u64 = 24 * H;
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + EPOCH + Duration::from_secs(seconds)
     }
 
     fn held(lifetime: u64) -> Held {
-        Held { not_before: at(0), not_after: at(lifetime), stored_at: at(0), spread: 0 }
+        Held::signed((at(0), at(lifetime)), at(0), 0, 0, None)
+    }
+
+    fn window(start: u64, end: u64) -> Option<Window> {
+        Some(Window { start: at(start), end: at(end) })
     }
 
     #[test]
     fn the_certificate_says_when() {
-        const D: u64 = 24 * 3600;
-        for (lifetime, due) in [(90 * D, 60 * D), (45 * D, 30 * D), (160 * 3600, 80 * 3600), (60, 30)] {
-            assert_eq!(held(lifetime).renew_at(at(0)), at(due), "{lifetime}");
+        for (lifetime, due) in
+            [(90 * D, 60 * D), (64 * D, 64 * D * 2 / 3), (45 * D, 30 * D), (160 * H, 80 * H), (60, 30)]
+        {
+            for limited in [false, true] {
+                assert_eq!(held(lifetime).due(None, limited, at(0)).at, at(due), "{lifetime}");
+            }
         }
-        let spread = Held { spread: 1000, ..held(90 * D) };
-        assert_eq!(spread.renew_at(at(0)), at(57 * D));
+        let spread = Held { seed: u64::MAX, ..held(90 * D) };
+        let early = at(60 * D).duration_since(spread.due(None, false, at(0)).at).unwrap();
+        assert!((2.99..=3.0).contains(&(early.as_secs_f64() / D as f64)), "{early:?}");
+    }
+
+    #[test]
+    fn the_cas_window_says_when() {
+        let cert = held(90 * D);
+        // window, limited, now, earliest, latest, why
+        let inside = |w: Option<Window>| Why::Window(w.unwrap());
+        let (usual, soon, past, late) =
+            (window(59 * D, 61 * D), window(H, 2 * H), window(10 * D, 11 * D), window(85 * D, 86 * D));
+        let narrow = window(81 * D - 1, 99 * D);
+        for (window, limited, now, from, to, why) in [
+            (usual, true, 30 * D, 59 * D, 61 * D, inside(usual)),
+            (soon, false, 0, H, 2 * H, inside(soon)),
+            (soon, true, 0, 34 * H, 34 * H, Why::Gap), // the CA's word is kept, but not within the gap
+            (past, true, 12 * D, 10 * D, 11 * D, Why::Overdue), // long past the gap
+            (window(0, 60), true, H, 0, 60, Why::Overdue), // the past needs no gap
+            (late, true, 30 * D, 81 * D, 81 * D, Why::Floor),
+            (narrow, true, 30 * D, 81 * D - 1, 81 * D, Why::Floor),
+            (window(60 * D, 60 * D), true, 30 * D, 60 * D, 60 * D, Why::Lifetime), // no window at all
+            (window(70 * D, 60 * D), true, 30 * D, 60 * D, 60 * D, Why::Lifetime),
+        ] {
+            let due = cert.due(window, limited, at(now));
+            assert!(due.at >= at(from) && due.at <= at(to), "{window:?} {limited} {now}: {due:?}");
+            assert_eq!(due.why, why, "{window:?}");
+            assert_eq!(due, cert.due(window, limited, at(now)), "chosen once");
+        }
+    }
+
+    #[test]
+    fn moments_are_spread_over_the_window_and_change_with_it() {
+        let moments = |window: Option<Window>| -> Vec<f64> {
+            (0..1000u64)
+                .map(|n| {
+                    let due = Held { seed: mix(n), ..held(90 * D) }.due(window, true, at(0)).at;
+                    due.duration_since(window.unwrap().start).unwrap().as_secs_f64() / (2 * D) as f64
+                })
+                .collect()
+        };
+        let (one, two) = (moments(window(58 * D, 60 * D)), moments(window(60 * D, 62 * D)));
+        for decile in 0..10 {
+            let range = f64::from(decile) / 10.0..f64::from(decile + 1) / 10.0;
+            let count = one.iter().filter(|m| range.contains(m)).count();
+            assert!((60..=140).contains(&count), "{count} in {range:?}");
+        }
+        let same = one.iter().zip(&two).filter(|(a, b)| (**a - **b).abs() < 0.01).count();
+        assert!(same < 100, "another window is another throw of the dice: {same}");
+    }
+
+    #[test]
+    fn a_ca_that_always_says_now_is_obeyed_once() {
+        let past = window(0, 60);
+        let first = held(90 * D);
+        assert_eq!(first.due(past, true, at(H)).why, Why::Overdue);
+        for (limited, gap) in [(true, 34 * H), (false, 90 * D / 4)] {
+            let second = Held::signed((at(H), at(90 * D + H)), at(H), 1, 0, Some(&first));
+            assert!(second.hurried);
+            let due = second.due(past, limited, at(2 * H));
+            assert_eq!((due.at, due.why), (at(H + gap), Why::Gap), "{limited}");
+        }
+        let later = Held::signed((at(60 * D), at(150 * D)), at(60 * D), 1, 0, Some(&first));
+        assert!(!later.hurried, "an ordinary renewal");
+    }
+
+    #[test]
+    fn the_gap_is_34_hours_or_a_quarter_and_ends_at_the_floor() {
+        for (lifetime, ends) in [(90 * D, 34 * H), (160 * H, 34 * H), (100 * H, 25 * H), (60, 15)] {
+            assert_eq!(held(lifetime).gap_ends(at(0)), at(ends), "{lifetime}");
+        }
+        // Fetched late, with a sixth left: the gap would end after the floor.
+        let late = Held { stored_at: at(500 * H), ..held(600 * H) };
+        assert_eq!(late.gap_ends(at(510 * H)), at(534 * H));
+        let later = Held { stored_at: at(509 * H), ..held(600 * H) };
+        assert_eq!(later.gap_ends(at(510 * H)), at(540 * H), "the floor");
+    }
+
+    #[test]
+    fn what_a_person_went_back_to_is_renewed_late() {
+        let back = Held { stored_at: at(65 * D), rolled_back: true, ..held(90 * D) };
+        let now = window(60 * D, 61 * D);
+        assert_eq!(back.due(now, true, at(66 * D)), Due { at: at(81 * D), why: Why::RolledBack });
+        let late = Held { stored_at: at(86 * D), ..back };
+        assert_eq!(late.due(now, true, at(86 * D)).at, at(88 * D), "half of what is left");
+    }
+
+    #[test]
+    fn polls_come_when_the_ca_says_within_reason() {
+        let hours = |lifetime, theirs: u64| {
+            held(lifetime).next_poll(at(theirs), at(0), 0.5).duration_since(at(0)).unwrap().as_secs()
+        };
+        assert_eq!(
+            [0, 6 * H, 90 * H].map(|theirs| hours(90 * D, theirs)),
+            [H, 6 * H, 24 * H],
+            "one hour to a day"
+        );
+        assert_eq!([0, 6 * H, 90 * H].map(|theirs| hours(160 * H, theirs)), [H, 6 * H, 8 * H]);
+        assert_eq!([0, 6 * H].map(|theirs| hours(600, theirs)), [12, 30], "a lifetime of minutes");
+        let misses = |n| held(90 * D).poll_after_failure(n, at(0), 0.5).duration_since(at(0)).unwrap();
+        assert_eq!([0, 1, 4, 200].map(|n| misses(n).as_secs() / H), [1, 2, 16, 24]);
+        for seed in 0..100 {
+            let first = Held { seed: mix(seed), ..held(90 * D) }.first_poll(at(0));
+            assert!(first >= at(0) && first <= at(H));
+        }
     }
 
     #[test]
     fn a_wrong_clock_makes_no_loop() {
         let ahead = Held { stored_at: at(1_000_000), ..held(600) };
         assert_eq!(
-            ahead.renew_at(at(1_000_000)),
+            ahead.due(None, true, at(1_000_000)).at,
             at(1_000_150),
             "just stored, already past its end: a quarter is waited"
         );
+        let hurried = Held { hurried: true, ..ahead };
+        assert_eq!(hurried.due(window(400, 410), true, at(1_000_000)).at, at(1_000_150), "with ARI too");
         let behind = Held { stored_at: at(1_000_000), ..held(600) };
-        assert_eq!(behind.renew_at(at(0)), at(300), "stored in the future: ignored");
+        assert_eq!(behind.due(None, true, at(0)).at, at(300), "stored in the future: ignored");
     }
 
     #[test]
@@ -135,9 +410,9 @@ mod tests {
             [1, 2, 3, 4, 9].map(|n| wait(n, None, at(0))),
             [minutes(1), minutes(10), minutes(100), DAY, DAY]
         );
-        let cert = held(8 * 24 * 3600);
-        assert_eq!(wait(9, Some(&cert), at(7 * 24 * 3600)), Duration::from_secs(6 * 3600));
-        assert_eq!(wait(9, Some(&cert), at(9 * 24 * 3600)), AFTER_EXPIRY);
+        let cert = held(8 * D);
+        assert_eq!(wait(9, Some(&cert), at(7 * D)), Duration::from_secs(6 * 3600));
+        assert_eq!(wait(9, Some(&cert), at(9 * D)), AFTER_EXPIRY);
         assert_eq!(wait(1, Some(&held(60)), at(30)), Duration::from_millis(7500));
     }
 
@@ -176,10 +451,21 @@ mod tests {
         }
 
         #[test]
-        fn renewal_lies_inside_the_lifetime(lifetime in 60u64..100_000_000, spread in 0u16..=1000) {
-            let cert = Held { spread, ..held(lifetime) };
-            let due = cert.renew_at(at(0));
-            prop_assert!(due > cert.not_before && due < cert.not_after);
+        fn renewal_lies_inside_the_lifetime(
+            lifetime in 60u64..100_000_000,
+            seed in any::<u64>(),
+            start in 0u64..200_000_000,
+            width in 0u64..10_000_000,
+            limited in any::<bool>(),
+            hurried in any::<bool>(),
+            gone in 0.0f64..0.85,
+        ) {
+            let stored_at = at(0) + Duration::from_secs(lifetime).mul_f64(gone);
+            let cert = Held { seed, hurried, stored_at, ..held(lifetime) };
+            for window in [None, window(start, start + width)] {
+                let due = cert.due(window, limited, stored_at).at;
+                prop_assert!(due >= cert.not_before && due <= cert.floor(), "{due:?}");
+            }
         }
     }
 }

@@ -8,10 +8,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::policy::Held;
-use super::state::{Attempts, Failure};
-use crate::issuer::{FailureClass, IssuedCert, IssuerId, Spent};
+use crate::issuer::{IssuedCert, Issuer, IssuerId};
 use crate::name::HostPattern;
-use crate::secret::Secret;
 use crate::storage::{Expect, Key, Storage, StorageError};
 use crate::tls::Bundle;
 
@@ -55,50 +53,77 @@ pub(super) struct HeldCert {
 }
 
 impl HeldCert {
-    /// Proves that the parts belong together and are for `names`. The error is for a person.
-    pub(super) fn prove(
+    /// Proves that the parts belong together and are for `names`: what the CA number `issuer` signed at `now` in place of
+    /// `predecessor`. The error is for a person.
+    pub(super) fn signed(
         issued: &IssuedCert,
         names: &[HostPattern],
-        stored_at: SystemTime,
+        now: SystemTime,
+        issuer: u8,
+        predecessor: Option<&Self>,
     ) -> Result<Self, String> {
-        let bundle =
-            Bundle::from_pem(&issued.chain_pem, issued.key_pem.expose()).map_err(|e| e.to_string())?;
-        if !bundle.covers(names) {
-            return Err(format!("it is for {:?} and not for all of {names:?}", bundle.names()));
-        }
-        Ok(Self::new(bundle, stored_at))
+        let bundle = prove(&issued.chain_pem, issued.key_pem.expose(), names)?;
+        let dates = (bundle.not_before(), bundle.not_after());
+        let held = Held::signed(dates, now, seed(&bundle), issuer, predecessor.map(|p| &p.held));
+        Ok(Self { bundle: Arc::new(bundle), held })
     }
 
-    fn new(bundle: Bundle, stored_at: SystemTime) -> Self {
-        let spread = Sha256::digest(bundle.serial());
-        let held = Held {
-            not_before: bundle.not_before(),
-            not_after: bundle.not_after(),
-            stored_at,
-            spread: u16::from_be_bytes([spread[0], spread[1]]) % 1001,
+    /// Whether it is served rather than `other`: what a person went back to last, then what is valid, then what is valid longer.
+    fn is_better_than(&self, other: &Self, now: SystemTime) -> bool {
+        let chosen = |a: &Self, b: &Self| {
+            a.held.rolled_back && a.held.not_after > now && a.held.stored_at >= b.held.stored_at
         };
-        Self { bundle: Arc::new(bundle), held }
+        match (chosen(self, other), chosen(other, self)) {
+            (true, false) => true,
+            (false, true) => false,
+            _ => self.held.not_after > other.held.not_after,
+        }
     }
+
+    /// The leaf in DER.
+    pub(super) fn leaf(&self) -> Arc<[u8]> {
+        self.bundle.certified_key().cert.first().map_or_else(|| Arc::from([]), |leaf| leaf.as_ref().into())
+    }
+}
+
+fn prove(chain_pem: &str, key_pem: &str, names: &[HostPattern]) -> Result<Bundle, String> {
+    let bundle = Bundle::from_pem(chain_pem, key_pem).map_err(|e| e.to_string())?;
+    if !bundle.covers(names) {
+        return Err(format!("it is for {:?} and not for all of {names:?}", bundle.names()));
+    }
+    Ok(bundle)
+}
+
+fn seed(bundle: &Bundle) -> u64 {
+    let digest = Sha256::digest(bundle.serial());
+    digest.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
 }
 
 /// One value holds everything: storing it is one transaction.
 #[derive(Serialize, Deserialize)]
-struct StoredCert {
+pub(super) struct StoredCert {
     names: Vec<String>,
-    chain: String,
-    key: String,
+    pub(super) chain: String,
+    pub(super) key: String,
+    /// By our clock; the moment at which a person went back to it, if one did.
     stored_at: u64,
+    #[serde(default)]
+    hurried: bool,
+    #[serde(default)]
+    rolled_back: bool,
 }
 
-#[derive(Serialize, Deserialize)]
-struct StoredAttempts {
-    failures: u32,
-    until: u64,
-    parked: bool,
-    class: String,
-    message: String,
-    /// Attempts of another configuration say nothing about this one.
-    fingerprint: String,
+impl StoredCert {
+    pub(super) fn new(issued: &IssuedCert, cert: &HeldCert) -> Self {
+        Self {
+            names: cert.bundle.names().iter().map(ToString::to_string).collect(),
+            chain: issued.chain_pem.clone(),
+            key: issued.key_pem.expose().to_owned(),
+            stored_at: seconds(cert.held.stored_at),
+            hurried: cert.held.hurried,
+            rolled_back: cert.held.rolled_back,
+        }
+    }
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -130,6 +155,17 @@ impl Inventory {
     }
 }
 
+/// What storage holds for one set of names.
+#[derive(Debug, Default)]
+pub(super) struct Holdings {
+    /// What to serve.
+    pub(super) best: Option<HeldCert>,
+    /// The CAs that have signed for this set before.
+    pub(super) signers: Vec<u8>,
+    /// Something was stored and is gone. For a person.
+    pub(super) lost: Option<String>,
+}
+
 /// What storage says about a certificate.
 #[derive(Debug)]
 pub(super) enum Found {
@@ -149,19 +185,45 @@ pub(super) struct CertRecords {
 }
 
 impl CertRecords {
+    /// Reads what is held of any of the CAs, and chooses the best of it.
+    pub(super) async fn holdings(
+        &self,
+        issuers: &[Arc<dyn Issuer>],
+        id: &CertId,
+        names: &[HostPattern],
+        now: SystemTime,
+    ) -> Result<Holdings, StorageError> {
+        let mut holdings = Holdings::default();
+        for (issuer, number) in issuers.iter().zip(0u8..) {
+            match self.load(issuer.id(), id, names, number).await? {
+                Found::Cert(cert) => {
+                    holdings.signers.push(number);
+                    if holdings.best.as_ref().is_none_or(|best| cert.is_better_than(best, now)) {
+                        holdings.best = Some(cert);
+                    }
+                }
+                Found::Lost(message) => holdings.lost = holdings.lost.or(Some(message)),
+                Found::Damaged => holdings.signers.push(number),
+                Found::Nothing => {}
+            }
+        }
+        Ok(holdings)
+    }
+
     /// Reads a certificate. A damaged one is set aside and its previous generation used, if there is one.
     pub(super) async fn load(
         &self,
         issuer: &IssuerId,
         id: &CertId,
         names: &[HostPattern],
+        number: u8,
     ) -> Result<Found, StorageError> {
         let key = cert_key(issuer, id);
         let current = match self.storage.load(&key).await {
-            Ok(Some(found)) => parse(&found.value, names),
+            Ok(Some(found)) => parse(&found.value, names, number),
             Ok(None) => {
                 // Set aside by a former look; its predecessor is still the last good one.
-                if let Some(cert) = self.previous(&key, id, names).await? {
+                if let Some(cert) = self.previous(&key, id, names, number).await? {
                     return Ok(Found::Cert(cert));
                 }
                 let inventory = self.inventory().await?.0;
@@ -188,7 +250,7 @@ impl CertRecords {
         self.note(|inventory| inventory.note_set_aside(&key)).await?;
         let place = self.storage.set_aside(&key).await?;
         tracing::error!(certificate = %id, place, reason, "a stored certificate is damaged and was set aside");
-        Ok(self.previous(&key, id, names).await?.map_or(Found::Damaged, Found::Cert))
+        Ok(self.previous(&key, id, names, number).await?.map_or(Found::Damaged, Found::Cert))
     }
 
     async fn previous(
@@ -196,9 +258,10 @@ impl CertRecords {
         key: &Key,
         id: &CertId,
         names: &[HostPattern],
+        number: u8,
     ) -> Result<Option<HeldCert>, StorageError> {
         let parsed = match self.storage.load_previous(key).await {
-            Ok(Some(previous)) => parse(&previous.value, names),
+            Ok(Some(previous)) => parse(&previous.value, names, number),
             Ok(None) => return Ok(None),
             Err(StorageError::Damaged { reason, .. }) => Err(reason),
             Err(error) => return Err(error),
@@ -224,12 +287,7 @@ impl CertRecords {
         cert: &HeldCert,
     ) -> Result<(), StorageError> {
         let key = cert_key(issuer, id);
-        let stored = StoredCert {
-            names: cert.bundle.names().iter().map(ToString::to_string).collect(),
-            chain: issued.chain_pem.clone(),
-            key: issued.key_pem.expose().to_owned(),
-            stored_at: seconds(cert.held.stored_at),
-        };
+        let stored = StoredCert::new(issued, cert);
         self.storage.store(&key, &encode(&stored)?, Expect::Anything).await?;
         self.note(|inventory| inventory.note_stored(&key)).await
     }
@@ -263,58 +321,13 @@ impl CertRecords {
                 Ok(None) | Err(StorageError::Damaged { .. }) => continue,
                 Err(error) => return Err(error),
             };
-            if let Ok(cert) = parse(&stored.value, &[])
+            if let Ok(cert) = parse(&stored.value, &[], 0)
                 && names.iter().any(|name| cert.bundle.covers(std::slice::from_ref(name)))
             {
                 found.push(cert.bundle);
             }
         }
         Ok(found)
-    }
-
-    pub(super) async fn load_attempts(
-        &self,
-        issuer: &IssuerId,
-        id: &CertId,
-        fingerprint: &str,
-    ) -> Option<Attempts> {
-        let found = match self.storage.load(&attempts_key(issuer, id)).await {
-            Ok(found) => found?,
-            Err(error) => {
-                tracing::warn!(certificate = %id, %error, "former attempts cannot be read; the retry schedule begins anew");
-                return None;
-            }
-        };
-        let stored: StoredAttempts = serde_json::from_slice(&found.value).ok()?;
-        (stored.fingerprint == fingerprint).then(|| Attempts {
-            failures: stored.failures,
-            until: SystemTime::UNIX_EPOCH + Duration::from_secs(stored.until),
-            parked: stored.parked,
-            failure: Failure {
-                class: FailureClass::parse(&stored.class).unwrap_or(FailureClass::Config),
-                message: stored.message,
-            },
-        })
-    }
-
-    pub(super) async fn store_attempts(
-        &self,
-        issuer: &IssuerId,
-        id: &CertId,
-        fingerprint: &str,
-        attempts: Option<&Attempts>,
-    ) -> Result<(), StorageError> {
-        let key = attempts_key(issuer, id);
-        let Some(attempts) = attempts else { return self.storage.remove(&key).await };
-        let stored = StoredAttempts {
-            failures: attempts.failures,
-            until: seconds(attempts.until),
-            parked: attempts.parked,
-            class: attempts.failure.class.as_str().to_owned(),
-            message: attempts.failure.message.clone(),
-            fingerprint: fingerprint.to_owned(),
-        };
-        self.storage.store(&key, &encode(&stored)?, Expect::Anything).await.map(|_| ())
     }
 
     async fn inventory(&self) -> Result<(Inventory, Expect), StorageError> {
@@ -336,30 +349,30 @@ pub(super) fn cert_key(issuer: &IssuerId, id: &CertId) -> Key {
     Key::new(&["certs", issuer.as_str(), id.as_str()])
 }
 
-fn attempts_key(issuer: &IssuerId, id: &CertId) -> Key {
-    Key::new(&["attempts", issuer.as_str(), id.as_str()])
-}
-
 fn inventory_key() -> Key {
     Key::new(&["inventory"])
 }
 
-fn parse(value: &[u8], names: &[HostPattern]) -> Result<HeldCert, String> {
+pub(super) fn parse(value: &[u8], names: &[HostPattern], issuer: u8) -> Result<HeldCert, String> {
     let stored: StoredCert = serde_json::from_slice(value).map_err(|e| e.to_string())?;
-    let issued = IssuedCert {
-        chain_pem: stored.chain,
-        key_pem: Secret::new(stored.key),
-        resumed: true,
-        spent: Spent::default(),
+    let bundle = prove(&stored.chain, &stored.key, names)?;
+    let held = Held {
+        not_before: bundle.not_before(),
+        not_after: bundle.not_after(),
+        stored_at: SystemTime::UNIX_EPOCH + Duration::from_secs(stored.stored_at),
+        seed: seed(&bundle),
+        issuer,
+        hurried: stored.hurried,
+        rolled_back: stored.rolled_back,
     };
-    HeldCert::prove(&issued, names, SystemTime::UNIX_EPOCH + Duration::from_secs(stored.stored_at))
+    Ok(HeldCert { bundle: Arc::new(bundle), held })
 }
 
-fn encode(value: &impl Serialize) -> Result<Vec<u8>, StorageError> {
+pub(super) fn encode(value: &impl Serialize) -> Result<Vec<u8>, StorageError> {
     serde_json::to_vec(value)
         .map_err(|e| StorageError::Io { what: "cannot encode".into(), reason: e.to_string() })
 }
 
-fn seconds(time: SystemTime) -> u64 {
+pub(super) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }

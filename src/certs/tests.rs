@@ -1,6 +1,7 @@
 //! The manager with a model CA, in memory, over simulated weeks.
 
 mod faults;
+mod rules;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,8 @@ use rcgen::{CertificateParams, KeyPair};
 use super::*;
 use crate::clock::{SharedClock, TokioClock};
 use crate::issuer::{
-    FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, Retry, Spent, Step,
+    Budget, FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, RenewalHint,
+    Retry, Spent, Step,
 };
 use crate::name::HostPattern;
 use crate::secret::Secret;
@@ -37,6 +39,16 @@ struct ModelCa {
     confused: Mutex<Option<Vec<String>>>,
     asked: AtomicU32,
     signed: AtomicU32,
+    /// Whose limits are known.
+    budget: Option<Budget>,
+    /// What it says of renewals; an error for `None`.
+    hint: Mutex<Option<Option<RenewalHint>>>,
+    polled: AtomicU32,
+    /// Signs for a time that has not come.
+    postdates: AtomicBool,
+    /// Whether each order said what it replaces.
+    replacing: Mutex<Vec<bool>>,
+    revoked: Mutex<Vec<u8>>,
 }
 
 impl ModelCa {
@@ -53,6 +65,12 @@ impl ModelCa {
             confused: Mutex::default(),
             asked: AtomicU32::new(0),
             signed: AtomicU32::new(0),
+            budget: None,
+            hint: Mutex::new(Some(None)),
+            polled: AtomicU32::new(0),
+            postdates: AtomicBool::new(false),
+            replacing: Mutex::default(),
+            revoked: Mutex::default(),
         })
     }
 
@@ -75,6 +93,7 @@ impl Issuer for ModelCa {
             return Err(IssueError::new(FailureClass::CaDown, Retry::Backoff, "the model CA is down"));
         }
         assert!(!self.broken.load(Ordering::SeqCst), "on purpose");
+        self.replacing.lock().unwrap().push(request.replaces.is_some());
         if let Some(issued) = self.interrupted.lock().unwrap().clone() {
             return Ok(issued);
         }
@@ -88,6 +107,21 @@ impl Issuer for ModelCa {
         self.instant
     }
 
+    fn budget(&self) -> Option<&Budget> {
+        self.budget.as_ref()
+    }
+
+    async fn renewal_hint(&self, _leaf: &[u8]) -> Result<Option<RenewalHint>, IssueError> {
+        self.polled.fetch_add(1, Ordering::SeqCst);
+        let down = || IssueError::new(FailureClass::CaDown, Retry::Backoff, "the model CA is down");
+        self.hint.lock().unwrap().clone().ok_or_else(down)
+    }
+
+    async fn revoke(&self, _leaf: &[u8], reason: u8) -> Result<(), IssueError> {
+        self.revoked.lock().unwrap().push(reason);
+        Ok(())
+    }
+
     async fn stored(&self, _request: &IssueRequest) {
         *self.interrupted.lock().unwrap() = None;
     }
@@ -97,7 +131,8 @@ impl ModelCa {
     fn sign(&self, names: Vec<String>) -> IssuedCert {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(names).unwrap();
-        params.not_before = self.clock.now().into();
+        let ahead = if self.postdates.load(Ordering::SeqCst) { DAY } else { Duration::ZERO };
+        params.not_before = (self.clock.now() + ahead).into();
         params.not_after = (self.clock.now() + self.lifetime).into();
         let chain_pem = params.self_signed(&key).unwrap().pem();
         IssuedCert {
@@ -171,7 +206,13 @@ impl Process {
 fn wanted(ca: &Arc<ModelCa>, names: &[&str]) -> Wanted {
     let mut names: Vec<HostPattern> = names.iter().map(|n| HostPattern::parse(n).unwrap()).collect();
     names.sort();
-    Wanted { names: names.into(), issuer: ca.clone(), fingerprint: "one".into() }
+    Wanted {
+        names: names.into(),
+        issuers: Arc::new([ca.clone() as Arc<dyn Issuer>]),
+        rehearsal: None,
+        rehearse: false,
+        fingerprint: "one".into(),
+    }
 }
 
 fn clock() -> SharedClock {

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use super::policy::Why;
 use super::record::CertId;
 use crate::clock;
-use crate::issuer::IssuerId;
+use crate::issuer::{FailureClass, IssuerId};
 use crate::name::HostPattern;
 use crate::task::Shutdown;
 
@@ -27,12 +28,47 @@ pub struct CertView {
     pub validity: Option<(SystemTime, SystemTime)>,
     /// When something happens next by itself.
     pub next_at: Option<SystemTime>,
+    /// Why then.
+    pub reason: Option<Reason>,
+    /// Where the CA says why it wants it renewed when it does.
+    pub explanation: Option<String>,
     /// Failures in a row.
     pub failures: u32,
     /// What the last attempt failed with; kept until one succeeds.
     pub last_error: Option<String>,
     /// What a running order is doing.
     pub step: Option<String>,
+}
+
+/// Why something happens when it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A renewal.
+    Due(Why),
+    /// Another attempt.
+    Failure(FailureClass),
+}
+
+impl Reason {
+    /// In brackets behind what happens; `None` if there is nothing to add.
+    fn text(self) -> Option<String> {
+        let text = match self {
+            Self::Due(Why::Lifetime) => "by its lifetime".to_owned(),
+            Self::Due(Why::Window(w)) => {
+                format!("ARI window {} to {}", clock::rfc3339(w.start), clock::rfc3339(w.end))
+            }
+            Self::Due(Why::Overdue) => "the CA wants it replaced now".to_owned(),
+            Self::Due(Why::Floor) => "a tenth of its lifetime is left then".to_owned(),
+            Self::Due(Why::Gap) => "not sooner after the last one".to_owned(),
+            Self::Due(Why::RolledBack) => {
+                "it was rolled back; `starlock certs renew` renews sooner".to_owned()
+            }
+            Self::Due(Why::Revoked) => "it is revoked".to_owned(),
+            Self::Failure(FailureClass::RateLimited) => "waits for the CA's limit".to_owned(),
+            Self::Failure(_) => return None,
+        };
+        Some(text)
+    }
 }
 
 /// Where a certificate stands.
@@ -70,11 +106,12 @@ impl CertView {
     /// What happens next by itself, as a sentence.
     pub fn next_action(&self) -> String {
         let at = self.next_at.map(clock::rfc3339).unwrap_or_else(|| "now".to_owned());
+        let why = self.reason.and_then(Reason::text).map(|why| format!(" ({why})")).unwrap_or_default();
         match self.phase {
             Phase::Wanted => "is ordered as soon as it is its turn".to_owned(),
             Phase::Ordering => self.step.clone().unwrap_or_else(|| "is being ordered".to_owned()),
-            Phase::Valid => format!("renewed at {at}"),
-            Phase::Waiting => format!("tried again at {at}"),
+            Phase::Valid => format!("renewed at {at}{why}"),
+            Phase::Waiting => format!("tried again at {at}{why}"),
             Phase::Parked => format!("waits for a person; looked at again at {at}"),
             Phase::Following => {
                 "another process is ordering it; its certificate is taken from storage".to_owned()

@@ -5,6 +5,7 @@ mod janitor;
 mod journal;
 mod outside;
 mod propagation;
+mod rehearsal;
 
 use std::fmt;
 
@@ -14,6 +15,7 @@ use crate::name::HostName;
 
 pub use dns01::{Dns01Solver, OwnResponder};
 pub use janitor::{Janitor, Swept, janitor};
+pub use rehearsal::{RehearsalError, rehearse};
 
 /// One DNS-01 challenge of an order (RFC 8555 section 8.4).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,9 +5,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::options::ConfigArgs;
-use super::{CONFIG, colours, count, fail, print, records, verdict};
+use super::{CONFIG, colours, count, fail, print, verdict};
+use crate::acme::AcmeSpec;
 use crate::config::{AcmePlan, CertificatePlan, Expect, IssuerPlan, Loaded, Plan};
 use crate::dns::ProviderKind;
+use crate::doctor::records;
 use crate::name::HostPattern;
 use crate::proxy::{ActionSpec, RouteHost, RouteSpec, Router};
 
@@ -111,18 +113,17 @@ pub(super) fn names(certificate: &CertificatePlan) -> String {
 
 /// Who signs, and who answers DNS-01.
 pub(super) fn issuer(issuer: &IssuerPlan) -> String {
-    let IssuerPlan::Acme(AcmePlan { acme, dns, .. }) = issuer else {
+    let IssuerPlan::Acme(AcmePlan { acme, fallback, dns }) = issuer else {
         return "the local CA: only clients that trust its root accept it".to_owned();
     };
-    let directory = acme.directory.as_str();
-    let ca = match directory {
-        _ if directory.contains("acme-staging-v02.api.letsencrypt.org") => {
-            "Let's Encrypt's staging (nobody trusts it)"
-        }
-        _ if directory.contains("acme-v02.api.letsencrypt.org") => "Let's Encrypt",
-        other => other,
-    };
-    let Some(dns) = dns else { return ca.to_owned() };
+    let mut ca = authority(acme);
+    for other in fallback {
+        let _ = write!(ca, ", else by {}", authority(other));
+    }
+    if acme.rehearse {
+        ca.push_str(", rehearsed at its staging");
+    }
+    let Some(dns) = dns else { return ca };
     let answerer = match &dns.kind {
         ProviderKind::Builtin => "the built-in responder answers".to_owned(),
         ProviderKind::Rfc2136 { server, .. } => format!("DNS UPDATE to {server}"),
@@ -132,6 +133,19 @@ pub(super) fn issuer(issuer: &IssuerPlan) -> String {
         ProviderKind::Vendor { name, .. } => (*name).to_owned(),
     };
     format!("{ca}, by DNS-01: {answerer}")
+}
+
+/// A CA as a person knows it, with what was asked of it.
+fn authority(acme: &AcmeSpec) -> String {
+    let mut text = match acme.known() {
+        Some(known) if known.word == "letsencrypt-staging" => format!("{} (nobody trusts it)", known.title),
+        Some(known) => known.title.to_owned(),
+        None => acme.directory.clone(),
+    };
+    if let Some(profile) = &acme.profile {
+        let _ = write!(text, " (profile {profile})");
+    }
+    text
 }
 
 /// Why a certificate is held.

@@ -7,19 +7,23 @@
 )]
 #![allow(clippy::print_stderr, reason = "this room talks to people")]
 
+mod accounts;
 mod certs;
+mod certs_do;
 mod check;
 mod completions;
+mod doctor;
 mod explain;
 mod health;
+mod import;
 mod man;
 mod options;
 mod proxy;
-mod records;
 mod reload;
 mod run;
 mod schema;
 mod status;
+mod trust;
 mod verdict;
 
 use std::io::{IsTerminal, Write};
@@ -59,10 +63,14 @@ enum Verb {
         #[command(flatten)]
         config: ConfigArgs,
     },
+    /// Look at everything that certificates and listeners need, before any CA is asked. Exit code 1 if something would fail.
+    Doctor(doctor::Arguments),
     /// Say which route a URL takes and why, with which certificate, upstream and time-outs.
     Explain(explain::Arguments),
-    /// Show certificates as the running process holds them.
+    /// Show certificates as the running process holds them; renew, revoke, export them, or go back to the one before.
     Certs(certs::Arguments),
+    /// Show and change accounts at CAs.
+    Accounts(accounts::Arguments),
     /// Show the running process.
     Status {
         #[command(flatten)]
@@ -81,6 +89,10 @@ enum Verb {
         #[command(flatten)]
         socket: SocketArgs,
     },
+    /// Take certificates and ACME accounts over from certbot, Caddy, acme.sh or Traefik.
+    Import(import::Arguments),
+    /// Print the local CA's root, or have the system and browsers trust it.
+    Trust(trust::Arguments),
     /// Serve one host without any file.
     Proxy(proxy::Arguments),
     /// Print the JSON Schema of the configuration.
@@ -114,11 +126,15 @@ pub fn main() -> ExitCode {
         },
         Verb::Proxy(arguments) => proxy::run(&arguments),
         Verb::Check { config } => check::run(&config),
+        Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Explain(arguments) => explain::run(&arguments),
         Verb::Certs(arguments) => certs::run(&arguments),
+        Verb::Accounts(arguments) => accounts::run(&arguments),
         Verb::Status { socket, json } => status::run(&socket, json),
         Verb::Reload { socket } => reload::run(&socket),
         Verb::Health { socket } => health::run(&socket),
+        Verb::Import(arguments) => import::run(&arguments),
+        Verb::Trust(arguments) => trust::run(&arguments),
         Verb::Schema { text } => schema::run(text),
         Verb::Completions { shell } => completions::run(shell),
         Verb::Man => man::run(),

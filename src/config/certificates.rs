@@ -148,12 +148,12 @@ fn listed(
             Some(IssuerPlan::Local)
         }
         (None, ..) => None,
-        (Some(Authority::Acme(acme)), None, _) => {
+        (Some(Authority::Acme(acme, fallback)), None, _) => {
             for name in &names {
                 refuse_private(decoder, &acme.directory, name);
             }
             match dns {
-                Slot::Given(dns) => Some(by_acme(acme, dns.value.clone())),
+                Slot::Given(dns) => Some(by_acme(acme, fallback, dns.value.clone())),
                 Slot::Broken => None,
                 Slot::Absent => {
                     no_dns(decoder, span.clone(), &plain);
@@ -166,8 +166,8 @@ fn listed(
     Some(Wanted { plan, names: plain, span })
 }
 
-fn by_acme(acme: AcmeSpec, dns: ProviderSpec) -> IssuerPlan {
-    IssuerPlan::Acme(AcmePlan { acme, fallback: Vec::new(), dns: Some(dns) })
+fn by_acme(acme: AcmeSpec, fallback: Vec<AcmeSpec>, dns: ProviderSpec) -> IssuerPlan {
+    IssuerPlan::Acme(AcmePlan { acme, fallback, dns: Some(dns) })
 }
 
 fn check_names(decoder: &mut Decoder<'_>, names: &[At<HostPattern>], before: &[Wanted]) {
@@ -266,10 +266,10 @@ fn derived(
                 Some(IssuerPlan::Local)
             }
             (Some(Authority::Local), _) => Some(IssuerPlan::Local),
-            (Some(Authority::Acme(acme)), dns) => {
+            (Some(Authority::Acme(acme, fallback)), dns) => {
                 refuse_private(decoder, &acme.directory, &At { value: host.clone(), span: span.clone() });
                 match dns {
-                    Slot::Given(dns) => Some(by_acme(acme.clone(), dns.value.clone())),
+                    Slot::Given(dns) => Some(by_acme(acme.clone(), fallback.clone(), dns.value.clone())),
                     Slot::Absent => {
                         homeless.push(At { value: host.clone(), span: span.clone() });
                         None

@@ -8,11 +8,11 @@ use super::scalar::{self, Wrong};
 use super::sections;
 use super::table::nearest;
 use super::value::{At, Fields, Value};
-use crate::acme::{AcmeSpec, LETS_ENCRYPT, LETS_ENCRYPT_STAGING};
+use crate::acme::{AcmeSpec, EabSpec, KnownCa, LETS_ENCRYPT};
 use crate::dns::{
     CommonKeys, Propagation, PropagationCheck, ProviderKind, ProviderSpec, VendorValue, vendors,
 };
-use crate::issuer::KeyKind;
+use crate::issuer::{CaLimits, KeyKind, Rate};
 use crate::name::HostPattern;
 use crate::secret::SecretSource;
 
@@ -20,19 +20,72 @@ use crate::secret::SecretSource;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Authority {
     Local,
-    Acme(AcmeSpec),
+    /// The CA, and those that are tried after it.
+    Acme(AcmeSpec, Vec<AcmeSpec>),
 }
 
 impl Authority {
     /// Without any `[acme]`: Let's Encrypt, without a contact.
     pub(super) fn default_one() -> Self {
-        let directory = LETS_ENCRYPT.to_owned();
-        Self::Acme(AcmeSpec { directory, email: None, ca_root: None, key: KeyKind::default() })
+        Self::Acme(AcmeSpec::new(LETS_ENCRYPT), Vec::new())
     }
 }
 
 /// Reads an `[acme]` section. `None` if it is wrong; that was said.
 pub(super) fn authority(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<Authority> {
+    let key = match fields.value::<&str>("key") {
+        Some("p384") => KeyKind::P384,
+        Some("rsa2048") => KeyKind::Rsa2048,
+        Some("rsa4096") => KeyKind::Rsa4096,
+        _ => KeyKind::P256,
+    };
+    let local = fields.value::<String>("ca").is_some_and(|ca| ca == "local");
+    if local {
+        only_acme(decoder, fields);
+        return Some(Authority::Local);
+    }
+    let spec = one(decoder, fields, key);
+    let mut fallback: Vec<AcmeSpec> = Vec::new();
+    let mut whole = true;
+    for other in fields.list::<Fields>("fallback").unwrap_or_default() {
+        if !other.value.has("ca") {
+            let problem = Problem::error(other.span, "each of `fallback` needs a `ca`");
+            decoder.push(problem.help(
+                "write for example { ca = \"google\", eab = { kid = \"...\", hmac = { file = \"...\" } } }",
+            ));
+            whole = false;
+            continue;
+        }
+        if other.value.value::<String>("ca").is_some_and(|ca| ca == "local") {
+            let problem = Problem::error(other.value.span_of("ca"), "the local CA cannot be a fallback");
+            decoder.push(
+                problem
+                    .label("clients do not trust it")
+                    .help("name a second public CA, or leave `fallback` out"),
+            );
+            whole = false;
+            continue;
+        }
+        let Some(mut next) = one(decoder, &other.value, key) else {
+            whole = false;
+            continue;
+        };
+        next.email = next.email.or_else(|| spec.as_ref().and_then(|spec| spec.email.clone()));
+        let twice = spec.iter().chain(&fallback).any(|known| known.directory == next.directory);
+        if twice {
+            let problem = Problem::error(other.value.span_of("ca"), "this CA is in the list already");
+            decoder.push(problem.label("it would be down or refuse again"));
+            whole = false;
+        }
+        fallback.push(next);
+    }
+    let mut spec = spec?;
+    spec.rehearse = rehearsal(decoder, fields, &spec);
+    whole.then_some(Authority::Acme(spec, fallback))
+}
+
+/// What every CA has, the first one and the others.
+fn one(decoder: &mut Decoder<'_>, fields: &Fields, key: KeyKind) -> Option<AcmeSpec> {
     let email = match fields.slot::<String>("email").given() {
         None => None,
         Some(email) => match contact(&email.value) {
@@ -43,18 +96,78 @@ pub(super) fn authority(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<Au
             }
         },
     };
-    let key = match fields.value::<&str>("key") {
-        Some("p384") => KeyKind::P384,
-        _ => KeyKind::P256,
-    };
-    let ca_root = fields.value("ca_root");
     let directory = match fields.slot::<String>("ca").given() {
         None if fields.has("ca") => return None,
         None => LETS_ENCRYPT.to_owned(),
-        Some(ca) if ca.value == "local" => return Some(Authority::Local),
-        Some(ca) => directory(decoder, &ca)?,
+        Some(ca) => directory(decoder, &ca, key)?,
     };
-    Some(Authority::Acme(AcmeSpec { directory, email, ca_root, key }))
+    let eab = fields
+        .value::<Fields>("eab")
+        .and_then(|eab| Some(EabSpec { kid: eab.value("kid")?, hmac: eab.value("hmac")? }));
+    let known = KnownCa::of_directory(&directory);
+    if let Some((ca, how)) = known.and_then(|ca| Some((ca, ca.eab?)))
+        && !fields.has("eab")
+    {
+        // No error: an account that was registered before needs it no more.
+        let problem =
+            Problem::warning(fields.span_of("ca"), format!("{} registers nobody without `eab`", ca.title));
+        decoder.push(
+            problem
+                .label("the first order fails, unless an account is kept in the state directory")
+                .help(how)
+                .help("then write eab = { kid = \"...\", hmac = { file = \"...\" } } beside `ca`"),
+        );
+    }
+    Some(AcmeSpec {
+        email,
+        ca_root: fields.value("ca_root"),
+        key,
+        eab,
+        profile: fields.value("profile"),
+        preferred_chain: fields.value("preferred_chain"),
+        limits: fields.value::<Fields>("limits").map(|limits| allowance(&limits)),
+        ..AcmeSpec::new(directory)
+    })
+}
+
+/// Keys that say something to a CA are of no use beside the local one.
+fn only_acme(decoder: &mut Decoder<'_>, fields: &Fields) {
+    for key in ["fallback", "eab", "profile", "preferred_chain", "limits", "rehearse"] {
+        if fields.has(key) {
+            let problem =
+                Problem::error(fields.span_of(key), format!("`{key}` has no effect with the local CA"));
+            decoder.push(problem.label("leave it out").also(fields.span_of("ca"), "the local CA signs"));
+        }
+    }
+}
+
+fn allowance(limits: &Fields) -> CaLimits {
+    let rate = |key: &str| {
+        let rate = limits.value::<Fields>(key)?;
+        let burst = u32::try_from(rate.value::<u64>("burst")?).ok()?;
+        Some(Rate { burst, every: rate.value("every")? })
+    };
+    CaLimits {
+        names: rate("names"),
+        domain: rate("domain"),
+        orders: rate("orders"),
+        failures: rate("failures"),
+        accounts: rate("accounts"),
+        pause_after: limits.value::<u64>("pause_after").and_then(|count| u32::try_from(count).ok()),
+    }
+}
+
+fn rehearsal(decoder: &mut Decoder<'_>, fields: &Fields, spec: &AcmeSpec) -> bool {
+    let wanted = fields.value("rehearse") == Some(true);
+    if wanted && spec.staging().is_none() {
+        let what = match spec.known() {
+            Some(ca) => format!("{} has no staging to rehearse at", ca.title),
+            None => "no staging of this CA is known to rehearse at".to_owned(),
+        };
+        let problem = Problem::error(fields.span_of("rehearse"), what).label("leave it out");
+        decoder.push(problem.help("letsencrypt and google have one"));
+    }
+    wanted
 }
 
 fn contact(email: &str) -> Result<String, Wrong> {
@@ -68,20 +181,10 @@ fn contact(email: &str) -> Result<String, Wrong> {
     }
 }
 
-fn directory(decoder: &mut Decoder<'_>, ca: &At<String>) -> Option<String> {
+fn directory(decoder: &mut Decoder<'_>, ca: &At<String>, key: KeyKind) -> Option<String> {
     let words = sections::CAS.all();
-    match ca.value.as_str() {
-        "letsencrypt" => return Some(LETS_ENCRYPT.to_owned()),
-        "letsencrypt-staging" => return Some(LETS_ENCRYPT_STAGING.to_owned()),
-        later if sections::CAS.later.contains(&later) => {
-            let problem = Problem::error(ca.span.clone(), format!("`{later}` is not supported yet"));
-            decoder.push(
-                problem
-                    .help("it needs external account binding; for now use letsencrypt, or a directory URL"),
-            );
-            return None;
-        }
-        _ => {}
+    if let Some(known) = KnownCa::of_word(&ca.value) {
+        return Some(known.directory_for(key).to_owned());
     }
     if !ca.value.contains("://") {
         let problem = Problem::error(ca.span.clone(), format!("unknown CA `{}`", ca.value));
@@ -89,9 +192,7 @@ fn directory(decoder: &mut Decoder<'_>, ca: &At<String>) -> Option<String> {
             Some(near) => problem.label(format!("did you mean `{near}`?")),
             None => problem,
         };
-        decoder.push(
-            problem.help("one of letsencrypt, letsencrypt-staging, local, or the URL of an ACME directory"),
-        );
+        decoder.push(problem.help(format!("one of {}, or the URL of an ACME directory", sections::CAS)));
         return None;
     }
     match scalar::web_url(&ca.value) {
@@ -289,4 +390,63 @@ pub(super) fn not_public(name: &HostPattern) -> Option<String> {
         return Some(format!("`.{top}` is nobody's in the public DNS"));
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{AcmePlan, Environment, IssuerPlan, Loaded, parse};
+    use super::*;
+
+    fn load(acme: &str) -> (AcmePlan, Loaded) {
+        let env = Environment { state_dir: "/state".into(), runtime_dir: "/runtime".into() };
+        let text = format!(
+            "{acme}\n[dns]\nprovider = \"exec\"\nprogram = \"/hook\"\n[routes]\n\"a.example.com\" = {{ respond = 200 }}\n"
+        );
+        let loaded = parse(&text, "starlock.toml", &env).unwrap_or_else(|p| panic!("{p}"));
+        let IssuerPlan::Acme(plan) = &loaded.plan.certificates[0].issuer else { panic!("{loaded:?}") };
+        (plan.clone(), loaded)
+    }
+
+    #[test]
+    fn a_ca_that_demands_a_binding_is_said_to_where_none_is_given() {
+        for (word, directory) in [
+            ("zerossl", "https://acme.zerossl.com/v2/DV90"),
+            ("google", "https://dv.acme-v02.api.pki.goog/directory"),
+            ("sslcom", "https://acme.ssl.com/sslcom-dv-ecc"),
+        ] {
+            let (plan, loaded) = load(&format!("acme = \"{word}\""));
+            assert_eq!(plan.acme.directory, directory);
+            assert!(
+                loaded.warnings.to_string().contains("registers nobody without `eab`"),
+                "{}",
+                loaded.warnings
+            );
+            let eab = "eab = { kid = \"k\", hmac = { file = \"/hmac\" } }";
+            let (plan, loaded) = load(&format!("acme = {{ ca = \"{word}\", {eab} }}"));
+            assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
+            assert_eq!(plan.acme.eab.unwrap().hmac, SecretSource::File("/hmac".into()));
+        }
+        let (plan, _) = load("acme = { ca = \"sslcom\", key = \"rsa2048\" }");
+        assert_eq!(plan.acme.directory, "https://acme.ssl.com/sslcom-dv-rsa");
+    }
+
+    #[test]
+    fn fallbacks_have_their_own_words_and_share_contact_and_key() {
+        let (plan, _) = load(
+            "[acme]\nemail = \"ops@example.com\"\nkey = \"p384\"\nprofile = \"tlsserver\"\nrehearse = true\n\
+             fallback = [\"https://one.example/dir\", { ca = \"https://two.example/dir\", email = \"two@example.com\", \
+             limits = { orders = { burst = 3, every = \"1h\" }, pause_after = 9 } }]",
+        );
+        assert!(plan.acme.rehearse && plan.acme.staging().is_some());
+        let [one, two] = plan.fallback.as_slice() else { panic!("{plan:?}") };
+        assert_eq!(
+            (one.email.as_deref(), one.key, &one.profile),
+            (Some("ops@example.com"), KeyKind::P384, &None)
+        );
+        assert_eq!(two.email.as_deref(), Some("two@example.com"));
+        let orders = Some(Rate { burst: 3, every: Duration::from_secs(3600) });
+        assert_eq!(two.limits, Some(CaLimits { orders, pause_after: Some(9), ..CaLimits::default() }));
+    }
 }

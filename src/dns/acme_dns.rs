@@ -163,6 +163,10 @@ impl TxtProvider for AcmeDns {
         &self.id
     }
 
+    fn keeps_values(&self) -> bool {
+        true
+    }
+
     async fn add_txt(&self, record: &TxtRecord) -> Result<(), DnsError> {
         let _turn = self.turns.take(&format!("{} {}", self.id, record.name)).await;
         let account = self.account(&record.name).await?;

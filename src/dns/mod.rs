@@ -61,6 +61,11 @@ pub trait TxtProvider: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Whether values go only when newer ones come (acme-dns): a record for trial would stay behind.
+    fn keeps_values(&self) -> bool {
+        false
+    }
+
     /// Adds the value to what stands at the name. Returns when the provider has accepted it; it may not be visible yet.
     async fn add_txt(&self, record: &TxtRecord) -> Result<(), DnsError>;
 

@@ -1,72 +1,206 @@
 //! Certificates for `localhost`, `.internal` and addresses, signed by a CA of our own that lives in storage.
+//!
+//! Two roots at most. The first may sign what is nobody's in public (RFC 6761 and its like, private addresses) and nothing else:
+//! whoever trusts it risks no name of the world, even when its key is stolen. The second is made only when the configuration
+//! asks the local CA for another name; no client could know beforehand which, so it is limited through its intermediate alone.
+
+mod mint;
+mod scope;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer as Signer, KeyPair, KeyUsagePurpose,
-};
-use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 
-use crate::clock::SharedClock;
-use crate::issuer::{
-    FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, Retry, Spent,
-};
-use crate::secret::Secret;
+use self::mint::{Facts, Judgement, StoredIntermediate, StoredRoot};
+use self::scope::Scope;
+use crate::clock::{self, SharedClock};
+use crate::issuer::{FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, Retry};
+use crate::name::HostPattern;
 use crate::storage::{Expect, Key, Storage, StorageError};
 
-const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// Short, since renewing costs nothing.
-const LEAF_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Certificates begin this much earlier: clocks of laptops and containers differ.
-const BACKDATE: Duration = Duration::from_secs(3600);
-
-/// The local CA. Its root is made at the first signature and kept; trust it once and every certificate is trusted.
+/// The local CA. Its roots are made at the first signature and kept; trust them once and every certificate is trusted.
 #[derive(Debug)]
 pub struct LocalCa {
     id: IssuerId,
     storage: Arc<dyn Storage>,
     clock: SharedClock,
+    /// What the configuration asks of it.
+    names: Vec<HostPattern>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct StoredRoot {
-    certificate: String,
-    key: String,
+/// A root for a person to trust.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalRoot {
+    /// Its common name: unique to it.
+    pub label: String,
+    /// The certificate.
+    pub pem: String,
+    /// SHA-256 of the certificate's DER, lower-case hex.
+    pub fingerprint: String,
+    /// Whether it can only vouch for names that are nobody's in public.
+    pub limited: bool,
+}
+
+/// Which of the two roots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    Private,
+    Any,
+}
+
+impl Line {
+    fn root(self) -> Key {
+        Key::new(&["local-ca", if self == Self::Private { "root" } else { "root-for-any-name" }])
+    }
+
+    fn intermediate(self) -> Key {
+        let name = if self == Self::Private { "intermediate" } else { "intermediate-for-any-name" };
+        Key::new(&["local-ca", name])
+    }
 }
 
 impl LocalCa {
-    /// Touches nothing yet.
-    pub fn new(storage: Arc<dyn Storage>, clock: SharedClock) -> Self {
-        Self { id: IssuerId::new("local"), storage, clock }
+    /// Touches nothing yet. `names` is everything that will be asked of it: outside of what is private it signs nothing else.
+    pub fn new(storage: Arc<dyn Storage>, clock: SharedClock, names: Vec<HostPattern>) -> Self {
+        Self { id: IssuerId::new("local"), storage, clock, names }
     }
 
-    /// The root certificate as PEM, made if there is none: for a person to trust.
-    pub async fn root_pem(&self) -> Result<String, StorageError> {
-        Ok(self.root().await?.certificate)
-    }
-
-    async fn root(&self) -> Result<StoredRoot, StorageError> {
-        let key = Key::new(&["local-ca", "root"]);
-        // A second round only when another process made the root between our look and our store.
-        for _ in 0..2 {
+    /// The roots that exist. Makes none.
+    pub async fn roots(&self) -> Result<Vec<LocalRoot>, StorageError> {
+        let mut roots = Vec::new();
+        for line in [Line::Private, Line::Any] {
+            let key = line.root();
             if let Some(found) = self.storage.load(&key).await? {
-                return serde_json::from_slice(&found.value)
-                    .map_err(|e| StorageError::Damaged { key: key.clone(), reason: e.to_string() });
+                let (root, facts) = read_root(&key, &found.value)?;
+                let Facts { label, fingerprint, limited, .. } = facts;
+                roots.push(LocalRoot { label, pem: root.certificate, fingerprint, limited });
             }
-            let broken =
-                |reason: String| StorageError::Io { what: "cannot make the local CA's root".into(), reason };
-            let root = make_root(self.clock.now()).map_err(|e| broken(e.to_string()))?;
-            let value = serde_json::to_vec(&root).map_err(|e| broken(e.to_string()))?;
-            match self.storage.store(&key, &value, Expect::Absent).await {
+        }
+        Ok(roots)
+    }
+
+    /// The roots that the configuration needs, made if they are missing, so that they can be trusted before the first start.
+    pub async fn needed_roots(&self) -> Result<Vec<LocalRoot>, StorageError> {
+        let (_, first) = self.root(Line::Private).await?;
+        let private = Scope::private();
+        if first.may_have_intermediates && self.names.iter().any(|name| !private.permits(name)) {
+            self.root(Line::Any).await?;
+        }
+        self.roots().await
+    }
+
+    /// Signs once. The old kind of root, which may have no intermediate and is limited to nothing, signs by itself: who has
+    /// trusted it is not asked again.
+    async fn sign(&self, names: &[HostPattern]) -> Result<IssuedCert, StorageError> {
+        let failed = |e: rcgen::Error| failed(e.to_string());
+        let now = self.clock.now();
+        let private = Scope::private();
+        let (mut root, mut facts) = self.root(Line::Private).await?;
+        if !facts.may_have_intermediates {
+            return mint::signed(&root, names, now).map_err(failed);
+        }
+        let mut line = Line::Private;
+        if !names.iter().all(|name| private.permits(name)) {
+            line = Line::Any;
+            (root, facts) = self.root(line).await?;
+        }
+        let intermediate = self.intermediate(line, &root, &facts, names).await?;
+        mint::leaf(&intermediate, names, now).map_err(failed)
+    }
+
+    /// The root of a line, made if there is none that can be used. One that cannot be read is never replaced by itself.
+    async fn root(&self, line: Line) -> Result<(StoredRoot, Facts), StorageError> {
+        let (key, now) = (line.root(), self.clock.now());
+        // More rounds only when another process makes the root between our look and our store, or when one was set aside.
+        for _ in 0..3 {
+            if let Some(found) = self.storage.load(&key).await? {
+                let (root, facts) = read_root(&key, &found.value)?;
+                let end = clock::rfc3339(facts.not_after);
+                let why = match mint::judge(&facts, now) {
+                    Judgement::Good => return Ok((root, facts)),
+                    Judgement::Ending => {
+                        tracing::warn!(
+                            root = facts.label,
+                            end,
+                            "the local CA's root ends soon; a new one will be made then and has to be trusted"
+                        );
+                        return Ok((root, facts));
+                    }
+                    Judgement::WrongClock => return Err(wrong_clock(now)),
+                    Judgement::Over => format!("its last day is {end}"),
+                    Judgement::Future => format!(
+                        "it begins at {}, which is later than now: the clock of this machine was far ahead when it was made",
+                        clock::rfc3339(facts.not_before)
+                    ),
+                };
+                let place = self.storage.set_aside(&key).await?;
+                tracing::warn!(
+                    root = facts.label,
+                    place,
+                    "the local CA's root is set aside and a new one made, which clients have to trust anew (`starlock trust`): {why}"
+                );
+            }
+            if mint::is_wrong(now) {
+                return Err(wrong_clock(now));
+            }
+            let scope = (line == Line::Private).then(Scope::private);
+            let root = mint::root(now, scope.as_ref()).map_err(|e| failed(e.to_string()))?;
+            match self.storage.store(&key, &encode(&root)?, Expect::Absent).await {
                 Ok(_) => {
+                    let facts = Facts::read(&root.certificate).map_err(failed)?;
+                    let limits = match line {
+                        Line::Private => "it can vouch for private names and addresses only",
+                        Line::Any => {
+                            "the configuration asks the local CA for names outside of what is private, so this root can vouch for any name: trust it only where its key is safe"
+                        }
+                    };
                     tracing::info!(
-                        "made the local CA's root; to trust it, take the PEM in the field `certificate` of local-ca/root.json in the state directory"
+                        root = facts.label,
+                        "made the local CA's root; `starlock trust` prints or installs it. {limits}"
                     );
-                    return Ok(root);
+                    return Ok((root, facts));
+                }
+                Err(StorageError::Conflict(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(StorageError::Conflict(key))
+    }
+
+    /// The intermediate of a line, made when there is none that is good for `names`. What the former one has signed carries it
+    /// along in its chain and stays valid.
+    async fn intermediate(
+        &self,
+        line: Line,
+        root: &StoredRoot,
+        facts: &Facts,
+        names: &[HostPattern],
+    ) -> Result<StoredIntermediate, StorageError> {
+        let (key, now) = (line.intermediate(), self.clock.now());
+        for _ in 0..3 {
+            let expect = match self.storage.load(&key).await? {
+                None => Expect::Absent,
+                Some(found) => {
+                    // One that cannot be read is no loss: nobody trusts an intermediate by itself.
+                    let stored = serde_json::from_slice::<StoredIntermediate>(&found.value);
+                    match stored {
+                        Ok(stored) if stored.is_good(facts, names, now) => return Ok(stored),
+                        _ => Expect::Revision(found.revision),
+                    }
+                }
+            };
+            let scope = match line {
+                Line::Private => Some(Scope::private()),
+                Line::Any => Scope::of(self.names.iter().chain(names)),
+            };
+            let made =
+                mint::intermediate(root, facts, scope.as_ref(), now).map_err(|e| failed(e.to_string()))?;
+            match self.storage.store(&key, &encode(&made)?, expect).await {
+                Ok(_) => {
+                    tracing::info!(root = facts.label, "made a new intermediate of the local CA");
+                    return Ok(made);
                 }
                 Err(StorageError::Conflict(_)) => {}
                 Err(error) => return Err(error),
@@ -91,101 +225,34 @@ impl Issuer for LocalCa {
         request: &IssueRequest,
         _progress: &dyn Progress,
     ) -> Result<IssuedCert, IssueError> {
-        let failed = |what: String| {
-            IssueError::new(
-                FailureClass::Config,
-                Retry::Backoff,
-                format!("{:?}: the local CA cannot sign: {what}. Tried again by itself.", request.names),
-            )
-        };
-        let root = self.root().await.map_err(|e| failed(e.to_string()))?;
-        sign(&root, request, self.clock.now()).map_err(|e| failed(e.to_string()))
+        self.sign(&request.names).await.map_err(|error| {
+            let message =
+                format!("{:?}: the local CA cannot sign: {error}. Tried again by itself.", request.names);
+            IssueError::new(FailureClass::Config, Retry::Backoff, message)
+        })
     }
 
     async fn stored(&self, _request: &IssueRequest) {}
 }
 
-fn make_root(now: SystemTime) -> Result<StoredRoot, rcgen::Error> {
-    let key = KeyPair::generate()?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    let label = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    params.distinguished_name.push(DnType::CommonName, format!("Starlock local CA {label}"));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages =
-        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-    (params.not_before, params.not_after) =
-        (date(now, BACKDATE, Duration::ZERO), date(now, Duration::ZERO, ROOT_LIFETIME));
-    let certificate = params.self_signed(&key)?;
-    Ok(StoredRoot { certificate: certificate.pem(), key: key.serialize_pem() })
+fn read_root(key: &Key, value: &[u8]) -> Result<(StoredRoot, Facts), StorageError> {
+    let damaged = |reason: String| StorageError::Damaged { key: key.clone(), reason };
+    let root: StoredRoot = serde_json::from_slice(value).map_err(|e| damaged(e.to_string()))?;
+    let facts = Facts::read(&root.certificate).map_err(damaged)?;
+    Ok((root, facts))
 }
 
-fn sign(root: &StoredRoot, request: &IssueRequest, now: SystemTime) -> Result<IssuedCert, rcgen::Error> {
-    let signer = Signer::from_ca_cert_pem(&root.certificate, KeyPair::from_pem(&root.key)?)?;
-    let key = KeyPair::generate()?;
-    let names: Vec<String> = request.names.iter().map(ToString::to_string).collect();
-    let mut params = CertificateParams::new(names)?;
-    params.distinguished_name = DistinguishedName::new();
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    params.use_authority_key_identifier_extension = true;
-    (params.not_before, params.not_after) =
-        (date(now, BACKDATE, Duration::ZERO), date(now, Duration::ZERO, LEAF_LIFETIME));
-    let leaf = params.signed_by(&key, &signer)?;
-    Ok(IssuedCert {
-        chain_pem: format!("{}{}", leaf.pem(), root.certificate),
-        key_pem: Secret::new(key.serialize_pem()),
-        resumed: false,
-        spent: Spent::default(),
-    })
+fn encode(value: &impl serde::Serialize) -> Result<Vec<u8>, StorageError> {
+    serde_json::to_vec(value).map_err(|e| failed(e.to_string()))
 }
 
-fn date(now: SystemTime, before: Duration, after: Duration) -> OffsetDateTime {
-    OffsetDateTime::from(now - before + after)
+fn failed(reason: String) -> StorageError {
+    StorageError::Io { what: "the local CA".into(), reason }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::SystemClock;
-    use crate::issuer::Step;
-    use crate::name::HostPattern;
-    use crate::storage::MemoryStorage;
-
-    struct Silent;
-
-    impl Progress for Silent {
-        fn step(&self, _step: Step) {}
-    }
-
-    #[tokio::test]
-    async fn one_root_signs_everything_and_survives() {
-        let storage = Arc::new(MemoryStorage::new());
-        let names = ["app.localhost", "127.0.0.1"].map(|n| HostPattern::parse(n).unwrap());
-        let request = IssueRequest::new(names.into());
-        let first = LocalCa::new(storage.clone(), Arc::new(SystemClock));
-        let root = first.root_pem().await.unwrap();
-        let again = LocalCa::new(storage, Arc::new(SystemClock));
-        assert_eq!(again.root_pem().await.unwrap(), root);
-        let issued = again.issue(&request, &Silent).await.unwrap();
-        assert!(issued.chain_pem.ends_with(&root));
-
-        // A client that trusts the root trusts the leaf, for its name and its address.
-        use rustls::client::danger::ServerCertVerifier;
-        use rustls::pki_types::pem::PemObject;
-        use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(root.as_bytes()).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(roots.into(), provider)
-            .build()
-            .unwrap();
-        let leaf = CertificateDer::from_pem_slice(issued.chain_pem.as_bytes()).unwrap();
-        for name in ["app.localhost", "127.0.0.1"] {
-            let name = ServerName::try_from(name).unwrap();
-            verifier.verify_server_cert(&leaf, &[], &name, &[], UnixTime::now()).unwrap();
-        }
-        let other = ServerName::try_from("other.localhost").unwrap();
-        assert!(verifier.verify_server_cert(&leaf, &[], &other, &[], UnixTime::now()).is_err());
-    }
+fn wrong_clock(now: std::time::SystemTime) -> StorageError {
+    failed(format!(
+        "the clock of this machine says {}, which is before Starlock was written. Set it; no root is made or judged by it",
+        clock::rfc3339(now)
+    ))
 }

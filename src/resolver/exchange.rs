@@ -15,9 +15,9 @@ use crate::name::DnsName;
 /// A datagram may get lost once.
 const UDP_TRIES: u32 = 2;
 const UDP_WAIT: Duration = Duration::from_secs(2);
-const TCP_WAIT: Duration = Duration::from_secs(5);
+pub(super) const TCP_WAIT: Duration = Duration::from_secs(5);
 /// What passes every path unfragmented (DNS flag day 2020).
-const PAYLOAD: u16 = 1232;
+pub(super) const PAYLOAD: u16 = 1232;
 
 /// Why a server gave no answer that can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,7 +67,7 @@ pub async fn ask(
     Ok(answer)
 }
 
-async fn over_udp(server: SocketAddr, query: &Message) -> Result<Message, AskError> {
+pub(super) async fn over_udp(server: SocketAddr, query: &Message) -> Result<Message, AskError> {
     let bytes = query.to_vec().map_err(|e| AskError::Garbage(e.to_string()))?;
     let local: IpAddr = match server {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -92,7 +92,7 @@ async fn over_udp(server: SocketAddr, query: &Message) -> Result<Message, AskErr
     Err(AskError::Silent)
 }
 
-async fn over_tcp(server: SocketAddr, query: &Message) -> Result<Message, AskError> {
+pub(super) async fn over_tcp(server: SocketAddr, query: &Message) -> Result<Message, AskError> {
     let bytes = query.to_vec().map_err(|e| AskError::Garbage(e.to_string()))?;
     let mut stream = TcpStream::connect(server).await.map_err(failed)?;
     let answer = roundtrip(&mut stream, &bytes).await.map_err(failed)?;

@@ -7,6 +7,7 @@
 mod doh;
 mod exchange;
 mod hosts;
+mod probe;
 mod reply;
 mod zone;
 
@@ -14,5 +15,6 @@ pub use doh::Doh;
 pub(crate) use exchange::roundtrip;
 pub use exchange::{AskError, ask};
 pub use hosts::{Hosts, ResolveError};
+pub use probe::{Probe, Transport, addresses, alias, code_words, name_servers, probe};
 pub use reply::{TxtReply, txt_reply};
 pub use zone::{Here, LookupError, Resolver, Target, Zone, ZoneServer};

@@ -266,7 +266,8 @@ impl Resolver {
         Err(LookupError::NoZone { name: name.clone(), reason })
     }
 
-    async fn recursors(&self) -> Result<Vec<SocketAddr>, LookupError> {
+    /// The recursive resolvers in use, at most three of the system's.
+    pub async fn recursors(&self) -> Result<Vec<SocketAddr>, LookupError> {
         if !self.recursors.is_empty() {
             return Ok(self.recursors.clone());
         }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::bundle::Bundle;
 use crate::name::HostPattern;
@@ -54,6 +55,18 @@ impl CertTable {
                 }
             }
         }
+    }
+
+    /// Forgets exact names whose bundle is over at `now` where a wildcard's is not: the narrower one is no better than none.
+    ///
+    /// Looked at when a table is made, so that a lookup asks nobody for the time.
+    pub fn without_expired(mut self, now: SystemTime) -> Self {
+        let Self { exact, wildcard, .. } = &mut self;
+        exact.retain(|host, bundle| {
+            let covering = host.split_once('.').and_then(|(_, zone)| wildcard.get(zone));
+            bundle.not_after() > now || covering.is_none_or(|wild| wild.not_after() <= now)
+        });
+        self
     }
 
     /// The bundle for `host` (lower case, no trailing dot): exact before wildcard. Allocates nothing.
@@ -110,6 +123,22 @@ mod tests {
         for unknown in ["b.a.example.com", ".example.com", "com", "", "example.org"] {
             assert!(table.lookup(unknown).is_none(), "{unknown}");
         }
+    }
+
+    #[test]
+    fn an_expired_exact_certificate_does_not_beat_a_valid_wildcard() {
+        use crate::clock::{Clock, SystemClock};
+        let wild = Arc::new(self_signed(&["*.example.com"], 90));
+        let (old, other) =
+            (Arc::new(self_signed(&["a.example.com"], 3)), Arc::new(self_signed(&["b.example.org"], 3)));
+        let table = |days: u64| {
+            let now = SystemClock.now() + std::time::Duration::from_secs(days * 24 * 3600);
+            CertTable::new([wild.clone(), old.clone(), other.clone()], None).without_expired(now)
+        };
+        for (days, served) in [(0, &old), (5, &wild), (100, &old)] {
+            assert_eq!(serial(table(days).lookup("a.example.com")), Some(served.serial()), "{days}");
+        }
+        assert_eq!(serial(table(5).lookup("b.example.org")), Some(other.serial()), "better than nothing");
     }
 
     #[test]

@@ -15,13 +15,16 @@ mod bodies;
 mod challenge;
 mod config_errors;
 mod dns_wild;
+mod doctor;
 mod example;
 mod http2;
+mod import;
 mod issuance;
 mod limits;
 mod listeners;
 #[path = "../../benches/load/mod.rs"]
 mod load;
+mod local_ca;
 mod providers;
 mod proxying;
 mod reload;

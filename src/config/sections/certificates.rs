@@ -4,34 +4,101 @@ use super::super::table::{Key, Kind, More, Section, Words};
 use super::{SECONDS, growing, section};
 
 /// `acme.ca`, beside directory URLs.
-pub(in crate::config) static CAS: Words =
-    Words { now: &["letsencrypt", "letsencrypt-staging", "local"], later: &["zerossl", "google", "sslcom"] };
-static KEYS: Words = Words { now: &["p256", "p384"], later: &["rsa2048", "rsa4096"] };
+pub(in crate::config) static CAS: Words = Words {
+    now: &["letsencrypt", "letsencrypt-staging", "zerossl", "google", "sslcom", "local"],
+    later: &[],
+};
+static KEYS: Words = Words { now: &["p256", "p384", "rsa2048", "rsa4096"], later: &[] };
 static CHALLENGES: Words = Words {
     now: &["auto", "dns-01"],
     later: &["http-01", "tls-alpn-01", "dns-account-01", "dns-persist-01"],
 };
+
+const CA: Key = Key::new(
+    "ca",
+    Kind::Text,
+    "\"letsencrypt\"",
+    "letsencrypt, letsencrypt-staging, zerossl, google, sslcom, local, or the URL of an ACME directory",
+);
+const EMAIL: Key = Key::new("email", Kind::Text, "", "Contact for the CA");
+const CA_ROOT: Key =
+    Key::new("ca_root", Kind::Path, "", "PEM file with a root to trust for a private ACME directory");
+const EAB_KEY: Key =
+    Key::new("eab", Kind::Table(&EAB), "", "External account binding, for CAs that demand it; used once");
+const PROFILE: Key = Key::new("profile", Kind::Text, "", "A profile that the CA's directory offers");
+const CHAIN: Key = Key::new(
+    "preferred_chain",
+    Kind::Text,
+    "",
+    "Which of the CA's chains to serve: the common name of the issuer of its topmost certificate",
+);
+const CA_LIMITS: Key = Key::new(
+    "limits",
+    Kind::Table(&ALLOWANCE),
+    "",
+    "What the CA allows; known for Let's Encrypt, nothing for a private directory",
+);
 
 pub(in crate::config) static ACME: Section = growing(
     "ca",
     "[acme]",
     "Who signs certificates",
     &[
-        Key::new("email", Kind::Text, "", "Contact for the CA"),
-        Key::new(
-            "ca",
-            Kind::Text,
-            "\"letsencrypt\"",
-            "letsencrypt, letsencrypt-staging, local, or the URL of an ACME directory",
-        ),
-        Key::new("ca_root", Kind::Path, "", "PEM file with a root to trust for a private ACME directory"),
+        EMAIL,
+        CA,
+        CA_ROOT,
         Key::new("key", Kind::Word(&KEYS), "\"p256\"", "The kind of private key to make"),
         Key::new("challenge", Kind::Word(&CHALLENGES), "\"auto\"", "How control of a name is proven"),
-        Key::later("fallback", "CAs that are tried when the first is down or refuses"),
-        Key::later("eab", "External account binding"),
-        Key::later("profile", "A profile that the CA offers"),
-        Key::later("preferred_chain", "Which of the CA's chains to serve"),
-        Key::later("rehearse", "Orders new sets of names at the CA's staging first"),
+        Key::new(
+            "fallback",
+            Kind::List(&Kind::Or(&Kind::Text, &FALLBACK)),
+            "[]",
+            "CAs that are tried in this order when the one before is down or refuses",
+        ),
+        EAB_KEY,
+        PROFILE,
+        CHAIN,
+        CA_LIMITS,
+        Key::new("rehearse", Kind::Flag, "false", "Orders new sets of names at the CA's staging first"),
+    ],
+);
+
+pub(in crate::config) static FALLBACK: Section =
+    growing("ca", "fallback", "Another CA", &[EMAIL, CA, CA_ROOT, EAB_KEY, PROFILE, CHAIN, CA_LIMITS]);
+
+static EAB: Section = section(
+    "eab",
+    "An account that was made at the CA before",
+    &[
+        Key::required("kid", Kind::Text, "The key identifier that the CA gave"),
+        Key::required("hmac", Kind::Secret, "The HMAC key beside it, in base64url"),
+    ],
+);
+
+static ALLOWANCE: Section = section(
+    "limits",
+    "What a CA allows",
+    &[
+        Key::new("names", Kind::Table(&RATE), "", "Certificates for one exact set of names"),
+        Key::new("domain", Kind::Table(&RATE), "", "Certificates for one registered domain"),
+        Key::new("orders", Kind::Table(&RATE), "", "Orders of the account"),
+        Key::new("failures", Kind::Table(&RATE), "", "Failed authorizations of one name"),
+        Key::new("accounts", Kind::Table(&RATE), "", "New accounts of this machine's address"),
+        Key::new(
+            "pause_after",
+            Kind::Count { min: 1, max: 1_000_000 },
+            "",
+            "Failures of a name in a row after which the CA pauses it",
+        ),
+    ],
+);
+
+static RATE: Section = section(
+    "rate",
+    "So many at once, and one more each time",
+    &[
+        Key::required("burst", Kind::Count { min: 1, max: 1_000_000_000 }, "How many may be used at once"),
+        Key::required("every", SECONDS, "After this time one more may be"),
     ],
 );
 

@@ -57,7 +57,7 @@ pub fn query(name: &str, kind: u16) -> Vec<u8> {
 }
 
 /// Waits until the server answers for `zone` without an error.
-fn ready(server: SocketAddr, zone: &str) {
+pub(super) fn ready(server: SocketAddr, zone: &str) {
     let query = query(zone, 6);
     eventually(&format!("{server} answers for {zone}"), || {
         let answer = datagram(server, &query, Duration::from_millis(500))?;
@@ -66,13 +66,13 @@ fn ready(server: SocketAddr, zone: &str) {
 }
 
 /// A daemon that dies with the thread that started it, even if that is killed.
-fn daemon(dir: &TempDir, program: &str, arguments: &[&str]) -> Process {
+pub(super) fn daemon(dir: &TempDir, program: &str, arguments: &[&str]) -> Process {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--", program]).args(arguments).current_dir(dir.path());
     Process::start(&mut command, &dir.path().join("log"))
 }
 
-fn write(dir: &TempDir, name: &str, text: &str) -> String {
+pub(super) fn write(dir: &TempDir, name: &str, text: &str) -> String {
     let path = dir.path().join(name);
     fs::write(&path, text).unwrap();
     path.display().to_string()
@@ -237,7 +237,7 @@ impl Recursor {
     }
 }
 
-fn hints(dir: &TempDir, authority: IpAddr) -> String {
+pub(super) fn hints(dir: &TempDir, authority: IpAddr) -> String {
     write(dir, "hints", &format!(". 3600 NS hint.invalid.\nhint.invalid. 3600 A {authority}\n"))
 }
 

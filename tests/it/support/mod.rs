@@ -11,6 +11,7 @@ pub mod server;
 pub mod starlock;
 pub mod stopper;
 pub mod web;
+pub mod zones;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Mutex, MutexGuard, PoisonError};

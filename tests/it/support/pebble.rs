@@ -42,6 +42,8 @@ pub struct Options {
     pub external_account: Option<(String, String)>,
     /// Names and lifetimes in seconds of its profiles (newer only), beside `default`.
     pub profiles: Vec<(String, u64)>,
+    /// What it calls itself in CAA records.
+    pub caa_identities: Vec<String>,
     /// Further variables: `PEBBLE_ALTERNATE_ROOTS`, `PEBBLE_CHAIN_LENGTH`.
     pub environment: Vec<(String, String)>,
 }
@@ -58,6 +60,7 @@ impl Options {
             tls_port: 5001,
             external_account: None,
             profiles: Vec::new(),
+            caa_identities: Vec::new(),
             environment: Vec::new(),
         }
     }
@@ -152,6 +155,7 @@ fn spawn(dir: &TempDir, options: &Options, acme_port: u16, management_port: u16)
         "externalAccountBindingRequired": options.external_account.is_some(),
     }});
     let section = &mut config["pebble"];
+    section["caaIdentities"] = options.caa_identities.clone().into();
     if options.newer {
         let default = [("default".to_owned(), options.validity)];
         section["profiles"] = default

@@ -125,10 +125,13 @@ pub fn local_root(starlock: &Starlock) -> String {
     root_of_local_ca(&starlock.path("state"))
 }
 
-/// As PEM, from a state directory.
+/// As PEM, from a state directory; behind it the second root, if there is one.
 pub fn root_of_local_ca(state: &Path) -> String {
-    let stored = std::fs::read_to_string(state.join("local-ca/root.json")).unwrap();
-    serde_json::from_str::<Value>(&stored).unwrap()["certificate"].as_str().unwrap().to_owned()
+    let pem = |name: &str| -> Option<String> {
+        let stored = std::fs::read_to_string(state.join("local-ca").join(name)).ok()?;
+        Some(serde_json::from_str::<Value>(&stored).unwrap()["certificate"].as_str().unwrap().to_owned())
+    };
+    pem("root.json").expect("the local CA has a root") + &pem("root-for-any-name.json").unwrap_or_default()
 }
 
 fn served_serial(https: SocketAddr, host: &str) -> Option<String> {

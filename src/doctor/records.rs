@@ -9,7 +9,7 @@ use crate::name::{DnsName, HostPattern};
 const LETS_ENCRYPT: &str = "api.letsencrypt.org";
 
 /// What to add, line by line; empty if nothing is proven by the built-in responder.
-pub(super) fn to_add(plan: &Plan) -> Vec<String> {
+pub fn to_add(plan: &Plan) -> Vec<String> {
     let Some(responder) = &plan.responder else { return Vec::new() };
     let mut lines = Vec::new();
     for challenge in &responder.challenge_names {
@@ -41,7 +41,7 @@ pub(super) fn to_add(plan: &Plan) -> Vec<String> {
 }
 
 /// CAA records that keep others from issuing; whoever holds the responder's address could otherwise.
-pub(super) fn caa(plan: &Plan) -> Vec<String> {
+pub fn caa(plan: &Plan) -> Vec<String> {
     let mut bases: BTreeSet<DnsName> = BTreeSet::new();
     for certificate in &plan.certificates {
         if let IssuerPlan::Acme(acme) = &certificate.issuer
@@ -56,7 +56,7 @@ pub(super) fn caa(plan: &Plan) -> Vec<String> {
     apexes.map(|name| record(name, "CAA", value)).collect()
 }
 
-fn record(name: &DnsName, kind: &str, value: &str) -> String {
+pub(super) fn record(name: &DnsName, kind: &str, value: &str) -> String {
     format!("{}  {kind}  {value}", name.to_fqdn())
 }
 

@@ -1,0 +1,143 @@
+//! The preflight: everything that a certificate or a listener stands on, looked at before any CA is asked to sign.
+//!
+//! Each file holds one idea: a thin gatherer of facts, and a pure judgement over them. [`examine`] runs the gatherers, bounded
+//! in time and in number, and hands the facts to the judgements. Nothing is changed, except for a throw-away TXT record.
+
+mod ca;
+mod caa;
+mod challenge;
+mod delegation;
+mod dnssec;
+mod files;
+mod finding;
+mod holders;
+mod listeners;
+mod names;
+mod net;
+mod provider;
+pub mod records;
+mod running;
+mod zone;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+
+use self::finding::Note;
+use self::running::Running;
+use crate::clock::SharedClock;
+use crate::config::{IssuerPlan, Plan};
+use crate::task::{self, Supervisor};
+
+pub use finding::{About, Finding, Report, Severity};
+
+/// CAs asked at once.
+const CAS_AT_ONCE: usize = 4;
+/// For everything that is not DNS.
+const MACHINE_LIMIT: Duration = Duration::from_secs(30);
+
+/// What to look at, and how.
+#[derive(Clone, Debug)]
+pub struct Examination {
+    /// The file that the plan came from.
+    pub config: PathBuf,
+    /// Whether throw-away TXT records may be written.
+    pub write: bool,
+}
+
+/// Told what is being looked at, for a person who waits.
+pub type Progress<'a> = &'a (dyn Fn(&str) + Sync);
+
+/// Looks at everything a plan needs. Ends within a minute or so, on a broken network too.
+///
+/// TXT records that it writes are journalled, and removed by tasks of `supervisor`: trigger its shutdown and join it
+/// afterwards, also when the future was dropped.
+pub async fn examine(
+    plan: &Plan,
+    how: &Examination,
+    clock: &SharedClock,
+    supervisor: &Supervisor,
+    progress: Progress<'_>,
+) -> Report {
+    progress("this machine");
+    let socket = plan.admin.clone();
+    let running = task::blocking(move || running::gather(&socket)).await;
+    let mut findings = Vec::new();
+    let about = About::Configuration(how.config.display().to_string());
+    let running = match running {
+        Ok(Some(running)) => {
+            findings.push(
+                Note::ok(
+                    "running.process",
+                    format!("Starlock runs as process {}, and was asked too", running.pid),
+                )
+                .about(&about),
+            );
+            Some(running)
+        }
+        Ok(None) => None,
+        Err(reason) => {
+            let note = Note::skipped("running.unasked", "a Starlock seems to run, and could not be asked")
+                .why(reason);
+            findings.push(note.place("[listen] admin").about(&about));
+            None
+        }
+    };
+    findings.extend(running.iter().flat_map(running::judge));
+    let machine = machine(plan, &how.config, running.as_ref());
+    let (machine, cas) = tokio::join!(machine, cas(plan, clock));
+    findings.extend(machine);
+    for (wanted, facts) in &cas {
+        let about = About::Ca(wanted.directory.clone());
+        findings.extend(ca::judge(wanted, facts).into_iter().map(|note| note.about(&about)));
+    }
+    findings.extend(names::examine(plan, how, &cas, running.is_some(), clock, supervisor, progress).await);
+    Report::new(findings)
+}
+
+async fn machine(plan: &Plan, config: &Path, running: Option<&Running>) -> Vec<Finding> {
+    let (plan, config) = (plan.clone(), config.to_owned());
+    let ours = running.map(|running| running.listeners.clone()).unwrap_or_default();
+    let looking = task::blocking(move || {
+        let mut findings = listeners::judge(&listeners::gather(listeners::wanted(&plan), &ours));
+        findings.extend(files::judge_state(&files::gather_state(&plan.storage.path)));
+        findings.extend(files::judge_files(&files::gather_files(&config, &plan)));
+        findings
+    });
+    tokio::time::timeout(MACHINE_LIMIT, looking).await.unwrap_or_else(|_| {
+        let about = About::State("files".into());
+        vec![
+            Note::failure(
+                "state.hangs",
+                format!("a file did not answer within {} s", MACHINE_LIMIT.as_secs()),
+            )
+            .why("a network disk that is gone, or a pipe that nobody writes into: Starlock hangs on it too")
+            .fix("see where it hangs: starlock check; ls -l on the secrets and on [storage] path")
+            .about(&about),
+        ]
+    })
+}
+
+/// Every CA of the plan, fallbacks included.
+async fn cas(plan: &Plan, clock: &SharedClock) -> BTreeMap<ca::Wanted, ca::CaFacts> {
+    let mut wanted: Vec<ca::Wanted> = Vec::new();
+    for certificate in &plan.certificates {
+        let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
+        for spec in std::iter::once(&acme.acme).chain(&acme.fallback) {
+            let want = names::ca_wanted(spec);
+            if !wanted.contains(&want) {
+                wanted.push(want);
+            }
+        }
+    }
+    stream::iter(wanted)
+        .map(|want| async move {
+            let facts = ca::gather(&want, || clock.now()).await;
+            (want, facts)
+        })
+        .buffer_unordered(CAS_AT_ONCE)
+        .collect()
+        .await
+}

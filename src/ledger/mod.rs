@@ -1,0 +1,241 @@
+//! What each CA has counted against its limits: kept over restarts, so that an order that would be refused is not sent.
+
+mod book;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use tokio::sync::Mutex;
+
+use crate::clock::SharedClock;
+use crate::issuer::{Budget, IssuerId, Spent};
+use crate::storage::{Expect, Key, Storage, StorageError};
+
+pub use book::{Ask, Book, Limit, Refusal, domains};
+
+/// A CA's book is kept in so many values: an order rewrites a few small ones.
+const SHARDS: usize = 16;
+/// Two processes that write at once: the later one reads again.
+const TRIES: usize = 8;
+
+/// The books of all CAs. Cloning shares them.
+///
+/// Calls are serialised. A call whose future is dropped may have counted or not. Storage that fails never holds an order up:
+/// it is logged, and what is in memory counts.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    storage: Arc<dyn Storage>,
+    clock: SharedClock,
+    books: Arc<Mutex<HashMap<IssuerId, Kept>>>,
+}
+
+/// A CA's book with the revisions of what it was read from.
+#[derive(Debug, Default)]
+struct Kept {
+    book: Book,
+    revisions: BTreeMap<usize, Expect>,
+}
+
+impl Ledger {
+    /// Reads nothing yet.
+    pub fn new(storage: Arc<dyn Storage>, clock: SharedClock) -> Self {
+        Self { storage, clock, books: Arc::default() }
+    }
+
+    /// Whether the CA would take `ask` now. Counts nothing.
+    pub async fn check(&self, budget: &Budget, ask: &Ask<'_>) -> Result<(), Refusal> {
+        let mut books = self.books.lock().await;
+        let kept = self.kept(&mut books, &budget.ca).await;
+        kept.book.check(&budget.limits, ask, self.clock.now())
+    }
+
+    /// Counts `ask` before it is sent; what does not come to pass is given back by [`Ledger::settle`].
+    ///
+    /// `force` counts it whatever the book says: an order at the hard floor, or one that a person demands.
+    pub async fn reserve(&self, budget: &Budget, ask: &Ask<'_>, force: bool) -> Result<(), Refusal> {
+        let now = self.clock.now();
+        self.change(budget, &touched(ask, &Spent::default()), |book| {
+            if !force {
+                book.check(&budget.limits, ask, now)?;
+            }
+            book.reserve(&budget.limits, ask, now);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Corrects what was reserved by what the CA counted. `issued`: a certificate was signed.
+    pub async fn settle(&self, budget: &Budget, ask: &Ask<'_>, spent: &Spent, issued: bool) {
+        let now = self.clock.now();
+        let shards = touched(ask, spent);
+        let settled = self.change(budget, &shards, |book| {
+            book.settle(&budget.limits, ask, spent, issued, now);
+            Ok(())
+        });
+        if let Err(refusal) = settled.await {
+            tracing::debug!(%refusal, "settling refuses nothing");
+        }
+    }
+
+    /// How many more of each limit the CA allows, by what is used most.
+    pub async fn remaining(&self, budget: &Budget) -> Vec<(Limit, u32)> {
+        let mut books = self.books.lock().await;
+        let (kept, now) = (self.kept(&mut books, &budget.ca).await, self.clock.now());
+        Limit::ALL
+            .into_iter()
+            .filter_map(|limit| Some((limit, kept.book.remaining(&budget.limits, limit, now)?)))
+            .collect()
+    }
+
+    async fn change(
+        &self,
+        budget: &Budget,
+        touched: &BTreeSet<usize>,
+        change: impl Fn(&mut Book) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let mut books = self.books.lock().await;
+        let kept = self.kept(&mut books, &budget.ca).await;
+        for _ in 0..TRIES {
+            change(&mut kept.book)?;
+            kept.book.prune(self.clock.now());
+            match self.write(&budget.ca, kept, touched).await {
+                Ok(()) => return Ok(()),
+                // Another process has counted meanwhile. What was already written stays written: rather too much than too little.
+                Err(StorageError::Conflict(_)) => {
+                    for shard in touched {
+                        self.read(&budget.ca, kept, *shard).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(ca = %budget.ca, %error, "what the CA counts cannot be kept; after a restart too little is known of its limits");
+                    return Ok(());
+                }
+            }
+        }
+        tracing::warn!(ca = %budget.ca, "other processes kept on changing what the CA counts; this order is not in it");
+        Ok(())
+    }
+
+    async fn kept<'b>(&self, books: &'b mut HashMap<IssuerId, Kept>, ca: &IssuerId) -> &'b mut Kept {
+        if !books.contains_key(ca) {
+            let mut kept = Kept::default();
+            for shard in 0..SHARDS {
+                self.read(ca, &mut kept, shard).await;
+            }
+            books.insert(ca.clone(), kept);
+        }
+        books.entry(ca.clone()).or_default()
+    }
+
+    /// Replaces what is known of a shard by what storage holds.
+    async fn read(&self, ca: &IssuerId, kept: &mut Kept, shard: usize) {
+        let key = key(ca, shard);
+        let (entries, revision) = match self.storage.load(&key).await {
+            Ok(Some(found)) => match serde_json::from_slice(&found.value) {
+                Ok(entries) => (entries, Expect::Revision(found.revision)),
+                Err(error) => {
+                    tracing::warn!(%key, %error, "what the CA has counted is damaged there; it is counted anew");
+                    (BTreeMap::new(), Expect::Anything)
+                }
+            },
+            Ok(None) => (BTreeMap::<String, u64>::new(), Expect::Absent),
+            Err(error) => {
+                tracing::warn!(%error, "what the CA has counted cannot be read; orders go on without it");
+                (BTreeMap::new(), Expect::Anything)
+            }
+        };
+        kept.book.entries.retain(|entry, _| shard_of(entry) != shard);
+        kept.book.entries.extend(entries);
+        kept.revisions.insert(shard, revision);
+    }
+
+    async fn write(
+        &self,
+        ca: &IssuerId,
+        kept: &mut Kept,
+        shards: &BTreeSet<usize>,
+    ) -> Result<(), StorageError> {
+        for shard in shards {
+            let entries: BTreeMap<&str, u64> = kept
+                .book
+                .entries
+                .iter()
+                .filter(|(entry, _)| shard_of(entry) == *shard)
+                .map(|(entry, end)| (entry.as_str(), *end))
+                .collect();
+            let value = serde_json::to_vec(&entries)
+                .map_err(|e| StorageError::Io { what: "cannot encode".into(), reason: e.to_string() })?;
+            let expect = kept.revisions.get(shard).cloned().unwrap_or(Expect::Anything);
+            let revision = self.storage.store(&key(ca, *shard), &value, expect).await?;
+            kept.revisions.insert(*shard, Expect::Revision(revision));
+        }
+        Ok(())
+    }
+}
+
+/// The shards that an order may change.
+fn touched(ask: &Ask<'_>, spent: &Spent) -> BTreeSet<usize> {
+    let failed = spent
+        .failed
+        .iter()
+        .flat_map(|name| [Limit::Failures, Limit::Pause].map(|limit| book::entry(limit, name.as_str())));
+    let counted = Ask { exempt: false, ..*ask };
+    book::looked_at(&counted)
+        .into_iter()
+        .map(|(limit, of)| book::entry(limit, &of))
+        .chain(failed)
+        .map(|entry| shard_of(&entry))
+        .collect()
+}
+
+/// What is counted for the same thing lies together.
+fn shard_of(entry: &str) -> usize {
+    let of = entry.split_once(':').map_or("", |(_, of)| of);
+    usize::from(Sha256::digest(of)[0]) % SHARDS
+}
+
+fn key(ca: &IssuerId, shard: usize) -> Key {
+    Key::new(&["ledger", ca.as_str(), &format!("{shard:x}")])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::issuer::{CaLimits, Rate};
+    use crate::name::HostPattern;
+    use crate::storage::MemoryStorage;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn budget() -> Budget {
+        let names = Some(Rate { burst: 2, every: HOUR });
+        Budget { ca: IssuerId::new("ca.test"), limits: CaLimits { names, ..CaLimits::default() } }
+    }
+
+    #[tokio::test]
+    async fn it_is_the_same_after_a_restart_and_beside_another_process() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let clock = Arc::new(ManualClock::new(now));
+        let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::default());
+        let open = || Ledger::new(storage.clone(), clock.clone());
+        let names = [HostPattern::parse("example.com").unwrap()];
+        let ask = Ask { names: &names, renewal: false, exempt: false, registers: false };
+        let (one, two) = (open(), open());
+        two.check(&budget(), &ask).await.unwrap(); // has read what was there before the other wrote
+        one.reserve(&budget(), &ask, false).await.unwrap();
+        two.reserve(&budget(), &ask, false).await.unwrap();
+        let refusal = open().reserve(&budget(), &ask, false).await.unwrap_err();
+        assert_eq!((refusal.limit, refusal.until), (Limit::Names, now + HOUR));
+        assert!(two.check(&budget(), &ask).await.is_err(), "it read again when it wrote");
+        two.settle(&budget(), &ask, &Spent::default(), false).await;
+        open().reserve(&budget(), &ask, false).await.unwrap();
+        open().reserve(&budget(), &ask, true).await.unwrap();
+        assert_eq!(open().remaining(&budget()).await, [(Limit::Names, 0)]);
+        clock.advance(HOUR * 2);
+        assert_eq!(open().remaining(&budget()).await, [(Limit::Names, 2)]);
+    }
+}

@@ -1,0 +1,704 @@
+//! The preflight: every planted mistake is found, with its severity and the line that mends it; what is right raises no alarm.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::dns::{Recursor, loopback, txt};
+use crate::support::eventually;
+use crate::support::pebble::{Options, Pebble};
+use crate::support::starlock::{Starlock, binary, command, write_config};
+use crate::support::zones::{Authority, Validator, Zone, signed_long_ago, udp_only};
+
+/// What `doctor --json` said.
+struct Diagnosis {
+    json: Value,
+    code: Option<i32>,
+    _dir: TempDir,
+}
+
+impl Diagnosis {
+    /// Runs it on a configuration in a directory of its own.
+    fn of(config: &str, more: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        write_config(dir.path(), config);
+        Self::within(dir, more)
+    }
+
+    fn within(dir: TempDir, more: &[&str]) -> Self {
+        let begun = Instant::now();
+        let output = command(dir.path(), &[&["doctor", "--json"], more].concat());
+        assert!(begun.elapsed() < Duration::from_secs(100), "it took {:?}", begun.elapsed());
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let json = serde_json::from_str(&text)
+            .unwrap_or_else(|e| panic!("{e}: {text}{}", String::from_utf8_lossy(&output.stderr)));
+        Self { json, code: output.status.code(), _dir: dir }
+    }
+
+    fn findings(&self) -> &Vec<Value> {
+        self.json["findings"].as_array().unwrap()
+    }
+
+    /// The finding `id` of this severity whose text and fix hold all of `words`; the fix is never empty.
+    #[track_caller]
+    fn has(&self, id: &str, severity: &str, words: &[&str]) -> &Self {
+        let fits = |finding: &&Value| {
+            let text = |key: &str| finding[key].as_str().unwrap().to_owned();
+            let all = [text("what"), text("why"), text("fix"), text("place")].join("\n");
+            finding["id"] == id
+                && finding["severity"] == severity
+                && words.iter().all(|word| all.contains(word))
+        };
+        let found = self.findings().iter().find(fits);
+        let Some(found) = found else { panic!("no {severity} {id} with {words:?} in\n{:#}", self.json) };
+        for key in ["what", "why", "fix", "place"] {
+            assert!(!found[key].as_str().unwrap().is_empty(), "{key} is empty: {found}");
+        }
+        assert_eq!(self.json["ok"] == true, self.code == Some(0));
+        assert!(severity != "failure" || self.code == Some(1), "{:?}", self.code);
+        self
+    }
+
+    /// Nothing else is wrong.
+    #[track_caller]
+    fn only(&self, ids: &[&str]) -> &Self {
+        let bad = |finding: &&Value| ["failure", "warning"].iter().any(|s| finding["severity"] == *s);
+        let others: Vec<_> =
+            self.findings().iter().filter(bad).filter(|f| !ids.iter().any(|id| f["id"] == *id)).collect();
+        assert!(others.is_empty(), "a false alarm: {others:#?}");
+        self
+    }
+
+    /// Nothing is wrong, and each of these was looked at.
+    #[track_caller]
+    fn good(&self, looked_at: &[&str]) {
+        self.only(&[]);
+        assert_eq!(self.code, Some(0));
+        for id in looked_at {
+            assert!(
+                self.findings().iter().any(|f| f["id"] == *id && f["severity"] == "ok"),
+                "{id}: {:#}",
+                self.json
+            );
+        }
+    }
+}
+
+/// A CA that calls itself `ca.test` in CAA records. It is never asked to sign.
+fn pebble() -> Pebble {
+    Pebble::start(Options {
+        newer: true,
+        caa_identities: vec!["ca.test".into()],
+        ..Options::with_dns(([127, 0, 0, 1], 1).into())
+    })
+}
+
+fn base(pebble: &Pebble, dns: &str, names: &str) -> String {
+    format!(
+        "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\n[acme]\nca = \"{}\"\nca_root = \"{}\"\n{dns}\n[[certificates]]\n\
+         names = [{names}]\n[routes]\n\"a.localhost\" = {{ respond = 200 }}\n",
+        pebble.directory_url,
+        pebble.ca_root.display()
+    )
+}
+
+/// The names are proven by DNS UPDATE at `authority`.
+fn update(pebble: &Pebble, authority: &Authority, resolver: SocketAddr, names: &str) -> String {
+    let dns = format!(
+        "[dns]\nprovider = \"rfc2136\"\nserver = \"{}:53\"\nkey_name = \"acme.\"\nsecret = {{ file = \"{{dir}}/key\" }}\n\
+         resolvers = [\"{resolver}\"]\n",
+        authority.ip
+    );
+    base(pebble, &dns, names)
+}
+
+/// A directory with the configuration and the key.
+fn directory(config: &str, secret: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_config(dir.path(), config);
+    mode(&dir.path().join("starlock.toml"), 0o600);
+    fs::write(dir.path().join("key"), secret).unwrap();
+    mode(&dir.path().join("key"), 0o600);
+    dir
+}
+
+fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn examine(authority: &Authority, config: &str) -> Diagnosis {
+    Diagnosis::within(directory(config, &authority.secret), &[])
+}
+
+/// `test` with a delegation for each of these zones to name servers inside of it.
+fn top(ip: Ipv4Addr, body: &str) -> Authority {
+    Authority::start(ip, &[Zone::new("test", ip, body)])
+}
+
+/// A delegation of `zone` (below `test`) to `ns` in it.
+fn delegate(zone: &str, ip: Ipv4Addr) -> String {
+    let label = zone.strip_suffix(".test").unwrap();
+    format!("{label} NS ns.{label}\nns.{label} A {ip}\n")
+}
+
+const BOTH: &str = "\"example.test\", \"*.example.test\"";
+
+#[test]
+fn a_zone_that_takes_updates_is_right() {
+    let (parent, child, pebble) = (loopback(), loopback(), pebble());
+    let zone = Zone::new(
+        "example.test",
+        child,
+        "@ CAA 0 issue \"ca.test; validationmethods=dns-01\"\n* CNAME www\nwww A 192.0.2.1",
+    );
+    let authority = Authority::start(child, &[zone]);
+    let top = top(parent, &delegate("example.test", child));
+    let unbound = Recursor::unbound("test", top.ip.into());
+    let diagnosis = examine(&authority, &update(&pebble, &authority, unbound.address, BOTH));
+    diagnosis.good(&[
+        "zone.servers",
+        "challenge.name",
+        "challenge.wildcard-cname",
+        "caa.allowed",
+        "provider.works",
+        "ca.directory",
+        "listener.free",
+        "state.good",
+        "config.good",
+    ]);
+    // Nothing is left behind, and nobody was asked too early.
+    assert!(txt((child, 53).into(), "_acme-challenge.example.test").is_empty());
+    let told = examine(&authority, &update(&pebble, &authority, unbound.address, BOTH));
+    told.good(&["provider.works"]);
+    let quiet = Diagnosis::within(
+        directory(&update(&pebble, &authority, unbound.address, BOTH), &authority.secret),
+        &["--no-write"],
+    );
+    quiet.only(&[]);
+    assert!(quiet.findings().iter().any(|f| f["id"] == "provider.not-tried" && f["severity"] == "skipped"));
+}
+
+#[test]
+fn a_cname_to_another_zone_is_right() {
+    let (parent, child, other, pebble) = (loopback(), loopback(), loopback(), pebble());
+    let _site = Authority::start(
+        child,
+        &[Zone::new("example.test", child, "_acme-challenge CNAME example.test.acme.test.")],
+    );
+    let acme = Authority::start(other, &[Zone::new("acme.test", other, "")]);
+    let body = delegate("example.test", child) + &delegate("acme.test", other);
+    let top = top(parent, &body);
+    let bind = Recursor::bind("test", top.ip.into());
+    let diagnosis = examine(&acme, &update(&pebble, &acme, bind.address, BOTH));
+    diagnosis.good(&["challenge.name", "provider.works", "zone.servers"]);
+    assert!(
+        diagnosis
+            .findings()
+            .iter()
+            .any(|f| f["what"].as_str().unwrap().contains("stand at example.test.acme.test"))
+    );
+}
+
+#[test]
+fn a_signed_zone_with_a_whole_chain_is_right_and_a_broken_one_is_bogus() {
+    let (parent, ip, pebble) = (loopback(), loopback(), pebble());
+    let signed = |name: &str| Zone::new(name, ip, "").with(|zone| zone.signed = true);
+    let expired = Zone::new("expired.test", ip, "");
+    let (expired_file, expired_ds) = signed_long_ago(&expired);
+    let zones = [
+        ("good.test", signed("good.test").file(), true),
+        ("other.test", signed("other.test").file(), true),
+        ("bare.test", Zone::new("bare.test", ip, "").file(), false),
+        ("expired.test", expired_file, false),
+    ];
+    let child = Authority::start_files(ip, &zones);
+    let good = child.ds("good.test");
+    let mut body = good.clone() + "\n" + &expired_ds + "\n";
+    for (zone, ..) in &zones {
+        body += &delegate(zone, ip);
+    }
+    // Keys of another zone, for one that is signed and for one that is not.
+    for zone in ["other", "bare"] {
+        body += &good.replace("good.test.", &format!("{zone}.test.")).replace("\n", "");
+        body += "\n";
+    }
+    let top = Authority::start(parent, &[Zone::new("test", parent, &body).with(|zone| zone.signed = true)]);
+    let unbound = Validator::start("test", parent, &top.ds("test"));
+    examine(&child, &update(&pebble, &child, unbound.address, "\"good.test\""))
+        .good(&["dnssec.valid", "provider.works"]);
+    let names = "\"bare.test\", \"expired.test\", \"other.test\"";
+    // A resolver that believes everything does not hide it.
+    let credulous = Recursor::unbound("test", parent.into());
+    for resolver in [unbound.address, credulous.address] {
+        let diagnosis = examine(&child, &update(&pebble, &child, resolver, names));
+        diagnosis
+            .has(
+                "dnssec.bogus",
+                "failure",
+                &[
+                    "bare.test is signed (it has a DS record), and the zone has no key",
+                    "take the DS records of bare.test. away",
+                ],
+            )
+            .has("dnssec.bogus", "failure", &["the DS records of other.test", "dnssec-dsfromkey"])
+            .has(
+                "dnssec.bogus",
+                "failure",
+                &["expired.test", "have signatures that have ended", "sign expired.test again"],
+            )
+            .only(&["dnssec.bogus", "caa.unanswered", "challenge.refused"]);
+    }
+}
+
+#[test]
+fn aliases_that_lead_nowhere() {
+    let (ip, pebble) = (loopback(), pebble());
+    let body = "_acme-challenge.loop CNAME again\nagain CNAME _acme-challenge.loop\n\
+                _acme-challenge.gone CNAME x.nobody\nnobody NS ns.nobody\nns.nobody A 127.64.0.1\n\
+                _acme-challenge.far CNAME x.example.invalid.\n";
+    let top = top(ip, body);
+    let unbound = Recursor::unbound("test", ip.into());
+    let names = "\"loop.test\", \"gone.test\", \"far.test\"";
+    examine(&top, &update(&pebble, &top, unbound.address, names))
+        .has(
+            "challenge.loop",
+            "failure",
+            &[
+                "_acme-challenge.loop.test -> again.test",
+                "delete the CNAME: _acme-challenge.loop.test.  CNAME  again.test.",
+            ],
+        )
+        .has(
+            "challenge.dangling",
+            "failure",
+            &[
+                "nobody.test",
+                "serve the zone of nobody.test, or delete the CNAME at _acme-challenge.gone.test.",
+            ],
+        )
+        .has(
+            "challenge.dangling",
+            "failure",
+            &["x.example.invalid", "delete the CNAME at _acme-challenge.far.test."],
+        )
+        .only(&["challenge.loop", "challenge.dangling"]);
+}
+
+#[test]
+fn servers_that_are_down_refuse_are_lame_or_forgot_tcp() {
+    let (parent, first, pebble) = (loopback(), loopback(), pebble());
+    let (silent, refusing) = (loopback(), loopback());
+    let udp = udp_only(first);
+    let ns = |n: usize| format!("ns{n}");
+    let addresses = [first, silent, refusing, parent, udp];
+    let glue: String = addresses.iter().enumerate().map(|(n, ip)| format!("ns{n} A {ip}\n")).collect();
+    let zone = Zone::new("example.test", first, &glue).with(|zone| {
+        zone.servers = (0..addresses.len()).map(ns).chain(["nowhere.test.".to_owned()]).collect()
+    });
+    let authority = Authority::start(first, &[zone]);
+    let _refusing = Authority::start(refusing, &[Zone::new("unrelated.test", refusing, "")]);
+    let mut body = String::from("example NS nowhere\n");
+    for (n, ip) in addresses.iter().enumerate() {
+        body += &format!("example NS ns{n}.example\nns{n}.example A {ip}\n");
+    }
+    let top = top(parent, &body);
+    let unbound = Recursor::unbound("test", top.ip.into());
+    let config = update(&pebble, &authority, unbound.address, BOTH);
+    let take = |n: usize| format!("take `example.test. NS ns{n}.example.test.` out of example.test");
+    let check = |diagnosis: &Diagnosis, severity: &str| {
+        diagnosis
+            .has("zone.server-silent", severity, &[&silent.to_string(), &take(1), "open its port 53 for UDP"])
+            .has("zone.server-refuses", severity, &[&refusing.to_string(), "answers REFUSED", &take(2)])
+            .has("zone.server-lame", severity, &[&parent.to_string(), "(lame)", &take(3)])
+            .has("zone.server-unresolved", severity, &["nowhere.test", "nowhere.test.  A  (its address)"])
+            .has("zone.tcp-blocked", "warning", &[&udp.to_string(), "dig +tcp +norecurse"]);
+    };
+    let diagnosis = examine(&authority, &config);
+    check(&diagnosis, "failure");
+    diagnosis.has("provider.not-seen", "warning", &["not every server of the zone showed it"]);
+    // An order that waits for nobody goes through.
+    let diagnosis =
+        examine(&authority, &config.replace("resolvers =", "propagation = { check = \"off\" }\nresolvers ="));
+    check(&diagnosis, "warning");
+    assert_eq!(diagnosis.code, Some(0), "{:#}", diagnosis.json);
+}
+
+#[test]
+fn servers_and_parents_that_disagree() {
+    let (parent, one, two, pebble) = (loopback(), loopback(), loopback(), pebble());
+    let zone = |ip, serial| {
+        Zone::new("example.test", ip, &format!("ns1 A {one}\nns2 A {two}")).with(|zone| {
+            zone.serial = serial;
+            zone.minimum = 7200;
+            zone.servers = vec!["ns1".into(), "ns2".into()];
+        })
+    };
+    let authority = Authority::start(one, &[zone(one, 7)]);
+    let _lagging = Authority::start(two, &[zone(two, 3).with(|zone| zone.servers = vec!["ns1".into()])]);
+    // ns2 is missing above; ns3 is long gone from the zone, and has the address of ns1.
+    let top = top(
+        parent,
+        &format!(
+            "example NS ns1.example\nns1.example A {one}\nexample NS ns3.example\nns3.example A {two}\n"
+        ),
+    );
+    let unbound = Recursor::unbound("test", top.ip.into());
+    let diagnosis = examine(&authority, &update(&pebble, &authority, unbound.address, BOTH));
+    diagnosis
+        .has(
+            "zone.serials-differ",
+            "warning",
+            &["7 at ns1.example.test", "3 at ns", "dig +nssearch example.test"],
+        )
+        .has("zone.answers-differ", "warning", &["ns1.example.test", "from one primary"])
+        .has(
+            "zone.ns-mismatch",
+            "warning",
+            &[
+                "add at the parent: example.test.  NS  ns2.example.test.",
+                "take away at the parent: example.test.  NS  ns3.example.test.",
+            ],
+        )
+        .has(
+            "zone.negative-ttl",
+            "warning",
+            &["7200 s", "set the last number of the SOA of example.test. to 300"],
+        )
+        .only(&[
+            "zone.serials-differ",
+            "zone.answers-differ",
+            "zone.ns-mismatch",
+            "zone.negative-ttl",
+            "provider.not-seen",
+        ]);
+}
+
+#[test]
+fn a_delegation_without_glue() {
+    let (parent, child, pebble) = (loopback(), loopback(), pebble());
+    let authority = Authority::start(child, &[Zone::new("example.test", child, "")]);
+    let top = top(parent, "example NS ns.example\n");
+    let unbound = Recursor::unbound("test", top.ip.into());
+    examine(&authority, &update(&pebble, &authority, unbound.address, "\"example.test\"")).has(
+        "zone.glue-missing",
+        "failure",
+        &["ns.example.test", "ns.example.test.  A  (its address)"],
+    );
+}
+
+#[test]
+fn caa_records_that_forbid() {
+    let (ip, pebble) = (loopback(), pebble());
+    let body = "other CAA 0 issue \"elsewhere.test\"\n\
+                wild CAA 0 issue \"ca.test\"\nwild CAA 0 issuewild \";\"\n\
+                account CAA 0 issue \"ca.test; accounturi=https://ca.test/acct/1\"\n\
+                method CAA 0 issue \"ca.test; validationmethods=http-01\"\n\
+                odd CAA 128 strange \"x\"\n\
+                fine CAA 0 issue \"CA.test\"\ndeep.fine A 192.0.2.1\n";
+    let top = top(ip, body);
+    let unbound = Recursor::unbound("test", ip.into());
+    let names = "\"other.test\", \"*.wild.test\", \"wild.test\", \"account.test\", \"method.test\", \"odd.test\", \"deep.fine.test\"";
+    let diagnosis = examine(&top, &update(&pebble, &top, unbound.address, names));
+    diagnosis
+        .has(
+            "caa.forbidden",
+            "failure",
+            &["let elsewhere.test sign other.test", "other.test.  CAA  0 issue \"ca.test\""],
+        )
+        .has(
+            "caa.forbidden",
+            "failure",
+            &["let nobody sign *.wild.test", "wild.test.  CAA  0 issuewild \"ca.test\""],
+        )
+        .has(
+            "caa.account",
+            "failure",
+            &[
+                "only the account https://ca.test/acct/1",
+                "account.test.  CAA  0 issue \"ca.test; validationmethods=dns-01\"",
+            ],
+        )
+        .has(
+            "caa.method",
+            "failure",
+            &["allows http-01", "method.test.  CAA  0 issue \"ca.test; validationmethods=dns-01\""],
+        )
+        .has("caa.critical", "failure", &["`strange`", "odd.test.  CAA  0 strange \"x\""])
+        .only(&["caa.forbidden", "caa.account", "caa.method", "caa.critical"]);
+    let allowed = |what: &str| {
+        diagnosis
+            .findings()
+            .iter()
+            .any(|f| f["id"] == "caa.allowed" && f["what"].as_str().unwrap().ends_with(what))
+    };
+    assert!(allowed("sign wild.test") && allowed("sign deep.fine.test"), "{:#}", diagnosis.json);
+}
+
+#[test]
+fn credentials_that_do_not_work() {
+    let (ip, hidden, pebble) = (loopback(), loopback(), pebble());
+    let top = Authority::start(ip, &[Zone::new("test", ip, "")]);
+    let elsewhere = Authority::start(hidden, &[Zone::new("test", hidden, "")]);
+    let unbound = Recursor::unbound("test", ip.into());
+    let config = update(&pebble, &top, unbound.address, "\"example.test\"");
+    examine(&elsewhere, &config)
+        .has(
+            "provider.refused",
+            "failure",
+            &["_acme-challenge.example.test", "grant acme. name _acme-challenge.example.test. TXT;"],
+        )
+        .only(&["provider.refused"]);
+    let config = update(&pebble, &elsewhere, unbound.address, "\"example.test\"");
+    examine(&elsewhere, &config)
+        .has("provider.not-seen", "failure", &["no server of the zone showed it", "dig +nssearch test"])
+        .only(&["provider.not-seen"]);
+    assert!(txt((hidden, 53).into(), "_acme-challenge.example.test").is_empty());
+    let nobody = loopback();
+    let config = config.replace(&hidden.to_string(), &nobody.to_string());
+    examine(&elsewhere, &config)
+        .has("provider.unavailable", "failure", &[&format!("dig +tcp @{nobody} -p 53")])
+        .only(&["provider.unavailable"]);
+    // A key that is not there.
+    let dir = directory(&config, "x");
+    fs::remove_file(dir.path().join("key")).unwrap();
+    Diagnosis::within(dir, &[])
+        .has("secret.unreadable", "failure", &["/key", "[dns] secret"])
+        .only(&["secret.unreadable"]);
+}
+
+/// The names are proven by the built-in responder at `ip`.
+fn builtin(pebble: &Pebble, ip: Ipv4Addr, nameserver: &str, resolver: SocketAddr, more: &str) -> String {
+    let dns = format!(
+        "[dns]\nprovider = \"builtin\"\nresolvers = [\"{resolver}\"]\n[responder]\nlisten = [\"{ip}:53\"]\n{more}\n\
+         nameservers = [{{ name = \"{nameserver}\", addresses = [\"{ip}\"] }}]\n"
+    );
+    base(pebble, &dns, BOTH)
+}
+
+#[test]
+fn the_responder_with_its_records_is_right() {
+    let (ip, responder) = (loopback(), loopback());
+    let body = format!("_acme-challenge.example NS ns.edge\nns.edge A {responder}\n");
+    let top = top(ip, &body);
+    let unbound = Recursor::unbound("test", top.ip.into());
+    let pebble = Pebble::start(Options {
+        newer: true,
+        caa_identities: vec!["ca.test".into()],
+        ..Options::with_dns(unbound.address)
+    });
+    let config = builtin(&pebble, responder, "ns.edge.test", unbound.address, "");
+    Diagnosis::of(&config, &[]).good(&["delegation.there", "delegation.nameserver", "listener.free"]);
+    // Beside the process that it is about.
+    let starlock = Starlock::start(
+        &config
+            .replace("https = [\"127.0.0.1:0\"]", "https = [\"{dir}:0\"]")
+            .replace("{dir}:0", "127.0.0.1:0"),
+    );
+    starlock.serial_other_than("example.test", None);
+    let output = starlock.command(&["doctor"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for words in [
+        "held by the running Starlock",
+        "answers over UDP and TCP",
+        "leads to Starlock",
+        "nothing is wrong; ",
+    ] {
+        assert!(text.contains(words), "{words}\n{text}");
+    }
+    assert!(!text.contains("warn") && !text.contains("FAIL"), "{text}");
+}
+
+#[test]
+fn records_that_do_not_lead_to_the_responder() {
+    let (ip, responder, pebble) = (loopback(), loopback(), pebble());
+    let top = top(ip, "ns.edge A 192.0.2.9\n_acme-challenge.away NS ns.other\nns.other A 192.0.2.8");
+    let unbound = Recursor::unbound("test", top.ip.into());
+    let config = builtin(&pebble, responder, "ns.edge.test", unbound.address, "");
+    let line = "_acme-challenge.example.test.  NS  ns.edge.test.";
+    Diagnosis::of(&config, &[])
+        .has("delegation.missing", "failure", &["is not delegated to Starlock yet", line])
+        .has(
+            "delegation.nameserver-address",
+            "failure",
+            &["192.0.2.9", &format!("ns.edge.test.  A  {responder}")],
+        )
+        .only(&["delegation.missing", "delegation.nameserver-address"]);
+    let away = config.replace("example.test", "away.test");
+    Diagnosis::of(&away, &[])
+        .has(
+            "delegation.elsewhere",
+            "failure",
+            &["NS ns.other.test", "replace it by:\n_acme-challenge.away.test.  NS  ns.edge.test."],
+        )
+        .only(&["delegation.elsewhere", "delegation.nameserver-address"]);
+}
+
+#[test]
+fn ports_files_and_directories() {
+    let (ip, pebble) = (loopback(), pebble());
+    let top = top(ip, "");
+    let unbound = Recursor::unbound("test", top.ip.into());
+    let web = TcpListener::bind("127.0.0.1:0").unwrap();
+    let dns = UdpSocket::bind((loopback(), 53)).unwrap();
+    let (web, name) = (web.local_addr().unwrap(), (web, dns.local_addr().unwrap()));
+    let me = format!("(process {})", std::process::id());
+    let config = builtin(&pebble, loopback(), "ns.edge.test", unbound.address, "")
+        .replace("https = [\"127.0.0.1:0\"]", &format!("https = [\"{web}\", \"192.0.2.1:443\"]"));
+    let config =
+        config.replace("http = []", &format!("http = []\nmetrics = \"{web}\"", web = "198.51.100.1:9464"));
+    let start = config.find("listen = [\"127.").unwrap();
+    let end = start + config[start..].find('\n').unwrap();
+    let config = format!("{}listen = [\"{}\"]{}", &config[..start], name.1, &config[end..]);
+    Diagnosis::of(&config, &[])
+        .has(
+            "listener.in-use",
+            "failure",
+            &[&web.to_string(), &me, &format!("ss -lntp 'sport = :{}'", web.port()), "[listen] https"],
+        )
+        .has("listener.in-use", "failure", &[&name.1.to_string(), "(udp)", &me, "[responder] listen"])
+        .has("listener.not-here", "failure", &["192.0.2.1", "ip -brief address"])
+        .has("listener.not-here", "failure", &["198.51.100.1", "[listen] metrics"]);
+    drop(name);
+
+    // Low ports are for the privileged.
+    let config = "acme = \"local\"\nlisten = { https = [\"127.0.0.1:443\"], http = [] }\nroutes.\"a.localhost\" = { respond = 200 }\n\
+                  storage.path = \"/dev/shm/starlock-doctor\"\n";
+    let dir = directory(config, "x");
+    mode(dir.path(), 0o755);
+    mode(&dir.path().join("starlock.toml"), 0o644);
+    let program = binary(dir.path()).get_program().to_owned();
+    let mut unprivileged = std::process::Command::new("setpriv");
+    unprivileged
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--bounding-set", "-all", "--"])
+        .arg(program);
+    unprivileged.current_dir(dir.path()).args(["doctor", "--json", "--config", "starlock.toml"]);
+    let output = unprivileged.output().unwrap();
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e} {output:?}"));
+    let diagnosis = Diagnosis { json, code: output.status.code(), _dir: dir };
+    diagnosis
+        .has(
+            "listener.denied",
+            "failure",
+            &[
+                "port 443",
+                "AmbientCapabilities=CAP_NET_BIND_SERVICE",
+                "net.ipv4.ip_unprivileged_port_start=443",
+            ],
+        )
+        .has(
+            "state.not-durable",
+            "warning",
+            &["/dev/shm/starlock-doctor lies in memory", "[storage] path = \"/var/lib/starlock\""],
+        )
+        .only(&["listener.denied", "state.not-durable"]);
+
+    let config = update(&pebble, &top, unbound.address, "\"example.test\"")
+        .replace("{ file = \"{dir}/key\" }", &format!("\"{}\"", top.secret));
+    let dir = directory(&config, "x");
+    mode(&dir.path().join("starlock.toml"), 0o644);
+    fs::create_dir(dir.path().join("state")).unwrap();
+    mode(&dir.path().join("state"), 0o755);
+    let place = dir.path().join("state").display().to_string();
+    Diagnosis::within(dir, &[])
+        .has("config.secrets-exposed", "warning", &["mode 0644", "chmod o-r "])
+        .has("state.rights", "warning", &["mode 0755", &format!("chmod 0700 {place}")])
+        .only(&["config.secrets-exposed", "state.rights"]);
+    let dir = directory(&update(&pebble, &top, unbound.address, "\"example.test\""), &top.secret);
+    mode(&dir.path().join("key"), 0o644);
+    Diagnosis::within(dir, &[]).has("secret.exposed", "warning", &["chmod 0600 "]).only(&["secret.exposed"]);
+}
+
+#[test]
+fn what_a_ca_demands_and_whether_it_is_one() {
+    let ip = loopback();
+    let top = top(ip, "");
+    let unbound = Recursor::unbound("test", top.ip.into());
+    let demanding = Pebble::start(Options {
+        external_account: Some((
+            "kid-1".into(),
+            "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W".into(),
+        )),
+        ..Options::with_dns(([127, 0, 0, 1], 1).into())
+    });
+    let config = update(&demanding, &top, unbound.address, "\"example.test\"");
+    examine(&top, &config)
+        .has("ca.external-account", "failure", &["[acme] eab = { kid = "])
+        .only(&["ca.external-account"]);
+    let url = &demanding.directory_url;
+    examine(&top, &config.replace(url.as_str(), &url.replace("/dir", "/nothing")))
+        .has("ca.not-acme", "failure", &["answers 404", "curl -s https://localhost"])
+        .only(&["ca.not-acme"]);
+    let untrusting =
+        config.lines().filter(|line| !line.starts_with("ca_root")).collect::<Vec<_>>().join("\n");
+    examine(&top, &untrusting).has("ca.tls", "failure", &["[acme] ca_root = "]).only(&["ca.tls"]);
+    let root = demanding.ca_root.display().to_string();
+    examine(&top, &config.replace(&root, "/nowhere/root.pem"))
+        .has("ca.root", "failure", &["/nowhere/root.pem", "ls -l /nowhere/root.pem"])
+        .only(&["ca.root"]);
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    examine(&top, &config.replace(url.as_str(), &format!("https://localhost:{}/dir", closed.port())))
+        .has("ca.unreachable", "failure", &["let this machine connect to it: curl -v https://localhost"])
+        .only(&["ca.unreachable"]);
+    // A clock that is a day ahead.
+    let plain = pebble();
+    let dir = directory(&update(&plain, &top, unbound.address, "\"example.test\""), &top.secret);
+    let wanted = binary(dir.path());
+    let mut ahead = std::process::Command::new("faketime");
+    ahead.args(["-m", "-f", "+1d"]).arg(wanted.get_program()).current_dir(dir.path());
+    ahead.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    for (name, value) in wanted.get_envs() {
+        if let Some(value) = value {
+            ahead.env(name, value);
+        }
+    }
+    let output = ahead.args(["doctor", "--json", "--no-write"]).output().expect("faketime is installed");
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e} {output:?}"));
+    let diagnosis = Diagnosis { json, code: output.status.code(), _dir: dir };
+    diagnosis
+        .has("ca.clock", "failure", &["min ahead of the CA's", "timedatectl set-ntp true"])
+        .only(&["ca.clock"]);
+}
+
+#[test]
+fn a_broken_network_ends_soon_and_says_so() {
+    let pebble = pebble();
+    let (nobody, authority) = (loopback(), loopback());
+    let top = Authority::start(authority, &[Zone::new("test", authority, "")]);
+    let names: Vec<String> = (0..40).map(|n| format!("\"n{n}.test\"")).collect();
+    let config = update(&pebble, &top, (nobody, 53).into(), &names.join(", "));
+    // Somebody takes the questions and never answers.
+    let _silent = UdpSocket::bind((nobody, 53)).unwrap();
+    examine(&top, &config).has("challenge.no-answer", "failure", &["[dns] resolvers = "]);
+}
+
+#[test]
+fn what_the_running_process_gave_up_on() {
+    let (ip, pebble) = (loopback(), pebble());
+    let top = top(ip, "");
+    let unbound = Recursor::unbound("test", top.ip.into());
+    let config = update(&pebble, &top, unbound.address, "\"example.test\"");
+    let starlock = Starlock::start_with(&config, |dir, _| fs::write(dir.join("key"), "AAAA").unwrap());
+    let parked = || {
+        starlock
+            .certificates()
+            .iter()
+            .any(|c| c["state"] == "parked" || c["state"] == "waiting")
+            .then_some(())
+    };
+    eventually("the order fails", parked);
+    let output = starlock.command(&["doctor", "--json", "--no-write"]);
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = json["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|f| f["id"].as_str().unwrap().starts_with("certificate."));
+    let found = found.unwrap_or_else(|| panic!("{json:#}"));
+    assert!(found["fix"].as_str().unwrap().contains("starlock certs show example.test"), "{found}");
+}
