@@ -254,7 +254,7 @@ pub(super) fn sources(plan: &Plan) -> Vec<SecretSource> {
 
 fn secrets(dns: &ProviderSpec) -> BTreeMap<&str, &SecretSource> {
     match &dns.kind {
-        ProviderKind::Builtin | ProviderKind::Exec { .. } => BTreeMap::new(),
+        ProviderKind::Builtin | ProviderKind::Exec { .. } | ProviderKind::AcmeDns { .. } => BTreeMap::new(),
         ProviderKind::Rfc2136 { secret, .. } => BTreeMap::from([("secret", secret)]),
         ProviderKind::Httpreq { password, .. } => password.iter().map(|p| ("password", p)).collect(),
         ProviderKind::Vendor { keys, .. } => keys

@@ -9,16 +9,21 @@ use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
 
 use super::janitor::{Guard, Janitor};
+use super::outside;
 use super::propagation::{self, Server, Watch};
 use super::{Batch, Challenge, ChallengeKind, ChallengeSolver, PresentError, Presented};
 use crate::dns::{DnsError, Propagation, PropagationCheck, TxtProvider, TxtRecord};
 use crate::name::{DnsName, HostName};
-use crate::resolver::{Here, LookupError, Resolver, Target};
+use crate::resolver::{Doh, Here, LookupError, Resolver, Target};
+use crate::task;
 
 /// Names followed at once.
 const FOLLOWED_AT_ONCE: usize = 8;
 /// Following one name: several questions one after another, each with a deadline of its own.
 const FOLLOW_LIMIT: Duration = Duration::from_secs(60);
+
+/// One question over HTTPS.
+const DOH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the built-in responder answers. Only for the provider `builtin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +85,7 @@ impl Dns01Solver {
             LookupError::NoZone { reason, .. } => reason.is_empty(),
             LookupError::Unanswered { .. } | LookupError::NoServer { .. } => false,
         };
-        if self.propagation.check == PropagationCheck::Off && !permanent {
+        if self.propagation.check != PropagationCheck::Authoritative && !permanent {
             tracing::warn!(name = %challenge, %error, "whether this is a CNAME cannot be seen; the record is written at the name itself");
             return Ok(Target { name: challenge, zone: None });
         }
@@ -94,8 +99,14 @@ impl Dns01Solver {
 
     /// Waits until the records are visible wherever the CA may look.
     async fn visible(&self, placed: &[(TxtRecord, Target)]) -> Result<(), PresentError> {
-        if self.propagation.check == PropagationCheck::Off {
-            return Ok(());
+        match self.propagation.check {
+            PropagationCheck::Authoritative => {}
+            PropagationCheck::Doh => return self.visible_outside(placed).await,
+            PropagationCheck::Wait => {
+                tokio::time::sleep(self.propagation.wait).await;
+                return Ok(());
+            }
+            PropagationCheck::Off => return Ok(()),
         }
         let servers = |target: &Target| match (&self.own, &target.zone) {
             (Some(own), _) => own_servers(&own.addresses),
@@ -111,9 +122,28 @@ impl Dns01Solver {
                 "the TXT records were accepted by the DNS provider, but not every name server showed them within {} s. They were \
                  taken away again, and no CA was asked.\n{table}\
                  A server that lags needs a longer `propagation.timeout`; one that this machine cannot reach needs its port 53 \
-                 opened, or `propagation = {{ check = \"off\" }}`.",
+                 opened, or `propagation = {{ check = \"doh\" }}`.",
                 limit.as_secs()
             ),
+        })
+    }
+
+    /// Waits until resolvers outside show the records.
+    async fn visible_outside(&self, placed: &[(TxtRecord, Target)]) -> Result<(), PresentError> {
+        let failed = |message: String| PresentError { permanent: false, message };
+        let doh = task::blocking(|| Doh::new(DOH_TIMEOUT)).await;
+        let doh =
+            doh.map_err(|e| failed(format!("no resolver can be asked over HTTPS: {e}. No CA was asked.")))?;
+        let watched: Vec<_> = placed.iter().map(|(record, _)| (record.clone(), Vec::new())).collect();
+        let Propagation { doh: urls, timeout, .. } = &self.propagation;
+        outside::wait(&doh, urls, &Watch::new(&watched), *timeout).await.map_err(|table| {
+            failed(format!(
+                "the TXT records were accepted by the DNS provider, but not every resolver outside showed them within {} s. They \
+                 were taken away again, and no CA was asked.\n{table}\
+                 A resolver that was asked too early keeps its \"no\" for the zone's negative TTL: try a longer \
+                 `propagation.timeout`.",
+                timeout.as_secs()
+            ))
         })
     }
 }

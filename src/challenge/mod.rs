@@ -6,6 +6,7 @@ mod http01;
 mod janitor;
 mod journal;
 mod kind;
+mod outside;
 mod persist;
 mod propagation;
 mod rehearsal;

@@ -108,7 +108,7 @@ pub(super) fn table(watch: &Watch, said: &BTreeMap<SocketAddr, Said>) -> String 
     table
 }
 
-fn describe(said: &Said, wanted: &[String]) -> String {
+pub(super) fn describe(said: &Said, wanted: &[String]) -> String {
     match said {
         Ok(TxtReply::Values(seen)) => {
             let missing = wanted.iter().filter(|value| !seen.contains(value)).count();

@@ -165,6 +165,7 @@ pub(super) fn issuer(issuer: &IssuerPlan) -> String {
         ProviderKind::Rfc2136 { server, .. } => format!("DNS UPDATE to {server}"),
         ProviderKind::Exec { program } => format!("the program {}", program.display()),
         ProviderKind::Httpreq { endpoint, .. } => format!("httpreq at {endpoint}"),
+        ProviderKind::AcmeDns { endpoint, .. } => format!("acme-dns at {endpoint}"),
         ProviderKind::Vendor { name, .. } => (*name).to_owned(),
     };
     format!("{ca}, by {ways}: {answerer}")

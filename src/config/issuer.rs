@@ -236,8 +236,24 @@ pub(super) fn provider(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<Pro
         },
         "exec" => ProviderKind::Exec { program: fields.value("program")? },
         "httpreq" => httpreq(decoder, fields)?,
+        "acme-dns" => ProviderKind::AcmeDns {
+            endpoint: endpoint(decoder, fields, "acme-dns", true)?,
+            accounts: fields.value("accounts")?,
+        },
         vendor => {
             let row = vendors().iter().find(|row| row.name == vendor)?;
+            for (one, other) in row.needs.iter().filter(|(one, other)| fields.has(one) && !fields.has(other))
+            {
+                decoder
+                    .push(Problem::error(fields.span_of(one), format!("`{one}` needs `{other}` beside it")));
+            }
+            for (one, other) in
+                row.excludes.iter().filter(|(one, other)| fields.has(one) && fields.has(other))
+            {
+                let problem =
+                    Problem::error(fields.span_of(other), format!("`{other}` stands beside `{one}`"));
+                decoder.push(problem.help(format!("keep one of them: provider `{vendor}` uses either")));
+            }
             let mut keys = BTreeMap::new();
             for key in row.keys {
                 match fields.any(key.name) {
@@ -264,8 +280,29 @@ fn common(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<CommonKeys> {
     };
     let mut propagation = Propagation::default();
     if let Some(table) = fields.value::<Fields>("propagation") {
-        if table.value::<&str>("check") == Some("off") {
-            propagation.check = PropagationCheck::Off;
+        propagation.check = match table.value::<&str>("check") {
+            Some("doh") => PropagationCheck::Doh,
+            Some("wait") => PropagationCheck::Wait,
+            Some("off") => PropagationCheck::Off,
+            _ => PropagationCheck::Authoritative,
+        };
+        for (key, check) in [("doh", PropagationCheck::Doh), ("wait", PropagationCheck::Wait)] {
+            if table.has(key) && propagation.check != check {
+                let problem =
+                    Problem::error(table.span_of(key), format!("`{key}` needs `check = \"{key}\"`"));
+                decoder.push(
+                    problem.help(format!("write {{ check = \"{key}\", {key} = ... }}, or leave `{key}` out")),
+                );
+            }
+        }
+        if let Some(servers) = table.list::<String>("doh") {
+            if servers.is_empty() {
+                decoder.push(Problem::error(table.span_of("doh"), "`doh` needs at least one resolver's URL"));
+            }
+            propagation.doh = servers.into_iter().filter_map(|url| resolver_url(decoder, url)).collect();
+        }
+        if let Some(wait) = table.value("wait") {
+            propagation.wait = wait;
         }
         if let Some(timeout) = table.value("timeout") {
             propagation.timeout = timeout;
@@ -279,6 +316,22 @@ fn common(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<CommonKeys> {
         propagation,
         resolvers,
     })
+}
+
+/// RFC 8484 knows https only.
+fn resolver_url(decoder: &mut Decoder<'_>, url: At<String>) -> Option<String> {
+    match scalar::web_url(&url.value) {
+        Ok(parsed) if parsed.tls => Some(url.value),
+        Ok(_) => {
+            let problem = Problem::error(url.span, "a DoH resolver is reached by https only (RFC 8484)");
+            decoder.push(problem.help("write it like \"https://dns.google/dns-query\""));
+            None
+        }
+        Err(wrong) => {
+            decoder.push(refusal(&wrong, url.span, "`doh` must hold URLs of resolvers", "doh"));
+            None
+        }
+    }
 }
 
 fn key_name(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<String> {
@@ -300,6 +353,12 @@ fn httpreq(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<ProviderKind> {
             decoder.push(Problem::error(fields.span_of(one), format!("`{one}` needs `{other}` beside it")));
         }
     }
+    let endpoint = endpoint(decoder, fields, "httpreq", password.is_some())?;
+    Some(ProviderKind::Httpreq { endpoint, username, password })
+}
+
+/// The base URL of a provider that is reached by HTTP. `secret` tells whether a credential goes there.
+fn endpoint(decoder: &mut Decoder<'_>, fields: &Fields, provider: &str, secret: bool) -> Option<String> {
     let endpoint: At<String> = fields.slot("endpoint").given()?;
     let url = match scalar::web_url(&endpoint.value) {
         Ok(url) => url,
@@ -309,21 +368,17 @@ fn httpreq(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<ProviderKind> {
         }
     };
     if url.path.contains('?') {
-        decoder.push(
-            Problem::error(endpoint.span, "`endpoint` must be a URL without a query")
-                .label("/present and /cleanup are put behind it"),
-        );
+        let problem = Problem::error(endpoint.span, "`endpoint` must be a URL without a query");
+        decoder.push(problem.label("paths are put behind it"));
         return None;
     }
     let near = matches!(url.host, HostPattern::Ip(address) if address.is_loopback());
-    if !url.tls && password.is_some() && !near {
-        decoder.push(
-            Problem::warning(endpoint.span, "the password for `httpreq` travels in clear")
-                .help("use https:// if you can"),
-        );
+    if !url.tls && secret && !near {
+        let problem =
+            Problem::warning(endpoint.span, format!("the password for `{provider}` travels in clear"));
+        decoder.push(problem.help("use https:// if you can"));
     }
-    let endpoint = format!("{}{}", url.origin(), url.path.trim_end_matches('/'));
-    Some(ProviderKind::Httpreq { endpoint, username, password })
+    Some(format!("{}{}", url.origin(), url.path.trim_end_matches('/')))
 }
 
 /// Whether no public CA signs any of the names, for Let's Encrypt and its like: why.

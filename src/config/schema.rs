@@ -128,8 +128,13 @@ pub fn reference() -> String {
         push_section(&mut out, &header, outer.doc, section.keys);
         if section.more == More::Provider {
             let own = sections::OWN_PROVIDERS.iter().map(|(name, keys)| (*name, keys.to_vec()));
-            for (name, keys) in own.chain(vendors().iter().map(|vendor| (vendor.name, vendor_keys(vendor)))) {
+            for (name, keys) in own {
                 push_section(&mut out, &format!("{header} provider = \"{name}\""), "", &keys);
+            }
+            for vendor in vendors() {
+                let proven = format!("Shown to work against: {}", vendor.proven.words());
+                let header = format!("{header} provider = \"{}\"", vendor.name);
+                push_section(&mut out, &header, &proven, &vendor_keys(vendor));
             }
         }
     }

@@ -11,6 +11,7 @@ use dns_update::{DnsRecord, DnsRecordType, DnsUpdater, Error};
 
 use super::redact::Redactor;
 use super::turns::ZoneTurns;
+use super::vendors::{Care, OwnApi, Row};
 use super::zone::ZoneFinder;
 use super::{DnsError, TxtProvider, TxtRecord};
 use crate::name::DnsName;
@@ -18,11 +19,16 @@ use crate::name::DnsName;
 /// Names whose last value is remembered, for vendors that hold one.
 const MAX_LAST: usize = 1024;
 
+/// Who writes.
+pub(super) enum Client {
+    Crate(Box<DnsUpdater>),
+    Own(Box<dyn OwnApi>),
+}
+
 pub(super) struct Bridge {
     pub(super) id: String,
-    pub(super) vendor: &'static str,
-    pub(super) updater: DnsUpdater,
-    pub(super) one_value: bool,
+    pub(super) row: &'static Row,
+    pub(super) client: Client,
     pub(super) ttl: u32,
     pub(super) timeout: Duration,
     pub(super) zones: ZoneFinder,
@@ -46,25 +52,68 @@ impl Bridge {
         record: &TxtRecord,
         call: impl Future<Output = dns_update::Result<()>> + Send,
     ) -> Result<(), DnsError> {
-        let name = &record.name;
+        let (name, vendor) = (&record.name, self.row.vendor.name);
         match tokio::time::timeout(self.timeout, call).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(verdict(
-                &error,
-                &format!("{}: cannot {what} the TXT record {name}", self.vendor),
-                &self.redactor,
-            )),
+            Ok(Err(error)) => {
+                let context = format!("{vendor}: cannot {what} the TXT record {name}");
+                Err(verdict(&error, &context, self.row, &self.redactor))
+            }
             Err(_) => Err(DnsError::Unavailable(format!(
-                "{}: no answer within {} s while trying to {what} the TXT record {name}; it may have been done nevertheless",
-                self.vendor,
+                "{vendor}: no answer within {} s while trying to {what} the TXT record {name}; it may have been done nevertheless",
                 self.timeout.as_secs()
             ))),
         }
     }
 
+    async fn add(&self, zone: &DnsName, record: &TxtRecord) -> dns_update::Result<()> {
+        let updater = match &self.client {
+            Client::Own(own) => return own.add(zone, record).await,
+            Client::Crate(updater) => updater,
+        };
+        let (name, origin) = (record.name.as_str(), zone.as_str());
+        let values = vec![DnsRecord::TXT(record.value.clone())];
+        if self.row.one_value {
+            return updater.set_rrset(name, DnsRecordType::TXT, self.ttl, values, origin).await;
+        }
+        if self.row.care != Care::None && stands(updater, zone, record).await? {
+            return Ok(());
+        }
+        updater.add_to_rrset(name, DnsRecordType::TXT, self.ttl, values, origin).await
+    }
+
+    async fn remove(&self, zone: &DnsName, record: &TxtRecord) -> dns_update::Result<()> {
+        let updater = match &self.client {
+            Client::Own(own) => return own.remove(zone, record).await,
+            Client::Crate(updater) => updater,
+        };
+        let (name, origin) = (record.name.as_str(), zone.as_str());
+        if self.row.one_value {
+            return updater.set_rrset(name, DnsRecordType::TXT, self.ttl, Vec::new(), origin).await;
+        }
+        if self.row.care == Care::LookFirst && !stands(updater, zone, record).await? {
+            return Ok(());
+        }
+        let mut values = vec![DnsRecord::TXT(record.value.clone())];
+        if self.row.care == Care::Quotes {
+            values.push(DnsRecord::TXT(format!("\"{}\"", record.value)));
+        }
+        updater.remove_from_rrset(name, DnsRecordType::TXT, values, origin).await
+    }
+
     fn last(&self) -> std::sync::MutexGuard<'_, HashMap<DnsName, String>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the value is at the name, in quotes or not.
+async fn stands(updater: &DnsUpdater, zone: &DnsName, record: &TxtRecord) -> dns_update::Result<bool> {
+    let listed = updater.list_rrset(record.name.as_str(), DnsRecordType::TXT, zone.as_str()).await?;
+    let bare = |text: &str| {
+        let inner = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+        inner.unwrap_or(text) == record.value
+    };
+    Ok(listed.iter().any(|record| matches!(record, DnsRecord::TXT(text) if bare(text))))
 }
 
 #[async_trait]
@@ -74,55 +123,44 @@ impl TxtProvider for Bridge {
     }
 
     fn holds_one_value(&self) -> bool {
-        self.one_value
+        self.row.one_value
     }
 
     async fn add_txt(&self, record: &TxtRecord) -> Result<(), DnsError> {
         let zone = self.zones.zone_of(&record.name).await?;
         let _turn = self.turns.take(zone.as_str()).await;
-        let (name, origin) = (record.name.as_str(), zone.as_str());
-        let values = vec![DnsRecord::TXT(record.value.clone())];
-        if !self.one_value {
-            let call = self.updater.add_to_rrset(name, DnsRecordType::TXT, self.ttl, values, origin);
-            return self.bounded("add", record, call).await;
-        }
-        {
+        if self.row.one_value {
             let mut last = self.last();
             if last.len() >= MAX_LAST {
                 last.clear();
             }
             last.insert(record.name.clone(), record.value.clone());
         }
-        let call = self.updater.set_rrset(name, DnsRecordType::TXT, self.ttl, values, origin);
-        self.bounded("set", record, call).await
+        self.bounded("add", record, self.add(&zone, record)).await
     }
 
     async fn remove_txt(&self, record: &TxtRecord) -> Result<(), DnsError> {
         let zone = self.zones.zone_of(&record.name).await?;
         let _turn = self.turns.take(zone.as_str()).await;
-        let (name, origin) = (record.name.as_str(), zone.as_str());
-        if !self.one_value {
-            let values = vec![DnsRecord::TXT(record.value.clone())];
-            let call = self.updater.remove_from_rrset(name, DnsRecordType::TXT, values, origin);
-            return self.bounded("remove", record, call).await;
-        }
-        if self.last().get(&record.name).is_some_and(|value| *value != record.value) {
+        // Where one value stands, an older one was replaced already.
+        let newer = |value: &String| self.row.one_value && *value != record.value;
+        if self.last().get(&record.name).is_some_and(newer) {
             return Ok(());
         }
-        let call = self.updater.set_rrset(name, DnsRecordType::TXT, self.ttl, Vec::new(), origin);
-        self.bounded("clear", record, call).await?;
+        self.bounded("remove", record, self.remove(&zone, record)).await?;
         self.last().remove(&record.name);
         Ok(())
     }
 }
 
-/// Whose turn it is, by what the crate says. It gives HTTP status codes as text of a fixed form; nothing else is read
-/// out of text.
-pub(super) fn verdict(error: &Error, context: &str, redactor: &Redactor) -> DnsError {
+/// Whose turn it is, by what the crate says. It gives HTTP status codes as text of a fixed form, and some vendors say in a
+/// text of theirs what others say by a status: the vendor's row knows these.
+pub(super) fn verdict(error: &Error, context: &str, row: &Row, redactor: &Redactor) -> DnsError {
     let refused = |why: &str| DnsError::Refused(format!("{context}: {why}"));
+    let keys = || keys_of(row);
     match error {
         Error::Unauthorized => {
-            refused("the credentials were not accepted (HTTP 401); check the key and its rights")
+            refused(&format!("the credentials were not accepted; check {} and what it may do", keys()))
         }
         Error::NotFound => refused(
             "the vendor does not know the zone or the endpoint (HTTP 404); check that the account holds the zone, or name it \
@@ -133,8 +171,16 @@ pub(super) fn verdict(error: &Error, context: &str, redactor: &Redactor) -> DnsE
         Error::Unsupported(what) | Error::Client(what) => refused(&redactor.clean(what)),
         Error::Api(what) => {
             let clean = redactor.clean(what);
-            let message = format!("{context}: {clean}");
-            if is_refusal(what) { DnsError::Refused(message) } else { DnsError::Unavailable(message) }
+            let says = |words: &[&str]| words.iter().any(|word| what.contains(word));
+            if says(row.refusals) || what.starts_with("HTTP 403") {
+                refused(&format!("{clean}. Check {} and what it may do", keys()))
+            } else if says(row.doubts) {
+                DnsError::Unavailable(format!("{context}: {clean}. If this stays, check {}", keys()))
+            } else if is_refusal(what) {
+                refused(&clean)
+            } else {
+                DnsError::Unavailable(format!("{context}: {clean}"))
+            }
         }
         Error::Protocol(what) | Error::Parse(what) | Error::Response(what) | Error::Serialize(what) => {
             DnsError::Unavailable(format!(
@@ -144,6 +190,13 @@ pub(super) fn verdict(error: &Error, context: &str, redactor: &Redactor) -> DnsE
         }
         other => DnsError::Unavailable(format!("{context}: {}", redactor.clean(&format!("{other:?}")))),
     }
+}
+
+/// The keys that a person looks at when the credentials are wrong.
+fn keys_of(row: &Row) -> String {
+    let secrets =
+        row.vendor.keys.iter().filter(|key| key.secret && (key.required || !row.vendor.any_of.is_empty()));
+    secrets.map(|key| format!("`{}`", key.name)).collect::<Vec<_>>().join(", ")
 }
 
 /// `HTTP 4xx`, except what is worth another try; and 400, which the crate calls `BadRequest`.
@@ -167,11 +220,14 @@ mod tests {
     #[test]
     fn a_vendor_error_says_whose_turn_it_is_and_keeps_secrets() {
         let redactor = Redactor::new(["s3cr3t-token"]);
-        let verdict = |error| verdict(&error, "duckdns: cannot set the TXT record x", &redactor);
+        let row = crate::dns::vendors::row("inwx").unwrap();
+        let verdict = |error| verdict(&error, "inwx: cannot add the TXT record x", row, &redactor);
         for (error, refused) in [
             (Error::Unauthorized, true),
             (Error::NotFound, true),
             (Error::Api("HTTP 403: no".into()), true),
+            (Error::Api("INWX login failed: code=2200 message=s3cr3t-token".into()), true),
+            (Error::Api("INWX login failed: code=2400 message=busy".into()), false),
             (Error::Api("HTTP 422: {\"error\": \"unquoted\"}".into()), true),
             (Error::Api("BadRequest x".into()), true),
             (Error::Api("HTTP 429: slow down".into()), false),

@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::bridge::{self, Bridge};
+use super::acme_dns::AcmeDns;
+use super::bridge::{self, Bridge, Client};
 use super::exec::Exec;
 use super::httpreq::Httpreq;
 use super::redact::Redactor;
 use super::rfc2136::{self, Rfc2136};
 use super::spec::{ProviderKind, ProviderSpec, VendorValue};
 use super::turns::ZoneTurns;
-use super::vendors::{self, Keys, MakeError};
+use super::vendors::{self, Keys, Make, MakeError};
 use super::zone::ZoneFinder;
 use super::{TxtProvider, VendorKey};
 use crate::clock::SharedClock;
@@ -103,6 +104,9 @@ pub fn build(spec: &ProviderSpec, with: &Surroundings) -> Result<Arc<dyn TxtProv
             let user = username.as_deref();
             Ok(Arc::new(Httpreq::new(id(spec), endpoint, user, password.as_ref(), timeout, turns)?))
         }
+        ProviderKind::AcmeDns { endpoint, accounts } => {
+            Ok(Arc::new(AcmeDns::new(id(spec), endpoint, accounts, timeout, turns)?))
+        }
         ProviderKind::Vendor { name, keys } => {
             let row = vendors::row(name).ok_or_else(|| BuildError::Unknown((*name).to_owned()))?;
             let provider = || (*name).to_owned();
@@ -111,16 +115,19 @@ pub fn build(spec: &ProviderSpec, with: &Surroundings) -> Result<Arc<dyn TxtProv
                 row.vendor.keys.iter().filter(|key| key.secret).filter_map(|key| values.get(key.name));
             let redactor = Redactor::new(secrets.map(String::as_str));
             let keys = Keys { values, timeout: Some(timeout) };
-            let updater = (row.make)(&keys).map_err(|error| match error {
+            let made = match row.make {
+                Make::Crate(make) => make(&keys).map(|updater| Client::Crate(Box::new(updater))),
+                Make::Own(make) => make(&keys).map(Client::Own),
+            };
+            let client = made.map_err(|error| match error {
                 MakeError::Key(key, reason) => BuildError::BadKey { provider: provider(), key, reason },
                 MakeError::Crate(error) => BuildError::Client(redactor.clean(&format!("{name}: {error}"))),
             })?;
             Ok(bridge::shared(Bridge {
                 id: id(spec),
-                vendor: row.vendor.name,
-                updater,
-                one_value: row.one_value,
-                ttl,
+                row,
+                client,
+                ttl: ttl.max(row.min_ttl),
                 timeout,
                 zones,
                 turns,
@@ -185,6 +192,7 @@ fn id(spec: &ProviderSpec) -> String {
         ProviderKind::Rfc2136 { .. } => "rfc2136",
         ProviderKind::Exec { .. } => "exec",
         ProviderKind::Httpreq { .. } => "httpreq",
+        ProviderKind::AcmeDns { .. } => "acme-dns",
         ProviderKind::Vendor { name, .. } => name,
     };
     let digest = Sha256::digest(format!("{:?} {:?}", spec.kind, spec.common.zone));

@@ -1,5 +1,6 @@
 //! Writing TXT records where somebody else's name servers serve them.
 
+mod acme_dns;
 mod bridge;
 mod build;
 mod exec;
@@ -19,8 +20,8 @@ use crate::name::DnsName;
 
 pub use build::{BuildError, Surroundings, build};
 pub use spec::{
-    CommonKeys, Propagation, PropagationCheck, ProviderKind, ProviderSpec, Vendor, VendorKey, VendorKind,
-    VendorValue,
+    CommonKeys, DEFAULT_DOH, Propagation, PropagationCheck, Proven, ProviderKind, ProviderSpec, Vendor,
+    VendorKey, VendorKind, VendorValue,
 };
 pub use turns::ZoneTurns;
 pub use vendors::vendors;
@@ -57,6 +58,11 @@ pub trait TxtProvider: Send + Sync + fmt::Debug {
 
     /// Whether only one value can stand at a name (DuckDNS and its like): challenges are then taken one by one.
     fn holds_one_value(&self) -> bool {
+        false
+    }
+
+    /// Whether values go only when newer ones come (acme-dns): a record for trial would stay behind.
+    fn keeps_values(&self) -> bool {
         false
     }
 

@@ -39,11 +39,23 @@ pub struct Propagation {
     pub check: PropagationCheck,
     /// How long to wait before giving up, before the CA is told anything.
     pub timeout: Duration,
+    /// For `doh`: URLs of resolvers (RFC 8484); each has to show the records.
+    pub doh: Vec<String>,
+    /// For `wait`: how long.
+    pub wait: Duration,
 }
+
+/// Resolvers that are asked over HTTPS when none are named.
+pub const DEFAULT_DOH: [&str; 2] = ["https://cloudflare-dns.com/dns-query", "https://dns.google/dns-query"];
 
 impl Default for Propagation {
     fn default() -> Self {
-        Self { check: PropagationCheck::Authoritative, timeout: Duration::from_secs(120) }
+        Self {
+            check: PropagationCheck::Authoritative,
+            timeout: Duration::from_secs(120),
+            doh: DEFAULT_DOH.map(str::to_owned).into(),
+            wait: Duration::from_secs(60),
+        }
     }
 }
 
@@ -52,6 +64,10 @@ impl Default for Propagation {
 pub enum PropagationCheck {
     /// Every authoritative server of the zone.
     Authoritative,
+    /// Resolvers outside, over HTTPS: where port 53 is blocked, or names look different inside.
+    Doh,
+    /// Nobody; the CA is told after a fixed time.
+    Wait,
     /// Nobody; the CA is told at once.
     Off,
 }
@@ -86,6 +102,13 @@ pub enum ProviderKind {
         /// Its password.
         password: Option<SecretSource>,
     },
+    /// An acme-dns server: `POST {endpoint}/update` and `/register`.
+    AcmeDns {
+        /// Without the trailing slash.
+        endpoint: String,
+        /// The accounts, a file as lego writes it; made if it is not there.
+        accounts: PathBuf,
+    },
     /// A vendor's API through the `dns-update` crate; the keys are those of the vendor's row in `dns::vendors()`.
     Vendor {
         /// The name in the configuration.
@@ -113,6 +136,35 @@ pub struct Vendor {
     pub keys: &'static [VendorKey],
     /// Keys of which at least one has to be given, although none of them is required alone; empty if there are none such.
     pub any_of: &'static [&'static str],
+    /// Keys that make no sense without another: the key, then the other.
+    pub needs: &'static [(&'static str, &'static str)],
+    /// Keys of which only one may be given.
+    pub excludes: &'static [(&'static str, &'static str)],
+    /// How it was shown to work.
+    pub proven: Proven,
+}
+
+/// What the contract suite of the tests was run against: two values at one name, presented and removed twice, beside a
+/// foreign value; refused credentials; an API that is busy or broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proven {
+    /// The real server software.
+    RealServer,
+    /// A fake that is as strict as the vendor's documents.
+    StrictFake,
+    /// Nothing but that a client can be made.
+    BuiltOnly,
+}
+
+impl Proven {
+    /// As the reference says it.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::RealServer => "real server",
+            Self::StrictFake => "strict fake",
+            Self::BuiltOnly => "built only",
+        }
+    }
 }
 
 /// A key of a vendor.

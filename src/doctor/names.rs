@@ -335,6 +335,11 @@ async fn write(
             "it holds one value at a time, and the running Starlock may need that now".into(),
         );
     }
+    if provider.keeps_values() {
+        return Tried::Skipped(
+            "nothing that is written there can be taken away; an order is the proof".into(),
+        );
+    }
     provider::attempt(provider, &network.resolver, janitor, name, zone, &propagation).await
 }
 

@@ -110,6 +110,7 @@ fn who(spec: &ProviderSpec) -> String {
         ProviderKind::Rfc2136 { server, .. } => format!("DNS UPDATE to {server}"),
         ProviderKind::Exec { program } => format!("the program {}", program.display()),
         ProviderKind::Httpreq { endpoint, .. } => format!("httpreq at {endpoint}"),
+        ProviderKind::AcmeDns { endpoint, .. } => format!("acme-dns at {endpoint}"),
         ProviderKind::Vendor { name, .. } => (*name).to_owned(),
     }
 }
@@ -133,6 +134,12 @@ fn right_to_write(name: &DnsName, zone: &DnsName, spec: &ProviderSpec) -> String
         ProviderKind::Vendor { name: vendor, .. } => {
             format!(
                 "make a token at {vendor} that may edit the records of {zone}, and nothing else, and put it where [dns] reads it"
+            )
+        }
+        ProviderKind::AcmeDns { accounts, .. } => {
+            format!(
+                "see the account of {name} in {}; one that is removed there is registered anew",
+                accounts.display()
             )
         }
         ProviderKind::Builtin => String::new(),

@@ -4,12 +4,14 @@
 //! of a challenge itself is only ever asked at authoritative servers: a recursive resolver that is asked before the
 //! record exists keeps the NXDOMAIN for the zone's negative TTL, and a CA behind that resolver then sees nothing.
 
+mod doh;
 mod exchange;
 mod hosts;
 mod probe;
 mod reply;
 mod zone;
 
+pub use doh::Doh;
 pub(crate) use exchange::roundtrip;
 pub use exchange::{AskError, ask};
 pub use hosts::{Hosts, ResolveError};

@@ -31,29 +31,29 @@ use crate::support::eventually;
 const CHALLENGE: &str = "_acme-challenge.example.test";
 
 /// Storage, janitor, and the resolver that knows where to begin.
-struct Rig {
-    storage: Arc<dyn Storage>,
-    supervisor: Supervisor,
-    janitor: Janitor,
-    resolver: Arc<Resolver>,
+pub(crate) struct Rig {
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) janitor: Janitor,
+    pub(crate) resolver: Arc<Resolver>,
 }
 
 impl Rig {
-    fn new(recursor: SocketAddr) -> Self {
+    pub(crate) fn new(recursor: SocketAddr) -> Self {
         Self::with_storage(recursor, Arc::new(MemoryStorage::new()))
     }
 
-    fn with_storage(recursor: SocketAddr, storage: Arc<dyn Storage>) -> Self {
+    pub(crate) fn with_storage(recursor: SocketAddr, storage: Arc<dyn Storage>) -> Self {
         let supervisor = Supervisor::new(Shutdown::new());
         let janitor = janitor(storage.clone(), Arc::new(SystemClock), &supervisor);
         Self { storage, supervisor, janitor, resolver: Arc::new(Resolver::new(vec![recursor])) }
     }
 
-    fn provider(&self, kind: ProviderKind) -> Arc<dyn TxtProvider> {
+    pub(crate) fn provider(&self, kind: ProviderKind) -> Arc<dyn TxtProvider> {
         self.provider_with(kind, CommonKeys::default())
     }
 
-    fn provider_with(&self, kind: ProviderKind, common: CommonKeys) -> Arc<dyn TxtProvider> {
+    pub(crate) fn provider_with(&self, kind: ProviderKind, common: CommonKeys) -> Arc<dyn TxtProvider> {
         let with = Surroundings {
             resolver: self.resolver.clone(),
             clock: Arc::new(SystemClock),
@@ -63,38 +63,39 @@ impl Rig {
         build(&ProviderSpec { kind, common }, &with).unwrap()
     }
 
-    fn solver(&self, provider: Arc<dyn TxtProvider>) -> Dns01Solver {
+    pub(crate) fn solver(&self, provider: Arc<dyn TxtProvider>) -> Dns01Solver {
         self.solver_with(provider, Duration::from_secs(30), None)
     }
 
-    fn solver_with(
+    pub(crate) fn solver_with(
         &self,
         provider: Arc<dyn TxtProvider>,
         timeout: Duration,
         own: Option<OwnResponder>,
     ) -> Dns01Solver {
-        let propagation = Propagation { check: PropagationCheck::Authoritative, timeout };
+        let propagation =
+            Propagation { check: PropagationCheck::Authoritative, timeout, ..Propagation::default() };
         Dns01Solver::new(provider, self.resolver.clone(), self.janitor.clone(), propagation, own)
     }
 
     /// Ends the janitor; gives what is left in the journal.
-    async fn end(self) -> usize {
+    pub(crate) async fn end(self) -> usize {
         self.supervisor.shutdown().trigger();
         assert!(self.supervisor.join(Duration::from_secs(15)).await);
         self.storage.list("journal").await.unwrap().len()
     }
 }
 
-fn challenges(host: &str, values: &[&str]) -> Vec<Challenge> {
+pub(crate) fn challenges(host: &str, values: &[&str]) -> Vec<Challenge> {
     let name = HostName::parse(host).unwrap();
     values.iter().map(|value| Challenge::dns01(name.clone(), value)).collect()
 }
 
-fn plain(text: &str) -> SecretSource {
+pub(crate) fn plain(text: &str) -> SecretSource {
     SecretSource::Plain(Secret::new(text))
 }
 
-fn rfc2136(knot: &Knot) -> ProviderKind {
+pub(crate) fn rfc2136(knot: &Knot) -> ProviderKind {
     ProviderKind::Rfc2136 {
         server: knot.address,
         key_name: knot.key_name.clone(),
@@ -205,7 +206,7 @@ async fn powerdns_is_reached_through_the_vendor_bridge() {
 
     let wrong_key = rig.provider(pdns(&server, "not-the-key-at-all"));
     let error = wrong_key.add_txt(&record("v")).await.unwrap_err();
-    assert!(matches!(&error, starlock::dns::DnsError::Refused(why) if why.contains("401")), "{error}");
+    assert!(matches!(&error, starlock::dns::DnsError::Refused(why) if why.contains("`api_key`")), "{error}");
     assert!(!error.to_string().contains("not-the-key"), "{error}");
     let common = CommonKeys { zone: Some(name("test")), ..CommonKeys::default() };
     let no_zone = rig.provider_with(pdns(&server, &server.api_key), common);

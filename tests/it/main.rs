@@ -9,6 +9,7 @@
     reason = "tests, not the product"
 )]
 
+mod acme_dns;
 mod architecture;
 mod bodies;
 mod ca_features;
@@ -17,6 +18,7 @@ mod certificate_files;
 mod challenge;
 mod challenge_types;
 mod config_errors;
+mod dns_wild;
 mod doctor;
 mod example;
 mod faults;
@@ -40,3 +42,4 @@ mod startup;
 mod support;
 mod systemd;
 mod trust;
+mod vendors;

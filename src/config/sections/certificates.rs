@@ -107,7 +107,7 @@ static RATE: Section = section(
     ],
 );
 
-static CHECKS: Words = Words { now: &["authoritative", "off"], later: &["doh", "wait"] };
+static CHECKS: Words = Words { now: &["authoritative", "doh", "wait", "off"], later: &[] };
 
 pub(in crate::config) static PROPAGATION: Section = growing(
     "check",
@@ -118,8 +118,15 @@ pub(in crate::config) static PROPAGATION: Section = growing(
             "check",
             Kind::Word(&CHECKS),
             "\"authoritative\"",
-            "Whom to ask: every authoritative server, or nobody",
+            "Whom to ask: every authoritative server, resolvers over HTTPS, or nobody",
         ),
+        Key::new(
+            "doh",
+            Kind::List(&Kind::Text),
+            "[\"https://cloudflare-dns.com/dns-query\", \"https://dns.google/dns-query\"]",
+            "For `doh`: resolvers outside (RFC 8484); each has to show the records",
+        ),
+        Key::new("wait", SECONDS, "\"60s\"", "For `wait`: how long before the CA is told"),
         Key::new(
             "timeout",
             SECONDS,
@@ -133,7 +140,11 @@ pub(in crate::config) static DNS: Section = Section {
     name: "[dns]",
     doc: "Who answers DNS-01",
     keys: &[
-        Key::required("provider", Kind::Text, "Who: builtin, rfc2136, exec, httpreq, or a DNS vendor"),
+        Key::required(
+            "provider",
+            Kind::Text,
+            "Who: builtin, rfc2136, exec, httpreq, acme-dns, or a DNS vendor",
+        ),
         Key::new("zone", Kind::Dns, "", "The zone to write into, instead of finding it"),
         Key::new("ttl", SECONDS, "\"60s\"", "TTL of the records"),
         Key::new("timeout", SECONDS, "\"30s\"", "Time for one call to the provider"),
@@ -177,10 +188,21 @@ pub(in crate::config) static OWN_PROVIDERS: &[(&str, &[Key])] = &[
             Key::new("password", Kind::Secret, "", "Password for basic authentication"),
         ],
     ),
+    (
+        "acme-dns",
+        &[
+            Key::required("endpoint", Kind::Text, "URL of the acme-dns server"),
+            Key::required(
+                "accounts",
+                Kind::Path,
+                "File with the accounts as lego writes it; made if it is not there",
+            ),
+        ],
+    ),
 ];
 
 /// Providers that are refused until their feature exists.
-pub(in crate::config) static LATER_PROVIDERS: &[&str] = &["acme-dns"];
+pub(in crate::config) static LATER_PROVIDERS: &[&str] = &[];
 
 pub(in crate::config) static CERTIFICATE: Section = section(
     "[[certificates]]",

@@ -5,7 +5,7 @@ use dns_update::providers::bluecatv2::BluecatV2Config;
 use dns_update::providers::infoblox::InfobloxConfig;
 use dns_update::providers::ovh::OvhEndpoint;
 
-use super::{MakeError, Row, flag, opt, secret, text};
+use super::{Care, MakeError, Row, flag, namecheap, netcup, opt, secret, text};
 use crate::dns::spec::{VendorKey, VendorKind};
 
 const API_KEY: super::VendorKey = secret("api_key", "API key");
@@ -66,7 +66,9 @@ pub(super) const ROWS: &[Row] = &[
     ),
     Row::new("dnsmadeeasy", &[API_KEY, API_SECRET], |k| {
         Ok(DnsUpdater::new_dnsmadeeasy(k.get("api_key"), k.get("api_secret"), k.timeout)?)
-    }),
+    })
+    .care(Care::Quotes)
+    .fake(),
     Row::new("domeneshop", &[secret("api_token", "API token"), API_SECRET], |k| {
         Ok(DnsUpdater::new_domeneshop(k.get("api_token"), k.get("api_secret"), k.timeout)?)
     }),
@@ -75,13 +77,16 @@ pub(super) const ROWS: &[Row] = &[
     }),
     Row::new("exoscale", &[API_KEY, API_SECRET], |k| {
         Ok(DnsUpdater::new_exoscale(k.get("api_key"), k.get("api_secret"), k.timeout)?)
-    }),
+    })
+    .fake(),
     Row::new("glesys", &[text("api_user", "Number of the project"), API_KEY], |k| {
         Ok(DnsUpdater::new_glesys(k.get("api_user"), k.get("api_key"), k.timeout)?)
     }),
     Row::new("godaddy", &[API_KEY, API_SECRET], |k| {
         Ok(DnsUpdater::new_godaddy(k.get("api_key"), k.get("api_secret"), k.timeout)?)
-    }),
+    })
+    .min_ttl(600)
+    .fake(),
     Row::new("ibmcloud", &[text("username", "Classic infrastructure user"), API_KEY], |k| {
         Ok(DnsUpdater::new_ibmcloud(k.get("username"), k.get("api_key"), k.timeout)?)
     }),
@@ -111,7 +116,10 @@ pub(super) const ROWS: &[Row] = &[
         "inwx",
         &[USERNAME, PASSWORD, flag("sandbox", "Whether the test system is meant (default false)")],
         |k| Ok(DnsUpdater::new_inwx(k.get("username"), k.get("password"), k.flag("sandbox"), k.timeout)?),
-    ),
+    )
+    .min_ttl(300)
+    .refusals(&["code=2200", "code=2201"])
+    .fake(),
     Row::new(
         "luadns",
         &[text("api_username", "Mail address of the account"), secret("api_token", "API token")],
@@ -120,7 +128,7 @@ pub(super) const ROWS: &[Row] = &[
     Row::new("mythicbeasts", &[text("username", "API key id"), secret("password", "API secret")], |k| {
         Ok(DnsUpdater::new_mythicbeasts(k.get("username"), k.get("password"), k.timeout)?)
     }),
-    Row::new(
+    Row::own(
         "namecheap",
         &[
             text("api_user", "API user"),
@@ -128,22 +136,21 @@ pub(super) const ROWS: &[Row] = &[
             text("client_ip", "Address of this machine as on the vendor's allow-list"),
             opt("username", "User that owns the domain (default: `api_user`)"),
         ],
-        |k| {
-            let (user, key, ip) = (k.get("api_user"), k.get("api_key"), k.get("client_ip"));
-            Ok(DnsUpdater::new_namecheap(user, key, ip, k.opt("username"), k.timeout)?)
-        },
-    ),
+        namecheap::make,
+    )
+    // 1011102: key; 1011150 and 1011148: address; 1050900: API not enabled.
+    .refusals(&["1011102", "1011150", "1011148", "1050900"])
+    .fake(),
     Row::new("namedotcom", &[USERNAME, secret("api_token", "API token")], |k| {
         Ok(DnsUpdater::new_namedotcom(k.get("username"), k.get("api_token"), k.timeout)?)
     }),
-    Row::new(
+    Row::own(
         "netcup",
         &[text("customer_number", "Number of the customer"), API_KEY, secret("api_password", "API password")],
-        |k| {
-            let (number, key) = (k.get("customer_number"), k.get("api_key"));
-            Ok(DnsUpdater::new_netcup(number, key, k.get("api_password"), k.timeout)?)
-        },
-    ),
+        netcup::make,
+    )
+    .refusals(&["netcup 4013"])
+    .fake(),
     Row::new(
         "ovh",
         &[
@@ -163,10 +170,16 @@ pub(super) const ROWS: &[Row] = &[
             let (key, secret) = (k.get("application_key"), k.get("application_secret"));
             Ok(DnsUpdater::new_ovh(key, secret, k.get("consumer_key"), endpoint, k.timeout)?)
         },
-    ),
+    )
+    .care(Care::Quotes)
+    .doubts(&["not found or not accessible"])
+    .fake(),
     Row::new("porkbun", &[API_KEY, secret("secret_api_key", "Secret API key")], |k| {
         Ok(DnsUpdater::new_porkbun(k.get("api_key"), k.get("secret_api_key"), k.timeout)?)
-    }),
+    })
+    .min_ttl(600)
+    .refusals(&["Invalid API key", "API access"])
+    .fake(),
     Row::new(
         "selectel",
         &[

@@ -63,7 +63,8 @@ pub(super) const ROWS: &[Row] = &[
                 request_timeout: k.timeout,
             })?)
         },
-    ),
+    )
+    .fake(),
     Row::new("baiducloud", &[ACCESS_KEY, SECRET_KEY], |k| {
         Ok(DnsUpdater::new_baiducloud(k.get("access_key"), k.get("secret_key"), k.timeout)?)
     }),
@@ -106,7 +107,9 @@ pub(super) const ROWS: &[Row] = &[
                 request_timeout: k.timeout,
             })?)
         },
-    ),
+    )
+    .doubts(&["Token exchange failed"])
+    .fake(),
     Row::new("huaweicloud", &[ACCESS_KEY, SECRET_KEY, text("region", "Region of the API")], |k| {
         let (access, secret) = (k.get("access_key"), k.get("secret_key"));
         Ok(DnsUpdater::new_huaweicloud(access, secret, k.get("region"), k.timeout)?)
@@ -180,7 +183,9 @@ pub(super) const ROWS: &[Row] = &[
                 endpoint: k.opt_owned("endpoint"),
             })?)
         },
-    ),
+    )
+    .refusals(&["Route53 API error: 403"])
+    .real(),
     Row::new(
         "tencentcloud",
         &[

@@ -2,6 +2,10 @@
 
 mod accounts;
 mod clouds;
+mod duckdns;
+mod namecheap;
+mod netcup;
+mod own;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -10,7 +14,8 @@ use std::time::Duration;
 
 use dns_update::DnsUpdater;
 
-use super::spec::{Vendor, VendorKey, VendorKind};
+use super::spec::{Proven, Vendor, VendorKey, VendorKind};
+pub(super) use own::OwnApi;
 
 /// Every vendor, sorted by name.
 pub fn vendors() -> &'static [Vendor] {
@@ -37,7 +42,34 @@ pub(super) struct Row {
     pub(super) vendor: Vendor,
     /// Whether only one value can stand at a name.
     pub(super) one_value: bool,
-    pub(super) make: fn(&Keys) -> Result<DnsUpdater, MakeError>,
+    pub(super) care: Care,
+    /// The smallest TTL that the vendor takes, in seconds.
+    pub(super) min_ttl: u32,
+    /// Words in the crate's text that mean: the credentials were not accepted.
+    pub(super) refusals: &'static [&'static str],
+    /// Words in the crate's text that may mean that, or something that passes: it does not keep what the vendor said.
+    pub(super) doubts: &'static [&'static str],
+    pub(super) make: Make,
+}
+
+/// What the crate leaves to us about a vendor that does not answer as the crate expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Care {
+    /// Nothing.
+    None,
+    /// Adding what is there, or removing what is gone, is an error at the vendor: look before.
+    LookFirst,
+    /// The vendor gives values back in quotes, whether they were sent in quotes or not.
+    Quotes,
+}
+
+/// How a client is made.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Make {
+    /// By the crate.
+    Crate(fn(&Keys) -> Result<DnsUpdater, MakeError>),
+    /// Written here, since the crate's own does not do what the vendor's documents say.
+    Own(fn(&Keys) -> Result<Box<dyn OwnApi>, MakeError>),
 }
 
 impl Row {
@@ -46,15 +78,63 @@ impl Row {
         keys: &'static [VendorKey],
         make: fn(&Keys) -> Result<DnsUpdater, MakeError>,
     ) -> Self {
-        Self { vendor: Vendor { name, keys, any_of: &[] }, one_value: false, make }
+        Self::made(name, keys, Make::Crate(make))
+    }
+
+    const fn own(
+        name: &'static str,
+        keys: &'static [VendorKey],
+        make: fn(&Keys) -> Result<Box<dyn OwnApi>, MakeError>,
+    ) -> Self {
+        Self::made(name, keys, Make::Own(make))
+    }
+
+    const fn made(name: &'static str, keys: &'static [VendorKey], make: Make) -> Self {
+        let vendor = Vendor { name, keys, any_of: &[], needs: &[], excludes: &[], proven: Proven::BuiltOnly };
+        let (refusals, doubts) = (&[], &[]);
+        Self { vendor, one_value: false, care: Care::None, min_ttl: 1, refusals, doubts, make }
     }
 
     const fn one_value(self) -> Self {
         Self { one_value: true, ..self }
     }
 
+    const fn care(self, care: Care) -> Self {
+        Self { care, ..self }
+    }
+
+    const fn min_ttl(self, min_ttl: u32) -> Self {
+        Self { min_ttl, ..self }
+    }
+
+    const fn refusals(self, refusals: &'static [&'static str]) -> Self {
+        Self { refusals, ..self }
+    }
+
+    const fn doubts(self, doubts: &'static [&'static str]) -> Self {
+        Self { doubts, ..self }
+    }
+
     const fn any_of(self, keys: &'static [&'static str]) -> Self {
         Self { vendor: Vendor { any_of: keys, ..self.vendor }, ..self }
+    }
+
+    const fn needs(self, needs: &'static [(&'static str, &'static str)]) -> Self {
+        Self { vendor: Vendor { needs, ..self.vendor }, ..self }
+    }
+
+    const fn excludes(self, excludes: &'static [(&'static str, &'static str)]) -> Self {
+        Self { vendor: Vendor { excludes, ..self.vendor }, ..self }
+    }
+
+    /// The contract suite passes against the vendor's own server.
+    const fn real(self) -> Self {
+        Self { vendor: Vendor { proven: Proven::RealServer, ..self.vendor }, ..self }
+    }
+
+    /// The contract suite passes against a strict fake of the vendor's API.
+    const fn fake(self) -> Self {
+        Self { vendor: Vendor { proven: Proven::StrictFake, ..self.vendor }, ..self }
     }
 }
 
@@ -180,6 +260,9 @@ pub(super) mod tests {
             }
             for key in row.vendor.any_of {
                 assert!(keys.contains(key), "{name}.{key}");
+            }
+            for (one, other) in row.vendor.needs.iter().chain(row.vendor.excludes) {
+                assert!(keys.contains(one) && keys.contains(other), "{name}: {one}, {other}");
             }
             assert!(row.vendor.keys.iter().any(|k| k.secret), "{name} has no credential");
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use dns_update::DnsUpdater;
 
-use super::{Keys, MakeError, Row, flag, opt, opt_secret, secret, text};
+use super::{Care, Keys, MakeError, Row, duckdns, flag, opt, opt_secret, secret, text};
 
 pub(super) const ROWS: &[Row] = &[
     Row::new("arvancloud", &[secret("api_key", "API key of a machine user")], |k| {
@@ -12,32 +12,35 @@ pub(super) const ROWS: &[Row] = &[
     }),
     Row::new("bunny", &[secret("api_key", "API key of the account")], |k| {
         Ok(DnsUpdater::new_bunny(k.get("api_key"), k.timeout)?)
-    }),
+    })
+    .fake(),
     Row::new("cloudflare", &[secret("token", "API token with Zone.DNS edit rights")], |k| {
         Ok(DnsUpdater::new_cloudflare(k.get("token"), k.timeout)?)
-    }),
+    })
+    .fake(),
     Row::new("ddnss", &[secret("key", "Update key of the host")], |k| {
         Ok(DnsUpdater::new_ddnss(k.get("key"), k.timeout)?)
     })
     .one_value(),
     Row::new("desec", &[secret("token", "API token")], |k| {
         Ok(DnsUpdater::new_desec(k.get("token"), k.timeout)?)
-    }),
+    })
+    .fake(),
     Row::new("digitalocean", &[secret("token", "API token with domain read and write")], |k| {
         Ok(DnsUpdater::new_digitalocean(k.get("token"), k.timeout)?)
-    }),
+    })
+    .fake(),
     Row::new(
         "dnsimple",
         &[secret("token", "API token of the account"), text("account_id", "Number of the account")],
         |k| Ok(DnsUpdater::new_dnsimple(k.get("token"), k.get("account_id"), k.timeout)?),
-    ),
+    )
+    .care(Care::Quotes)
+    .fake(),
     Row::new("dreamhost", &[secret("api_key", "API key with all dns functions")], |k| {
         Ok(DnsUpdater::new_dreamhost(k.get("api_key"), k.timeout)?)
     }),
-    Row::new("duckdns", &[secret("token", "Token of the account")], |k| {
-        Ok(DnsUpdater::new_duckdns(k.get("token"), k.timeout)?)
-    })
-    .one_value(),
+    Row::own("duckdns", &[secret("token", "Token of the account")], duckdns::make).one_value().fake(),
     Row::new("dynu", &[secret("api_key", "API key of the account")], |k| {
         Ok(DnsUpdater::new_dynu(k.get("api_key"), k.timeout)?)
     }),
@@ -49,19 +52,25 @@ pub(super) const ROWS: &[Row] = &[
         "gandiv5",
         &[secret("token", "Personal access token for the domain's technical configuration")],
         |k| Ok(DnsUpdater::new_gandiv5(k.get("token"), k.timeout)?),
-    ),
+    )
+    .min_ttl(300)
+    .fake(),
     Row::new("gcore", &[secret("token", "Permanent API token")], |k| {
         Ok(DnsUpdater::new_gcore(k.get("token"), k.timeout)?)
     }),
     Row::new("hetzner", &[secret("token", "API token of the Cloud project that holds the zone")], |k| {
         Ok(DnsUpdater::new_hetzner(k.get("token"), k.timeout)?)
-    }),
+    })
+    .care(Care::LookFirst)
+    .fake(),
     Row::new("hostingde", &[secret("api_key", "API key with DNS rights")], |k| {
         Ok(DnsUpdater::new_hostingde(k.get("api_key"), k.timeout)?)
     }),
     Row::new("hostinger", &[secret("token", "API token")], |k| {
         Ok(DnsUpdater::new_hostinger(k.get("token"), k.timeout)?)
-    }),
+    })
+    .care(Care::Quotes)
+    .fake(),
     Row::new(
         "hurricane",
         &[secret("credentials", "Pairs `zone:key`, separated by spaces, commas or lines")],
@@ -73,16 +82,21 @@ pub(super) const ROWS: &[Row] = &[
     }),
     Row::new("ionos", &[secret("api_key", "API key: prefix, a dot, secret")], |k| {
         Ok(DnsUpdater::new_ionos(k.get("api_key"), k.timeout)?)
-    }),
+    })
+    .min_ttl(300)
+    .fake(),
     Row::new("ipv64", &[secret("api_key", "API key of the account")], |k| {
         Ok(DnsUpdater::new_ipv64(k.get("api_key"), k.timeout)?)
     }),
     Row::new("linode", &[secret("token", "Personal access token with domains read and write")], |k| {
         Ok(DnsUpdater::new_linode(k.get("token"), k.timeout)?)
-    }),
+    })
+    .fake(),
     Row::new("namesilo", &[secret("api_key", "API key")], |k| {
         Ok(DnsUpdater::new_namesilo(k.get("api_key"), k.timeout)?)
-    }),
+    })
+    .refusals(&["NameSilo error 110:", "NameSilo error 111:", "NameSilo error 112:", "NameSilo error 113:"])
+    .fake(),
     Row::new("netlify", &[secret("token", "Personal access token")], |k| {
         Ok(DnsUpdater::new_netlify(k.get("token"), k.timeout)?)
     }),
@@ -97,7 +111,8 @@ pub(super) const ROWS: &[Row] = &[
             opt("server", "Server id (default `localhost`)"),
         ],
         |k| Ok(DnsUpdater::new_pdns(k.get("api_key"), Some(k.get("url")), k.opt("server"), k.timeout)?),
-    ),
+    )
+    .real(),
     Row::new(
         "plesk",
         &[text("base_url", "URL of the server, with port"), secret("api_key", "Secret key for the REST API")],
@@ -108,7 +123,9 @@ pub(super) const ROWS: &[Row] = &[
     }),
     Row::new("scaleway", &[secret("token", "Secret key of an API key with domain rights")], |k| {
         Ok(DnsUpdater::new_scaleway(k.get("token"), k.timeout)?)
-    }),
+    })
+    .care(Care::LookFirst)
+    .fake(),
     Row::new(
         "transip",
         &[
@@ -124,7 +141,8 @@ pub(super) const ROWS: &[Row] = &[
                 k.timeout,
             )?)
         },
-    ),
+    )
+    .fake(),
     Row::new(
         "vercel",
         &[secret("token", "Access token"), opt("team_id", "Team that owns the domain")],
@@ -132,7 +150,9 @@ pub(super) const ROWS: &[Row] = &[
     ),
     Row::new("vultr", &[secret("api_key", "API key; its access control has to allow this machine")], |k| {
         Ok(DnsUpdater::new_vultr(k.get("api_key"), k.timeout)?)
-    }),
+    })
+    .min_ttl(120)
+    .fake(),
     Row::new(
         "cloudns",
         &[
@@ -155,7 +175,9 @@ pub(super) const ROWS: &[Row] = &[
         ],
         |k| Ok(DnsUpdater::new_joker(joker(k)?, k.timeout)?),
     )
-    .any_of(&["api_key", "username"]),
+    .any_of(&["api_key", "username"])
+    .needs(&[("username", "password"), ("password", "username")])
+    .excludes(&[("api_key", "username"), ("api_key", "password")]),
 ];
 
 fn pairs(keys: &Keys) -> Result<HashMap<String, String>, MakeError> {

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -31,7 +31,9 @@ pub fn loopback() -> Ipv4Addr {
 
 /// One datagram there and back; `None` when nothing came.
 pub fn datagram(server: SocketAddr, query: &[u8], wait: Duration) -> Option<Vec<u8>> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    let local: IpAddr =
+        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((local, 0)).unwrap();
     socket.connect(server).unwrap();
     socket.set_read_timeout(Some(wait)).unwrap();
     socket.send(query).ok()?;
@@ -77,10 +79,11 @@ pub(super) fn write(dir: &TempDir, name: &str, text: &str) -> String {
 }
 
 /// A zone file: SOA and NS of its own, then `body`. TTLs are one second.
-fn zone_file(zone: &str, server: Ipv4Addr, body: &str) -> String {
+fn zone_file(zone: &str, server: IpAddr, body: &str) -> String {
+    let kind = if server.is_ipv4() { "A" } else { "AAAA" };
     format!(
         "$ORIGIN {zone}.\n$TTL 1\n@ SOA ns-self.{zone}. admin.{zone}. 1 60 60 600 1\n@ NS ns-self.{zone}.\n\
-         ns-self A {server}\n{body}\n"
+         ns-self {kind} {server}\n{body}\n"
     )
 }
 
@@ -99,7 +102,8 @@ impl Knot {
         Self::start_at(loopback(), zones)
     }
 
-    pub fn start_at(ip: Ipv4Addr, zones: &[(&str, &str)]) -> Self {
+    pub fn start_at(ip: impl Into<IpAddr>, zones: &[(&str, &str)]) -> Self {
+        let ip = ip.into();
         let dir = tempfile::tempdir().unwrap();
         let secret = STANDARD.encode(rand::random::<[u8; 32]>());
         let place = dir.path().display();
@@ -180,27 +184,37 @@ impl PowerDns {
 /// A recursive resolver that asks `authority` for everything below `top`.
 pub struct Recursor {
     pub address: SocketAddr,
-    _process: Process,
+    process: Process,
     _dir: TempDir,
 }
 
 impl Recursor {
     /// Unbound, with random case in its questions.
     pub fn unbound(top: &str, authority: IpAddr) -> Self {
-        let (ip, dir) = (loopback(), tempfile::tempdir().unwrap());
+        Self::unbound_at(loopback(), top, authority, "")
+    }
+
+    /// Unbound at an address, with more lines for its `server:` part.
+    pub fn unbound_at(ip: Ipv4Addr, top: &str, authority: IpAddr, more: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let hints = hints(&dir, authority);
         let place = dir.path().display();
         let config = format!(
             "server:\n  interface: {ip}\n  port: 53\n  do-ip6: no\n  username: \"\"\n  chroot: \"\"\n  directory: \"{place}\"\n  \
-             pidfile: \"{place}/pid\"\n  use-syslog: no\n  logfile: \"\"\n  verbosity: 2\n  num-threads: 1\n  \
+             pidfile: \"{place}/pid\"\n  use-syslog: no\n  logfile: \"\"\n  verbosity: 2\n  log-queries: yes\n  num-threads: 1\n  \
              module-config: \"iterator\"\n  root-hints: \"{hints}\"\n  do-not-query-localhost: no\n  use-caps-for-id: yes\n  \
-             local-zone: \"{top}.\" nodefault\n  access-control: 127.0.0.0/8 allow\nremote-control:\n  control-enable: no\n\
+             local-zone: \"{top}.\" nodefault\n  access-control: 127.0.0.0/8 allow\n{more}remote-control:\n  control-enable: no\n\
              stub-zone:\n  name: \"{top}.\"\n  stub-addr: {authority}\n"
         );
         let config = write(&dir, "unbound.conf", &config);
         let process = daemon(&dir, "unbound", &["-d", "-c", &config]);
         ready((ip, 53).into(), top);
-        Self { address: (ip, 53).into(), _process: process, _dir: dir }
+        Self { address: (ip, 53).into(), process, _dir: dir }
+    }
+
+    /// What it was asked, a line each (Unbound).
+    pub fn log(&self) -> String {
+        self.process.log()
     }
 
     /// BIND. It listens only on addresses that an interface names, so it gets a port instead.
@@ -219,7 +233,7 @@ impl Recursor {
         let config = write(&dir, "named.conf", &config);
         let process = daemon(&dir, "named", &["-n", "1", "-g", "-4", "-c", &config]);
         ready(address, top);
-        Self { address, _process: process, _dir: dir }
+        Self { address, process, _dir: dir }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What behaviour tests stand on: real processes that die with the test, and clients.
 
 pub mod client;
+pub mod connect;
 pub mod dns;
 pub mod fault_proxy;
 pub mod h2;
