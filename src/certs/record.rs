@@ -111,6 +111,8 @@ pub(super) struct StoredCert {
     hurried: bool,
     #[serde(default)]
     rolled_back: bool,
+    #[serde(default)]
+    bunched: bool,
 }
 
 impl StoredCert {
@@ -122,6 +124,7 @@ impl StoredCert {
             stored_at: seconds(cert.held.stored_at),
             hurried: cert.held.hurried,
             rolled_back: cert.held.rolled_back,
+            bunched: cert.held.bunched,
         }
     }
 }
@@ -364,6 +367,7 @@ pub(super) fn parse(value: &[u8], names: &[HostPattern], issuer: u8) -> Result<H
         issuer,
         hurried: stored.hurried,
         rolled_back: stored.rolled_back,
+        bunched: stored.bunched,
     };
     Ok(HeldCert { bundle: Arc::new(bundle), held })
 }

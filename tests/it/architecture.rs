@@ -37,6 +37,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "certs",
         &["name", "secret", "clock", "backoff", "task", "issuer", "storage", "ledger", "tls", "telemetry"],
     ),
+    ("simulate", &["name", "issuer", "ledger", "certs"]),
     (
         "config",
         &[
@@ -123,6 +124,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "task",
             "trust",
             "import",
+            "simulate",
         ],
     ),
 ];
