@@ -42,6 +42,7 @@ pub mod proxy;
 pub mod resolver;
 pub mod responder;
 pub mod secret;
+pub mod simulate;
 pub mod storage;
 pub mod task;
 pub mod telemetry;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -119,6 +120,7 @@ impl CertManager {
             orders: Arc::new(Semaphore::new(CONCURRENT_ORDERS)),
             roots: Arc::default(),
             polls: Arc::new(Semaphore::new(CONCURRENT_POLLS)),
+            size: Arc::default(),
         };
         let actor = Actor {
             publisher,
@@ -357,6 +359,7 @@ impl Actor {
         &mut self,
         wanted: Vec<Source>,
     ) -> (Vec<oneshot::Receiver<()>>, Vec<oneshot::Receiver<()>>) {
+        self.shared.size.store(wanted.len(), Ordering::Relaxed);
         let mut before = std::mem::take(&mut self.workers);
         let (mut loaded, mut settled) = (Vec::new(), Vec::new());
         for wanted in wanted {

@@ -9,8 +9,14 @@ use crate::issuer::Retry;
 const SHORT_LIFETIME: Duration = Duration::from_secs(10 * 24 * 3600);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// The end of a window is left to orders that take their time.
+const WINDOW_SHARE: f64 = 0.9;
 /// A CA with limits signs the same set of names once in this time (Let's Encrypt's refill for one exact set).
 const GAP: Duration = Duration::from_secs(34 * 3600);
+/// From so many certificates on, they are kept from being ordered together.
+pub(crate) const FLEET: usize = 100;
+/// Behind a limit that all wait for, nobody looks more often than this in the end.
+const LONGEST_QUEUE: Duration = Duration::from_secs(3 * 3600);
 /// No wait of ours is longer: a day, with jitter.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(27 * 3600);
 /// Without a certificate to lose there is no hurry; with an expired one there is.
@@ -36,6 +42,19 @@ pub(crate) struct Held {
     pub(crate) hurried: bool,
     /// A person went back to it: it is renewed as late as can be.
     pub(crate) rolled_back: bool,
+    /// It was not ordered at a moment of its own but when many are: first, late, or revoked.
+    pub(crate) bunched: bool,
+}
+
+/// What matters of a CA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// It counts, and we know how.
+    pub(crate) limited: bool,
+    /// It may be asked for renewal windows.
+    pub(crate) hints: bool,
+    /// So many certificates come from it that they must not all be ordered at one time.
+    pub(crate) fleet: bool,
 }
 
 /// When a CA wants a certificate to be renewed (RFC 9773 section 4.2).
@@ -69,6 +88,8 @@ pub enum Why {
     Gap,
     /// A person went back to it.
     RolledBack,
+    /// It was ordered together with many others: renewed early once, so that they come apart.
+    Fleet,
     /// It was revoked.
     Revoked,
 }
@@ -83,8 +104,26 @@ impl Held {
         predecessor: Option<&Self>,
     ) -> Self {
         let hurried = predecessor.is_some_and(|p| now < p.stored_at + p.lifetime() / 4);
+        let bunched = predecessor.is_none_or(|p| !p.is_its_own_moment(now));
         let (not_before, not_after) = dates;
-        Self { not_before, not_after, stored_at: now, seed, issuer, hurried, rolled_back: false }
+        Self { not_before, not_after, stored_at: now, seed, issuer, hurried, rolled_back: false, bunched }
+    }
+
+    /// Whether its own schedule explains that it is renewed at `now`.
+    fn is_its_own_moment(&self, now: SystemTime) -> bool {
+        let near = |moment: SystemTime| {
+            let slack = self.lifetime() / 50;
+            moment.checked_sub(slack).is_some_and(|from| from <= now) && now <= moment + slack
+        };
+        let third = self.before_end(self.left());
+        near(third) || near(self.by_dates()) || (self.bunched && near(self.apart()))
+    }
+
+    /// Where a fleet that was ordered at once comes apart: anywhere between the minimum gap and the usual moment.
+    fn apart(&self) -> SystemTime {
+        let from = self.stored_at + self.gap();
+        let room = self.by_dates().duration_since(from).unwrap_or_default();
+        from + room.mul_f64(fraction(mix(self.seed ^ 0xa9a7)))
     }
 
     pub(crate) fn lifetime(&self) -> Duration {
@@ -111,7 +150,7 @@ impl Held {
     /// Two things make it later, though never later than the floor: a CA with limits (`limited`) is not asked twice within the
     /// minimum gap unless it says itself that the time is over, once in a row; and nothing is renewed by its dates within a
     /// quarter of its lifetime after it was stored, or a clock that is ahead would make a loop.
-    pub(crate) fn due(&self, window: Option<Window>, limited: bool, now: SystemTime) -> Due {
+    pub(crate) fn due(&self, window: Option<Window>, terms: Terms, now: SystemTime) -> Due {
         let floor = self.floor();
         if self.rolled_back {
             let rest = self.not_after.duration_since(self.stored_at).unwrap_or_default();
@@ -123,10 +162,15 @@ impl Held {
             None => (self.by_dates(), Why::Lifetime),
         };
         let (at, why) = if floor < at { (floor, Why::Floor) } else { (at, why) };
+        let (at, why) = match self.apart() {
+            apart if terms.fleet && self.bunched && apart < at => (apart, Why::Fleet),
+            _ => (at, why),
+        };
         let (quarter, gap) = (self.lifetime() / 4, self.gap());
         let pause = match why {
             Why::Overdue if !self.hurried => Duration::ZERO,
-            Why::Overdue | Why::Window(_) if limited => gap,
+            Why::Fleet => gap,
+            Why::Overdue | Why::Window(_) if terms.limited => gap,
             Why::Window(_) if !self.hurried => Duration::ZERO,
             _ => quarter,
         };
@@ -176,7 +220,7 @@ impl Held {
         let seconds = |t: SystemTime| t.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mixed = mix(self.seed ^ mix(seconds(window.start)) ^ seconds(window.end).rotate_left(32));
         let width = window.end.duration_since(window.start).unwrap_or_default();
-        window.start + width.mul_f64(fraction(mixed))
+        window.start + width.mul_f64(fraction(mixed) * WINDOW_SHARE)
     }
 
     /// When a CA is first asked for its window: soon, and not all at once.
@@ -216,6 +260,21 @@ fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
+}
+
+/// When to look again after an order was held back until `until`, for the `times`th time in a row. Many may wait for the same
+/// limit: they come later and later, each at a moment of its own, and never past the floor of what they hold.
+pub(crate) fn after_refusal(
+    until: SystemTime,
+    times: u8,
+    held: Option<&Held>,
+    now: SystemTime,
+    dice: f64,
+) -> SystemTime {
+    let queue = Duration::from_secs(60 << u32::from(times.min(8))).min(LONGEST_QUEUE);
+    let moment = until + queue.mul_f64(dice);
+    let floor = held.map(Held::floor).filter(|floor| *floor > now);
+    floor.map_or(moment, |floor| moment.min(floor))
 }
 
 /// When to try again after `failures` failures in a row, of which the last asked for `retry`.
@@ -262,6 +321,10 @@ mod tests {
         SystemTime::UNIX_EPOCH + EPOCH + Duration::from_secs(seconds)
     }
 
+    fn terms(limited: bool) -> Terms {
+        Terms { limited, hints: true, fleet: false }
+    }
+
     fn held(lifetime: u64) -> Held {
         Held::signed((at(0), at(lifetime)), at(0), 0, 0, None)
     }
@@ -276,11 +339,11 @@ mod tests {
             [(90 * D, 60 * D), (64 * D, 64 * D * 2 / 3), (45 * D, 30 * D), (160 * H, 80 * H), (60, 30)]
         {
             for limited in [false, true] {
-                assert_eq!(held(lifetime).due(None, limited, at(0)).at, at(due), "{lifetime}");
+                assert_eq!(held(lifetime).due(None, terms(limited), at(0)).at, at(due), "{lifetime}");
             }
         }
         let spread = Held { seed: u64::MAX, ..held(90 * D) };
-        let early = at(60 * D).duration_since(spread.due(None, false, at(0)).at).unwrap();
+        let early = at(60 * D).duration_since(spread.due(None, terms(false), at(0)).at).unwrap();
         assert!((2.99..=3.0).contains(&(early.as_secs_f64() / D as f64)), "{early:?}");
     }
 
@@ -303,10 +366,10 @@ mod tests {
             (window(60 * D, 60 * D), true, 30 * D, 60 * D, 60 * D, Why::Lifetime), // no window at all
             (window(70 * D, 60 * D), true, 30 * D, 60 * D, 60 * D, Why::Lifetime),
         ] {
-            let due = cert.due(window, limited, at(now));
+            let due = cert.due(window, terms(limited), at(now));
             assert!(due.at >= at(from) && due.at <= at(to), "{window:?} {limited} {now}: {due:?}");
             assert_eq!(due.why, why, "{window:?}");
-            assert_eq!(due, cert.due(window, limited, at(now)), "chosen once");
+            assert_eq!(due, cert.due(window, terms(limited), at(now)), "chosen once");
         }
     }
 
@@ -315,17 +378,19 @@ mod tests {
         let moments = |window: Option<Window>| -> Vec<f64> {
             (0..1000u64)
                 .map(|n| {
-                    let due = Held { seed: mix(n), ..held(90 * D) }.due(window, true, at(0)).at;
+                    let due = Held { seed: mix(n), ..held(90 * D) }.due(window, terms(true), at(0)).at;
                     due.duration_since(window.unwrap().start).unwrap().as_secs_f64() / (2 * D) as f64
                 })
                 .collect()
         };
         let (one, two) = (moments(window(58 * D, 60 * D)), moments(window(60 * D, 62 * D)));
         for decile in 0..10 {
-            let range = f64::from(decile) / 10.0..f64::from(decile + 1) / 10.0;
+            let edge = |n: u8| f64::from(n) * WINDOW_SHARE / 10.0;
+            let range = edge(decile)..edge(decile + 1);
             let count = one.iter().filter(|m| range.contains(m)).count();
             assert!((60..=140).contains(&count), "{count} in {range:?}");
         }
+        assert!(one.iter().all(|m| *m < WINDOW_SHARE), "the end is left to slow orders");
         let same = one.iter().zip(&two).filter(|(a, b)| (**a - **b).abs() < 0.01).count();
         assert!(same < 100, "another window is another throw of the dice: {same}");
     }
@@ -334,11 +399,11 @@ mod tests {
     fn a_ca_that_always_says_now_is_obeyed_once() {
         let past = window(0, 60);
         let first = held(90 * D);
-        assert_eq!(first.due(past, true, at(H)).why, Why::Overdue);
+        assert_eq!(first.due(past, terms(true), at(H)).why, Why::Overdue);
         for (limited, gap) in [(true, 34 * H), (false, 90 * D / 4)] {
             let second = Held::signed((at(H), at(90 * D + H)), at(H), 1, 0, Some(&first));
             assert!(second.hurried);
-            let due = second.due(past, limited, at(2 * H));
+            let due = second.due(past, terms(limited), at(2 * H));
             assert_eq!((due.at, due.why), (at(H + gap), Why::Gap), "{limited}");
         }
         let later = Held::signed((at(60 * D), at(150 * D)), at(60 * D), 1, 0, Some(&first));
@@ -361,9 +426,9 @@ mod tests {
     fn what_a_person_went_back_to_is_renewed_late() {
         let back = Held { stored_at: at(65 * D), rolled_back: true, ..held(90 * D) };
         let now = window(60 * D, 61 * D);
-        assert_eq!(back.due(now, true, at(66 * D)), Due { at: at(81 * D), why: Why::RolledBack });
+        assert_eq!(back.due(now, terms(true), at(66 * D)), Due { at: at(81 * D), why: Why::RolledBack });
         let late = Held { stored_at: at(86 * D), ..back };
-        assert_eq!(late.due(now, true, at(86 * D)).at, at(88 * D), "half of what is left");
+        assert_eq!(late.due(now, terms(true), at(86 * D)).at, at(88 * D), "half of what is left");
     }
 
     #[test]
@@ -387,17 +452,67 @@ mod tests {
     }
 
     #[test]
+    fn a_fleet_that_was_ordered_at_once_comes_apart() {
+        let fleet = Terms { fleet: true, ..terms(true) };
+        let together: Vec<Held> = (0..1000).map(|n| Held { seed: mix(n), ..held(90 * D) }).collect();
+        let moments = |fleet| together.iter().map(|h| h.due(None, fleet, at(0)).at).collect::<Vec<_>>();
+        assert!(
+            moments(terms(true)).iter().all(|m| *m >= at(57 * D)),
+            "a few are renewed when they always are"
+        );
+        let (mut weeks, apart) = ([0; 9], moments(fleet));
+        for moment in &apart {
+            assert!(*moment >= at(0) + GAP);
+            weeks[(moment.duration_since(at(0)).unwrap().as_secs() / (7 * D)) as usize] += 1;
+        }
+        assert!(weeks[..8].iter().all(|n| (60..180).contains(n)), "{weeks:?}");
+        for (one, moment) in together.iter().zip(&apart) {
+            let dates = (*moment, *moment + Duration::from_secs(90 * D));
+            let next = Held::signed(dates, *moment, 7, 0, Some(one));
+            assert!(!next.bunched, "its moment was its own");
+            let usual = next.not_after - Duration::from_secs(33 * D);
+            assert!(next.due(None, fleet, *moment).at >= usual, "once is enough");
+        }
+        let late = Held::signed(
+            (at(70 * D), at(160 * D)),
+            at(70 * D),
+            7,
+            0,
+            Some(&Held { bunched: false, ..together[0] }),
+        );
+        assert!(late.bunched, "after an outage many are late together");
+    }
+
+    #[test]
+    fn behind_a_limit_everybody_has_a_moment_of_its_own() {
+        let wait = |times, held: Option<&Held>, dice| {
+            after_refusal(at(36), times, held, at(0), dice).duration_since(at(36)).unwrap()
+        };
+        assert_eq!([0.0, 0.5].map(|dice| wait(1, None, dice)), [Duration::ZERO, Duration::from_secs(60)]);
+        assert_eq!(wait(255, None, 1.0), LONGEST_QUEUE);
+        assert_eq!(
+            after_refusal(at(90 * D), 1, Some(&held(90 * D)), at(0), 0.5),
+            at(81 * D),
+            "not past the floor"
+        );
+    }
+
+    #[test]
     fn a_wrong_clock_makes_no_loop() {
         let ahead = Held { stored_at: at(1_000_000), ..held(600) };
         assert_eq!(
-            ahead.due(None, true, at(1_000_000)).at,
+            ahead.due(None, terms(true), at(1_000_000)).at,
             at(1_000_150),
             "just stored, already past its end: a quarter is waited"
         );
         let hurried = Held { hurried: true, ..ahead };
-        assert_eq!(hurried.due(window(400, 410), true, at(1_000_000)).at, at(1_000_150), "with ARI too");
+        assert_eq!(
+            hurried.due(window(400, 410), terms(true), at(1_000_000)).at,
+            at(1_000_150),
+            "with ARI too"
+        );
         let behind = Held { stored_at: at(1_000_000), ..held(600) };
-        assert_eq!(behind.due(None, true, at(0)).at, at(300), "stored in the future: ignored");
+        assert_eq!(behind.due(None, terms(true), at(0)).at, at(300), "stored in the future: ignored");
     }
 
     #[test]
@@ -463,7 +578,7 @@ mod tests {
             let stored_at = at(0) + Duration::from_secs(lifetime).mul_f64(gone);
             let cert = Held { seed, hurried, stored_at, ..held(lifetime) };
             for window in [None, window(start, start + width)] {
-                let due = cert.due(window, limited, stored_at).at;
+                let due = cert.due(window, terms(limited), stored_at).at;
                 prop_assert!(due >= cert.not_before && due <= cert.floor(), "{due:?}");
             }
         }

@@ -122,6 +122,8 @@ pub(super) struct StoredCert {
     hurried: bool,
     #[serde(default)]
     rolled_back: bool,
+    #[serde(default)]
+    bunched: bool,
 }
 
 impl StoredCert {
@@ -133,6 +135,7 @@ impl StoredCert {
             stored_at: seconds(cert.held.stored_at),
             hurried: cert.held.hurried,
             rolled_back: cert.held.rolled_back,
+            bunched: cert.held.bunched,
         }
     }
 }
@@ -375,6 +378,7 @@ pub(super) fn parse(value: &[u8], names: &[HostPattern], issuer: u8) -> Result<H
         issuer,
         hurried: stored.hurried,
         rolled_back: stored.rolled_back,
+        bunched: stored.bunched,
     };
     Ok(HeldCert { bundle: Arc::new(bundle), held })
 }

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::policy::{self, Due, Held, Why, Window};
+use super::policy::{self, Due, Held, Terms, Why, Window};
 use crate::issuer::{FailureClass, IssueError, RenewalHint, Retry};
 
 /// While another process orders, storage is looked at this often.
@@ -72,15 +72,6 @@ pub(crate) enum Action {
     SleepUntil(SystemTime),
 }
 
-/// What matters of a CA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Terms {
-    /// It counts, and we know how.
-    pub(crate) limited: bool,
-    /// It may be asked for renewal windows.
-    pub(crate) hints: bool,
-}
-
 /// What a CA has said of one certificate; of no use with the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ari {
@@ -135,6 +126,8 @@ pub(crate) struct Machine {
     held: Option<Held>,
     ari: Ari,
     failures: u32,
+    /// Times in a row that an order was held back.
+    refusals: u8,
     everywhere: Barred,
     /// One for each CA, the preferred one first.
     lanes: Box<[(Terms, Barred)]>,
@@ -158,6 +151,7 @@ impl Machine {
             held,
             ari: fresh,
             failures: 0,
+            refusals: 0,
             everywhere: Barred::NO,
             lanes: cas.iter().map(|terms| (*terms, Barred::NO)).collect(),
             state: State::Wanted,
@@ -214,8 +208,8 @@ impl Machine {
         if self.ari.revoked {
             return Due { at: now, why: Why::Revoked };
         }
-        let limited = self.lanes.get(usize::from(held.issuer)).is_some_and(|(terms, _)| terms.limited);
-        held.due(self.ari.window, limited, now)
+        let signer = self.lanes.get(usize::from(held.issuer));
+        held.due(self.ari.window, signer.map_or(Terms::default(), |(terms, _)| *terms), now)
     }
 
     fn resume(&mut self, attempts: Attempts, now: SystemTime) {
@@ -337,7 +331,7 @@ impl Machine {
                 for (_, barred) in &mut self.lanes {
                     *barred = Barred::NO;
                 }
-                (self.failures, self.everywhere) = (0, Barred::NO);
+                (self.failures, self.refusals, self.everywhere) = (0, 0, Barred::NO);
                 self.hold(held, now);
                 self.enter(State::Valid { due: self.due(&held, now) }, Duration::ZERO);
             }
@@ -346,8 +340,8 @@ impl Machine {
             }
             Event::HeldBack(error) => self.failed(None, error, now, dice),
             Event::Refused(ca, until, message) => {
-                let floor = self.held.map_or(until, |held| held.floor());
-                let until = if floor > now { until.min(floor) } else { until };
+                self.refusals = self.refusals.saturating_add(1);
+                let until = policy::after_refusal(until, self.refusals, self.held.as_ref(), now, dice);
                 if let Some((_, barred)) = self.lanes.get_mut(ca) {
                     *barred = Barred::until(barred.failures, until, false, now);
                 }
@@ -438,8 +432,8 @@ mod tests {
 
     const H: u64 = 3600;
     const D: u64 = 24 * H;
-    const FREE: Terms = Terms { limited: false, hints: false };
-    const PUBLIC: Terms = Terms { limited: true, hints: true };
+    const FREE: Terms = Terms { limited: false, hints: false, fleet: false };
+    const PUBLIC: Terms = Terms { limited: true, hints: true, fleet: false };
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
@@ -644,7 +638,8 @@ mod tests {
     fn what_would_be_refused_waits_but_not_past_the_floor() {
         let mut machine = Machine::new(&[PUBLIC], None, None, None, at(0));
         machine.step(Event::Refused(0, at(6 * D), "the limit".into()), at(0), 0.5);
-        assert_eq!((sleeps(&mut machine, 0), machine.failures()), (at(6 * D), 0), "nobody was asked");
+        let moment = at(6 * D) + Duration::from_secs(60);
+        assert_eq!((sleeps(&mut machine, 0), machine.failures()), (moment, 0), "nobody was asked");
         let State::Waiting { failure, .. } = machine.state() else { panic!("{machine:?}") };
         assert_eq!(failure.class, FailureClass::RateLimited);
         let mut machine = Machine::new(&[PUBLIC], Some(held(0, 90 * D)), None, None, at(80 * D));

@@ -65,6 +65,7 @@ impl Reason {
             Self::Due(Why::RolledBack) => {
                 "it was rolled back; `starlock certs renew` renews sooner".to_owned()
             }
+            Self::Due(Why::Fleet) => "early once, so that what was ordered together comes apart".to_owned(),
             Self::Due(Why::Revoked) => "it is revoked".to_owned(),
             Self::Failure(FailureClass::RateLimited) => "waits for the CA's limit".to_owned(),
             Self::Failure(_) | Self::Files => return None,

@@ -1,6 +1,7 @@
 //! One certificate: a thin loop around the state machine.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, OnceCell, Semaphore, mpsc, oneshot};
@@ -8,8 +9,9 @@ use tokio::sync::{Mutex, OnceCell, Semaphore, mpsc, oneshot};
 use super::command::Command;
 use super::jobs::Job;
 use super::manager::{News, Update, Wanted};
+use super::policy::{self, Terms};
 use super::record::{CertId, CertRecords, HeldCert, cert_key};
-use super::state::{Action, Event, Machine, State, Terms};
+use super::state::{Action, Event, Machine, State};
 use super::view::{CertObserver, CertView, Phase, Reason, Views};
 use crate::backoff;
 use crate::clock::{self, SharedClock};
@@ -36,6 +38,8 @@ pub(super) struct Shared {
     pub(super) roots: Arc<OnceCell<Roots>>,
     /// Bounds the questions about renewal windows that run at once.
     pub(super) polls: Arc<Semaphore>,
+    /// How many certificates are wanted.
+    pub(super) size: Arc<AtomicUsize>,
 }
 
 /// Told once each, by whichever start of the worker gets there first.
@@ -181,6 +185,7 @@ impl Worker {
         let terms = |issuer: &Arc<dyn Issuer>| Terms {
             limited: issuer.budget().is_some(),
             hints: !issuer.is_instant(),
+            fleet: self.shared.size.load(Ordering::Relaxed) > policy::FLEET,
         };
         self.wanted.issuers.iter().map(terms).collect()
     }

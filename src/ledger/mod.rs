@@ -229,13 +229,13 @@ mod tests {
         one.reserve(&budget(), &ask, false).await.unwrap();
         two.reserve(&budget(), &ask, false).await.unwrap();
         let refusal = open().reserve(&budget(), &ask, false).await.unwrap_err();
-        assert_eq!((refusal.limit, refusal.until), (Limit::Names, now + HOUR));
+        assert_eq!((refusal.limit, refusal.until), (Limit::Names, now + HOUR + HOUR / 50));
         assert!(two.check(&budget(), &ask).await.is_err(), "it read again when it wrote");
         two.settle(&budget(), &ask, &Spent::default(), false).await;
         open().reserve(&budget(), &ask, false).await.unwrap();
         open().reserve(&budget(), &ask, true).await.unwrap();
         assert_eq!(open().remaining(&budget()).await, [(Limit::Names, 0)]);
-        clock.advance(HOUR * 2);
+        clock.advance(HOUR * 3);
         assert_eq!(open().remaining(&budget()).await, [(Limit::Names, 2)]);
     }
 }

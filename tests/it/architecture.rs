@@ -45,6 +45,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "notify",
         &["name", "secret", "clock", "backoff", "task", "http_client", "storage", "telemetry", "certs"],
     ),
+    ("simulate", &["name", "issuer", "ledger", "certs"]),
     (
         "config",
         &[
@@ -137,6 +138,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "task",
             "trust",
             "import",
+            "simulate",
         ],
     ),
 ];

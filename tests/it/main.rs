@@ -38,6 +38,7 @@ mod renewal;
 mod responder;
 mod restart;
 mod shutdown;
+mod simulation;
 mod startup;
 mod support;
 mod systemd;

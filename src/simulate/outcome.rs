@@ -1,0 +1,69 @@
+//! What a run has shown.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+/// One hour's orders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hour {
+    /// Orders that CAs took.
+    pub orders: u32,
+    /// Of these, what was bounded by limits, outages or mass revocations, or is the first of its names.
+    pub bounded: u32,
+}
+
+/// One certificate that was signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// Which of the scenario's certificates.
+    pub certificate: usize,
+    /// Which of the scenario's CAs.
+    pub ca: usize,
+    /// When.
+    pub at: SystemTime,
+    /// Its last moment.
+    pub not_after: SystemTime,
+}
+
+/// Everything that was counted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Certificates signed, first ones included.
+    pub issued: u64,
+    /// Orders that went to another CA than the preferred one.
+    pub fallen_back: u64,
+    /// Times at which an order was held back by the ledger.
+    pub held_back: u64,
+    /// Attempts that failed at a CA that was down.
+    pub failed_down: u64,
+    /// Attempts that failed at a validation.
+    pub failed_validation: u64,
+    /// Orders that a CA refused over a limit, by limit. Must stay empty.
+    pub violations: BTreeMap<String, u64>,
+    /// Certificates that were served after their end, with how long. Must stay empty.
+    pub expired: Vec<(usize, Duration)>,
+    /// Renewals that came after the CA's window although it was up all through it. Must stay empty.
+    pub late: Vec<(usize, Duration)>,
+    /// Questions for renewal windows.
+    pub polls: u64,
+    /// Restarts.
+    pub restarts: u64,
+    /// Machine steps.
+    pub steps: u64,
+    /// Hour by hour from the start.
+    pub hours: Vec<Hour>,
+    /// Every certificate that was signed, in order of time, if the scenario asked for it.
+    pub renewals: Vec<Renewal>,
+    /// The least that was left, as a share of the lifetime, when a certificate was replaced.
+    pub closest: Option<f64>,
+}
+
+impl Outcome {
+    /// The busiest hour and the mean over all hours that hold nothing bounded.
+    pub fn spread(&self) -> (u32, f64) {
+        let calm: Vec<u32> = self.hours.iter().map(|hour| hour.orders - hour.bounded).collect();
+        let quiet = self.hours.iter().filter(|hour| hour.bounded == 0).count().max(1);
+        let total: u64 = calm.iter().map(|orders| u64::from(*orders)).sum();
+        (calm.iter().copied().max().unwrap_or(0), total as f64 / quiet as f64)
+    }
+}

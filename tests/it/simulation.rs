@@ -1,0 +1,154 @@
+//! Years of renewals against model CAs with Let's Encrypt's limits, by the code that decides in production.
+
+use std::ops::Range;
+use std::time::{Duration, SystemTime};
+
+use starlock::name::HostPattern;
+use starlock::simulate::{CaModel, Outcome, Scenario, SimulatedCert, lets_encrypt, public_ca, run};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// 2026-11-24: both changes of Let's Encrypt's default lifetime lie within two years.
+fn start() -> SystemTime {
+    SystemTime::UNIX_EPOCH + DAY * 20_781
+}
+
+/// Four certificates for each registered domain, one of them a wildcard with its apex.
+fn fleet(count: usize, cas: &[usize]) -> Vec<SimulatedCert> {
+    let certificate = |n: usize| {
+        let zone = format!("zone{}.com", n / 4);
+        let texts = match n % 4 {
+            0 => vec![zone.clone(), format!("*.{zone}")],
+            m => vec![format!("s{m}.{zone}")],
+        };
+        let mut names: Vec<HostPattern> = texts.iter().map(|t| HostPattern::parse(t).unwrap()).collect();
+        names.sort();
+        SimulatedCert { names: names.into(), cas: cas.to_vec() }
+    };
+    (0..count).map(certificate).collect()
+}
+
+/// One validation in two hundred fails for no lasting reason.
+fn public() -> CaModel {
+    CaModel { unlucky: 0.005, ..lets_encrypt("classic") }
+}
+
+fn at(days: u32) -> SystemTime {
+    start() + DAY * days
+}
+
+fn days(from: u32, to: u32) -> Range<SystemTime> {
+    at(from)..at(to)
+}
+
+#[track_caller]
+fn nothing_went_wrong(scenario: &Scenario, outcome: &Outcome) {
+    let seed = scenario.seed;
+    let first = |list: &[(usize, Duration)]| format!("{:?}", &list[..list.len().min(5)]);
+    assert!(outcome.expired.is_empty(), "seed {seed}: served expired: {}", first(&outcome.expired));
+    assert!(outcome.violations.is_empty(), "seed {seed}: over a limit: {:?}", outcome.violations);
+    assert!(outcome.late.is_empty(), "seed {seed}: after the window: {}", first(&outcome.late));
+}
+
+#[test]
+fn ten_thousand_certificates_for_two_years() {
+    let mut scenario = Scenario::calm(20_261_124, start(), DAY * 730, fleet(10_000, &[0]), vec![public()])
+        .with_outages(0, 0.01, DAY * 5)
+        .with_restarts(1000);
+    // DNS of fifty certificates is broken for ten days, and the CA is slow for three.
+    scenario.broken_dns = (0..50).map(|n| (n * 7, days(200, 210))).collect();
+    scenario.cas[0].slow = vec![days(300, 303)];
+    let outcome = run(&scenario);
+    nothing_went_wrong(&scenario, &outcome);
+    let (busiest, mean) = outcome.spread();
+    assert!(f64::from(busiest) <= 3.0 * mean, "{busiest} orders in an hour, {mean:.1} on average");
+    assert_eq!(outcome.restarts, 1000);
+    assert!(outcome.issued > 150_000, "{}", outcome.issued);
+    assert!(
+        outcome.failed_down > 100 && outcome.failed_validation > 100,
+        "the mishaps were real: {outcome:.0?}"
+    );
+    println!(
+        "{} orders, {} polls, {} steps; busiest undisturbed hour {busiest}, mean {mean:.1}; least left {:.2}",
+        outcome.issued,
+        outcome.polls,
+        outcome.steps,
+        outcome.closest.unwrap_or_default()
+    );
+}
+
+#[test]
+fn certificates_of_160_hours_live_through_five_days_without_their_ca() {
+    let cas = vec![lets_encrypt("shortlived"), public_ca("fallback")];
+    let scenario = Scenario::calm(7, start(), DAY * 365, fleet(200, &[0, 1]), cas)
+        .with_outages(0, 0.05, DAY * 5)
+        .with_restarts(300);
+    let outcome = run(&scenario);
+    nothing_went_wrong(&scenario, &outcome);
+    assert!(outcome.fallen_back > 100, "{}", outcome.fallen_back);
+    // Without the second CA this is not to be survived: the property can fail.
+    let alone = Scenario { certificates: fleet(200, &[0]), ..scenario };
+    assert!(!run(&alone).expired.is_empty());
+}
+
+#[test]
+fn a_mass_revocation_is_over_in_days_and_breaks_no_limit() {
+    let mut ca = public();
+    ca.revocations = vec![(at(100), 1.0), (at(250), 0.5)];
+    let scenario = Scenario {
+        keep_renewals: true,
+        ..Scenario::calm(3, start(), DAY * 365, fleet(2000, &[0]), vec![ca]).with_restarts(100)
+    };
+    let outcome = run(&scenario);
+    nothing_went_wrong(&scenario, &outcome);
+    for (begin, least) in [(100, 1900), (250, 900)] {
+        let window = at(begin)..at(begin + 2);
+        let replaced = outcome.renewals.iter().filter(|r| window.contains(&r.at)).count();
+        assert!(replaced >= least, "{replaced} of 2000 within two days of day {begin}");
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run_and_another_is_not() {
+    let with = |seed| {
+        let scenario = Scenario::calm(seed, start(), DAY * 200, fleet(60, &[0]), vec![public()]);
+        let scenario = scenario.with_outages(0, 0.02, DAY * 2).with_restarts(20);
+        run(&Scenario { keep_renewals: true, ..scenario })
+    };
+    assert!(with(1) == with(1));
+    assert!(with(1) != with(2));
+}
+
+#[test]
+fn many_seeds_go_well() {
+    for seed in 0..20 {
+        let scenario = Scenario::calm(seed, start(), DAY * 500, fleet(80, &[0]), vec![public()])
+            .with_outages(0, 0.03, DAY * 5)
+            .with_restarts(60);
+        nothing_went_wrong(&scenario, &run(&scenario));
+    }
+}
+
+/// All names below one registered domain: fifty a week are allowed, and the ledger makes them wait for it.
+#[test]
+fn three_hundred_hosts_of_one_domain_come_as_fast_as_the_limit_allows() {
+    let certificates = (0..300).map(|n| SimulatedCert {
+        names: [HostPattern::parse(&format!("h{n}.example.com")).unwrap()].into(),
+        cas: vec![0],
+    });
+    let scenario = Scenario {
+        keep_renewals: true,
+        ..Scenario::calm(5, start(), DAY * 60, certificates.collect(), vec![lets_encrypt("classic")])
+    };
+    let outcome = run(&scenario);
+    nothing_went_wrong(&scenario, &outcome);
+    let mut firsts = std::collections::BTreeMap::new();
+    for renewal in &outcome.renewals {
+        firsts.entry(renewal.certificate).or_insert(renewal.at);
+    }
+    assert_eq!(firsts.len(), 300);
+    let all_by = firsts.values().max().unwrap().duration_since(start()).unwrap();
+    // 250 beyond the first fifty, one each 202 minutes: 35 days, and some hours behind them.
+    assert!(all_by > DAY * 34 && all_by < DAY * 37 + HOUR, "{all_by:?}");
+}
