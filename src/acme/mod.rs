@@ -262,6 +262,14 @@ impl Issuer for AcmeIssuer {
         }
     }
 
+    /// What cannot be read is no reason to count: the order says what is wrong with it.
+    async fn registered(&self) -> bool {
+        match kept::Kept::load(&*self.storage, &self.ca).await {
+            Ok(kept) => kept.is_some_and(|kept| kept.account.url.is_some()),
+            Err(_) => true,
+        }
+    }
+
     /// The next poll is when the CA said, within 1 h and 24 h, 10 % more or less.
     async fn renewal_hint(&self, leaf: &[u8]) -> Result<Option<RenewalHint>, IssueError> {
         let client = self.client();
