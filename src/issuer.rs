@@ -163,6 +163,12 @@ pub trait Issuer: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Whether the account that orders is registered already, as far as is kept; asks nobody. An order registers it else,
+    /// which CAs count.
+    async fn registered(&self) -> bool {
+        true
+    }
+
     /// When the CA wants `leaf` (DER) to be renewed; `None` if it does not say such things. Asks the CA once.
     async fn renewal_hint(&self, _leaf: &[u8]) -> Result<Option<RenewalHint>, IssueError> {
         Ok(None)

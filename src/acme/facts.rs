@@ -86,6 +86,13 @@ impl Facts {
     }
 }
 
+/// By which names a CA calls itself in DNS, and what its hashed account URIs begin with, by its directory (JSON).
+pub fn names_in_dns(directory: &[u8]) -> (Vec<String>, Option<String>) {
+    let mut facts = Facts::default();
+    facts.notice(directory);
+    (facts.issuers(None), facts.hash_prefix())
+}
+
 /// What could not stand in a record is none; it would be shown to a person to add.
 fn bounded(mut names: Vec<String>) -> Vec<String> {
     names.retain(|name| crate::name::HostName::parse(name).is_ok());

@@ -45,6 +45,7 @@ use crate::issuer::{
 };
 use crate::storage::{Key, Storage};
 
+pub use facts::names_in_dns;
 pub use import::import_account;
 pub use known::{KNOWN_CAS, KnownCa, LETS_ENCRYPT, LETS_ENCRYPT_STAGING};
 pub use manage::{AccountError as ManageError, AccountInfo, Accounts};
@@ -259,6 +260,14 @@ impl Issuer for AcmeIssuer {
         match result {
             Ok(issued) => Ok(IssuedCert { spent, ..issued }),
             Err(error) => Err(IssueError { spent, ..error }),
+        }
+    }
+
+    /// What cannot be read is no reason to count: the order says what is wrong with it.
+    async fn registered(&self) -> bool {
+        match kept::Kept::load(&*self.storage, &self.ca).await {
+            Ok(kept) => kept.is_some_and(|kept| kept.account.url.is_some()),
+            Err(_) => true,
         }
     }
 

@@ -59,7 +59,9 @@ impl Worker {
         }
         let exempt = request.replaces.is_some() && machine.in_window(now);
         let names = request.names.clone();
-        let ask = Ask { names: &names, renewal: signers.contains(&number(ca)), exempt, registers: false };
+        // Nobody asks storage for what nobody counts.
+        let registers = issuer.budget().is_some() && !issuer.registered().await;
+        let ask = Ask { names: &names, renewal: signers.contains(&number(ca)), exempt, registers };
         if let Some(budget) = issuer.budget()
             && let Err(refusal) =
                 self.shared.ledger.reserve(budget, &ask, self.forced || machine.past_floor(now)).await

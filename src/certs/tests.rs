@@ -49,6 +49,8 @@ struct ModelCa {
     /// Whether each order said what it replaces.
     replacing: Mutex<Vec<bool>>,
     revoked: Mutex<Vec<u8>>,
+    /// Whether it knows our account.
+    registered: AtomicBool,
 }
 
 impl ModelCa {
@@ -71,6 +73,7 @@ impl ModelCa {
             postdates: AtomicBool::new(false),
             replacing: Mutex::default(),
             revoked: Mutex::default(),
+            registered: AtomicBool::new(true),
         })
     }
 
@@ -111,6 +114,10 @@ impl Issuer for ModelCa {
         self.budget.as_ref()
     }
 
+    async fn registered(&self) -> bool {
+        self.registered.load(Ordering::SeqCst)
+    }
+
     async fn renewal_hint(&self, _leaf: &[u8]) -> Result<Option<RenewalHint>, IssueError> {
         self.polled.fetch_add(1, Ordering::SeqCst);
         let down = || IssueError::new(FailureClass::CaDown, Retry::Backoff, "the model CA is down");
@@ -139,7 +146,7 @@ impl ModelCa {
             chain_pem,
             key_pem: Secret::new(key.serialize_pem()),
             resumed: false,
-            spent: Spent::default(),
+            spent: Spent { registered: !self.registered.swap(true, Ordering::SeqCst), ..Spent::default() },
         }
     }
 }

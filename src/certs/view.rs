@@ -59,7 +59,7 @@ impl Reason {
             Self::Due(Why::Window(w)) => {
                 format!("ARI window {} to {}", clock::rfc3339(w.start), clock::rfc3339(w.end))
             }
-            Self::Due(Why::Overdue) => "the CA wants it replaced now".to_owned(),
+            Self::Due(Why::Overdue) => "ARI: the CA wants it replaced now".to_owned(),
             Self::Due(Why::Floor) => "a tenth of its lifetime is left then".to_owned(),
             Self::Due(Why::Gap) => "not sooner after the last one".to_owned(),
             Self::Due(Why::RolledBack) => {
@@ -106,14 +106,24 @@ impl Phase {
 }
 
 impl CertView {
+    /// In brackets; with the page where the CA explains itself, if it is the CA that wants it.
+    fn why(&self) -> Option<String> {
+        let why = self.reason.and_then(Reason::text)?;
+        let asked = matches!(self.reason, Some(Reason::Due(Why::Window(_) | Why::Overdue)));
+        match self.explanation.as_ref().filter(|_| asked) {
+            Some(page) => Some(format!("{why}: {page}")),
+            None => Some(why),
+        }
+    }
+
     /// What happens next by itself, as a sentence.
     pub fn next_action(&self) -> String {
         let at = self.next_at.map(clock::rfc3339).unwrap_or_else(|| "now".to_owned());
-        let why = self.reason.and_then(Reason::text).map(|why| format!(" ({why})")).unwrap_or_default();
+        let why = self.why().map(|why| format!(" ({why})")).unwrap_or_default();
         match self.phase {
             _ if self.reason == Some(Reason::Files) => "taken from its files when they change".to_owned(),
             Phase::Wanted => "is ordered as soon as it is its turn".to_owned(),
-            Phase::Ordering => self.step.clone().unwrap_or_else(|| "is being ordered".to_owned()),
+            Phase::Ordering => format!("{}{why}", self.step.as_deref().unwrap_or("is being ordered")),
             Phase::Valid => format!("renewed at {at}{why}"),
             Phase::Waiting => format!("tried again at {at}{why}"),
             Phase::Parked => format!("waits for a person; looked at again at {at}"),

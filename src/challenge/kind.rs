@@ -64,8 +64,8 @@ impl fmt::Display for ChallengeKind {
     }
 }
 
-/// `_LABEL._acme-challenge.NAME`, where the label is the base32 of the first ten octets of the URL's digest.
-pub(super) fn account_challenge(account: &str, name: &HostName) -> DnsName {
+/// Where the records of dns-account-01 stand: `_LABEL._acme-challenge.NAME`, where the label is the base32 of the first ten octets of the URL's digest.
+pub fn account_challenge(account: &str, name: &HostName) -> DnsName {
     let label = base32(&Sha256::digest(account)[..10]);
     DnsName::acme_challenge(name).with_label(&format!("_{label}"))
 }

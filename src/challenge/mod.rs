@@ -22,8 +22,8 @@ pub use answers::{Answers, answers};
 pub use dns01::{Dns01Solver, OwnResponder};
 pub use http01::{WellKnown, WellKnownBody};
 pub use janitor::{Janitor, Swept, janitor};
-pub use kind::ChallengeKind;
-pub use persist::{PersistSolver, persist_name, persist_record};
+pub use kind::{ChallengeKind, account_challenge};
+pub use persist::{MissingRecord, PersistSolver, persist_name, persist_record};
 pub use rehearsal::{RehearsalError, rehearse};
 pub use web::WebSolver;
 
@@ -47,7 +47,7 @@ pub struct Challenge {
 }
 
 /// What of an account and its CA some challenges are made of.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AccountFacts {
     /// The account's URL.
     pub url: String,

@@ -27,6 +27,15 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Values shown of what a server has.
 const MAX_SHOWN: usize = 3;
 
+/// A record that has to be there and is not at every server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingRecord {
+    /// As it stands in a zone file.
+    pub record: String,
+    /// What the servers say instead, a line each.
+    pub said: String,
+}
+
 /// Looks for records that a person added.
 #[derive(Debug)]
 pub struct PersistSolver {
@@ -52,7 +61,10 @@ impl PersistSolver {
         let mut looks = stream::iter(looks).buffered(AT_ONCE);
         let mut missing = String::new();
         while let Some(said) = looks.next().await {
-            missing.extend(said);
+            if let Some(MissingRecord { record, said }) = said {
+                let _ = writeln!(missing, "  add: {record}");
+                missing.extend(said.lines().map(|line| format!("       {line}\n")));
+            }
         }
         if missing.is_empty() {
             return Ok(());
@@ -66,18 +78,26 @@ impl PersistSolver {
         })
     }
 
+    /// Looks for the record of one name, and of `*.` below it if `wildcard`; `None` if every server shows it. The account's
+    /// `issuers` are not empty. Takes a minute at most.
+    pub async fn look_for(
+        &self,
+        name: &HostName,
+        wildcard: bool,
+        account: &AccountFacts,
+    ) -> Option<MissingRecord> {
+        self.missing(&Wanted::new(name, wildcard, account)).await
+    }
+
     /// What to add and what the servers say instead; `None` if every server shows it.
-    async fn missing(&self, wanted: &Wanted) -> Option<String> {
-        let mut text = format!("  add: {}\n", wanted.record());
+    async fn missing(&self, wanted: &Wanted) -> Option<MissingRecord> {
+        let missing = |said| Some(MissingRecord { record: wanted.record(), said });
+        let mut text = String::new();
         let said = match tokio::time::timeout(LIMIT, self.ask(&wanted.name)).await {
             Ok(Ok(said)) => said,
-            Ok(Err(why)) => {
-                let _ = writeln!(text, "       {why}");
-                return Some(text);
-            }
+            Ok(Err(why)) => return missing(why),
             Err(_) => {
-                let _ = writeln!(text, "       its name servers did not answer within {} s", LIMIT.as_secs());
-                return Some(text);
+                return missing(format!("its name servers did not answer within {} s", LIMIT.as_secs()));
             }
         };
         let now = self.clock.now();
@@ -90,13 +110,13 @@ impl PersistSolver {
                 replies.iter().any(|(_, r)| shows(r)) && replies.iter().all(|(_, r)| shows(r) || silent(r));
             complete &= good;
             if !good && replies.is_empty() {
-                let _ = writeln!(text, "       {server}: its name does not resolve");
+                let _ = writeln!(text, "{server}: its name does not resolve");
             }
             for (address, reply) in replies.iter().filter(|(_, reply)| !good && !shows(reply)) {
-                let _ = writeln!(text, "       {server} ({address}): {}", describe(reply));
+                let _ = writeln!(text, "{server} ({address}): {}", describe(reply));
             }
         }
-        (!complete).then_some(text)
+        if complete { None } else { missing(text) }
     }
 
     async fn ask(&self, name: &DnsName) -> Result<Vec<(DnsName, Vec<(SocketAddr, Reply)>)>, String> {

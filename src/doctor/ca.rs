@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::finding::Note;
-use crate::acme::KnownCa;
+use crate::acme::{KnownCa, names_in_dns};
 use crate::http_client::{HttpClient, HttpError, Question};
 use crate::task;
 
@@ -62,6 +62,8 @@ pub(super) struct Meta {
     pub(super) external_account: bool,
     pub(super) identities: Vec<String>,
     pub(super) profiles: BTreeSet<String>,
+    /// What dns-persist-01 needs: its names in records that stay, and what hashed accounts begin with.
+    pub(super) persist: (Vec<String>, Option<String>),
 }
 
 /// Walks to the directory step by step, so that it is known where it ends. Within half a minute.
@@ -126,6 +128,7 @@ fn read(body: &[u8]) -> Option<Meta> {
     Some(Meta {
         external_account: meta["externalAccountRequired"].as_bool().unwrap_or(false),
         identities: meta["caaIdentities"].as_array().into_iter().flatten().filter_map(text).collect(),
+        persist: names_in_dns(body),
         profiles: meta["profiles"].as_object().into_iter().flat_map(|p| p.keys().cloned()).collect(),
     })
 }

@@ -2,6 +2,7 @@
 
 use hickory_proto::rr::RecordType;
 
+use super::caa::Account;
 use super::finding::Note;
 use super::net;
 use crate::name::{DnsName, HostName};
@@ -20,8 +21,12 @@ pub(super) struct ChallengeFacts {
 }
 
 /// Asks authoritative servers only: a resolver that is asked too early keeps the absence.
-pub(super) async fn gather(resolver: &Resolver, base: &HostName, here: &Here) -> ChallengeFacts {
-    let challenge = DnsName::acme_challenge(base);
+pub(super) async fn gather(
+    resolver: &Resolver,
+    base: &HostName,
+    challenge: DnsName,
+    here: &Here,
+) -> ChallengeFacts {
     let (target, (home, wildcard)) = tokio::join!(resolver.follow(&challenge, here), sibling(resolver, base));
     ChallengeFacts { base: base.clone(), challenge, target, wildcard, home }
 }
@@ -97,6 +102,23 @@ pub(super) fn judge(facts: &ChallengeFacts) -> Vec<Note> {
         );
     }
     notes
+}
+
+/// For dns-account-01 while the account's label is not known.
+pub(super) fn unlabelled(base: &HostName, ca: &str, account: Account<'_>) -> Note {
+    let why = match account {
+        Account::Unknown => {
+            "our account cannot be read; run the doctor as the user that Starlock runs as, or as root"
+        }
+        _ => "no account is registered yet: the first order registers one",
+    };
+    let what = format!(
+        "where the TXT records for {base} will stand, and whether they can be written, was not tried"
+    );
+    Note::skipped("challenge.unlabelled", what)
+        .why(format!("the name holds a label of the account at {ca}, and {why}"))
+        .fix("once the account is there (starlock accounts list), run the doctor again")
+        .place(format!("DNS, _LABEL.{}", DnsName::acme_challenge(base).to_fqdn()))
 }
 
 fn second(chain: &str) -> String {

@@ -16,10 +16,12 @@ mod hosts;
 mod listeners;
 mod names;
 mod net;
+mod persist;
 mod provider;
 pub mod records;
 mod running;
 mod state;
+mod way;
 mod zone;
 
 use std::collections::BTreeMap;

@@ -16,11 +16,13 @@ use super::delegation::{self, LeadFacts};
 use super::finding::{About, Finding, Note};
 use super::hosts::{self, HostFacts};
 use super::provider::{self, Tried};
+use super::way::{self, Known, Way};
 use super::zone::ZoneFacts;
-use super::{Progress, With, ca, caa, challenge, zone};
-use crate::acme::AcmeSpec;
-use crate::challenge::{Janitor, janitor};
-use crate::config::{AcmePlan, IssuerPlan, Plan};
+use super::{Progress, With, ca, caa, challenge, persist, zone};
+use crate::acme::{Accounts, AcmeSpec};
+use crate::challenge::{ChallengeKind, Janitor, MissingRecord, janitor};
+use crate::clock::SharedClock;
+use crate::config::{AcmePlan, IssuerPlan};
 use crate::dns::{self, PropagationCheck, ProviderSpec, Surroundings, ZoneTurns};
 use crate::name::{DnsName, HostName};
 use crate::resolver::{Here, Resolver, Zone};
@@ -57,26 +59,6 @@ struct Subject<'a> {
     wildcard: bool,
 }
 
-/// Who answers a challenge.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Way {
-    /// The built-in responder.
-    Builtin,
-    /// A provider that writes TXT records.
-    Provider,
-    /// Our own listeners, on these ports.
-    Listeners(&'static [u16]),
-}
-
-/// How the names of a certificate are proven, in the words of CAs, and who answers.
-fn proof(acme: &AcmePlan) -> (&'static [&'static str], Way) {
-    match acme.dns {
-        _ if acme.is_builtin() => (&["dns-01"], Way::Builtin),
-        Some(_) => (&["dns-01"], Way::Provider),
-        None => (&["tls-alpn-01", "http-01"], Way::Listeners(&[443, 80])),
-    }
-}
-
 impl<'a> Subject<'a> {
     fn dns(&self) -> Option<&'a ProviderSpec> {
         self.acme.dns.as_ref()
@@ -105,13 +87,15 @@ struct NameFacts {
     lead: Option<LeadFacts>,
     /// For what the listeners answer.
     host: Option<HostFacts>,
+    /// Of a record that stays.
+    missing: Option<MissingRecord>,
 }
 
 /// Looks at every name of every ACME certificate.
 pub(super) async fn examine(with: &With<'_>, cas: &Cas) -> Vec<Finding> {
     let With { plan, clock, progress, .. } = *with;
     let runs = with.running.is_some();
-    let subjects = subjects(plan);
+    let subjects = subjects(with, cas).await;
     if subjects.is_empty() {
         return Vec::new();
     }
@@ -123,7 +107,7 @@ pub(super) async fn examine(with: &With<'_>, cas: &Cas) -> Vec<Finding> {
     let names = all("names", keys, NAMES_LIMIT, progress, |key: NameKey| {
         let network = networks.get(&key.resolvers);
         async move {
-            let facts = look_at_name(network?, &key, responder, runs).await;
+            let facts = look_at_name(network?, &key, responder, runs, clock).await;
             Some((key, facts))
         }
     })
@@ -132,7 +116,7 @@ pub(super) async fn examine(with: &With<'_>, cas: &Cas) -> Vec<Finding> {
     let mut zones: BTreeMap<ZoneKey, Zone> = BTreeMap::new();
     for (key, facts) in &names {
         let target = facts.challenge.target.as_ref().ok().and_then(|target| target.zone.clone());
-        let target = if key.way == Way::Provider { target } else { None };
+        let target = if key.way.writes() { target } else { None };
         for zone in [target, facts.challenge.home.clone()].into_iter().flatten() {
             zones.insert((key.resolvers.clone(), zone.apex.clone()), zone);
         }
@@ -182,10 +166,18 @@ async fn networks(subjects: &[Subject<'_>]) -> BTreeMap<Vec<SocketAddr>, Network
     networks
 }
 
-fn subjects(plan: &Plan) -> Vec<Subject<'_>> {
+async fn subjects<'a>(with: &With<'a>, cas: &Cas) -> Vec<Subject<'a>> {
     let mut subjects = Vec::new();
-    for certificate in &plan.certificates {
+    let thumbprints = thumbprints(with).await;
+    for certificate in &with.plan.certificates {
         let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
+        let directory = &acme.acme.directory;
+        let url = match with.accounts.get(directory) {
+            Some(Ok(url)) => url.as_deref().map(Ok),
+            Some(Err(())) | None => Some(Err(())),
+        };
+        let thumbprint = thumbprints.get(directory).map(String::as_str);
+        let known = Known { url, thumbprint, ca: of_ca(cas, directory) };
         let names = certificate.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let mut bases: BTreeMap<&HostName, (bool, bool)> = BTreeMap::new();
         for name in &certificate.names {
@@ -196,15 +188,35 @@ fn subjects(plan: &Plan) -> Vec<Subject<'_>> {
         }
         for (base, (exact, wildcard)) in bases {
             let about = About::Certificate(names.clone());
-            let (_, way) = proof(acme);
+            let way = way::of(acme, wildcard, &known);
             subjects.push(Subject { about, acme, way, base: base.clone(), exact, wildcard });
         }
     }
     subjects
 }
 
+/// Of the accounts whose keys stand in DNS, by directory.
+async fn thumbprints(with: &With<'_>) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let Some(storage) = &with.storage else { return found };
+    let accounts = Accounts::new(storage.clone(), with.clock.clone());
+    for certificate in &with.plan.certificates {
+        let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
+        if acme.challenge.contains(&ChallengeKind::DnsPersist01)
+            && let Ok(info) = accounts.kept(&acme.acme).await
+        {
+            found.extend(info.thumbprint.map(|thumbprint| (acme.acme.directory.clone(), thumbprint)));
+        }
+    }
+    found
+}
+
+fn of_ca<'c>(cas: &'c Cas, directory: &str) -> Option<&'c ca::CaFacts> {
+    cas.iter().find(|(wanted, _)| wanted.directory == directory).map(|(_, facts)| facts)
+}
+
 fn key(subject: &Subject<'_>) -> NameKey {
-    NameKey { resolvers: subject.resolvers(), base: subject.base.clone(), way: subject.way }
+    NameKey { resolvers: subject.resolvers(), base: subject.base.clone(), way: subject.way.clone() }
 }
 
 async fn look_at_name(
@@ -212,6 +224,7 @@ async fn look_at_name(
     key: &NameKey,
     responder: Option<&ResponderSpec>,
     runs: bool,
+    clock: &SharedClock,
 ) -> NameFacts {
     let here = match responder.filter(|_| key.way == Way::Builtin) {
         Some(spec) => Here { zone: spec.zone.clone(), cuts: true },
@@ -219,7 +232,7 @@ async fn look_at_name(
     };
     let base = DnsName::from(&key.base);
     let lead = async {
-        match key.way {
+        match &key.way {
             Way::Builtin => {
                 let challenge = DnsName::acme_challenge(&key.base);
                 Some(delegation::gather_lead(&network.resolver, &base, &challenge).await)
@@ -228,20 +241,29 @@ async fn look_at_name(
         }
     };
     let host = async {
-        match key.way {
+        match &key.way {
             Way::Listeners(ports) => {
                 Some(hosts::gather(&network.recursors, &base, if runs { ports } else { &[] }).await)
             }
             _ => None,
         }
     };
-    let (challenge, caa, lead, host) = tokio::join!(
-        challenge::gather(&network.resolver, &key.base, &here),
+    let stays = async {
+        match &key.way {
+            Way::Persist(known, wildcard) => {
+                persist::gather(&network.resolver, clock, &key.base, known, *wildcard).await
+            }
+            _ => None,
+        }
+    };
+    let (challenge, caa, lead, host, missing) = tokio::join!(
+        challenge::gather(&network.resolver, &key.base, key.way.challenge_name(&key.base), &here),
         caa::gather(&network.recursors, &base),
         lead,
-        host
+        host,
+        stays
     );
-    NameFacts { challenge, caa, lead, host }
+    NameFacts { challenge, caa, lead, host, missing }
 }
 
 /// Runs one piece of work for each item, some at once, until `limit`; what is not finished is missing in the answer.
@@ -277,7 +299,7 @@ async fn writes(
     networks: &BTreeMap<Vec<SocketAddr>, Network>,
 ) -> BTreeMap<WriteKey, Tried> {
     let mut items: BTreeMap<WriteKey, (&ProviderSpec, &Network, Zone)> = BTreeMap::new();
-    for subject in subjects.iter().filter(|subject| subject.way == Way::Provider && with.how.write) {
+    for subject in subjects.iter().filter(|subject| subject.way.writes() && with.how.write) {
         let target = names.get(&key(subject)).and_then(|facts| facts.challenge.target.as_ref().ok());
         let network = networks.get(&subject.resolvers());
         if let (Some(target), Some(network), Some(dns)) = (target, network, subject.dns())
@@ -366,29 +388,32 @@ fn judge(
     let Some(facts) = names.get(&key) else { return vec![unfinished(subject.base.to_string())] };
     let mut notes = Vec::new();
     let spec = &subject.acme.acme;
-    let of_ca = cas.iter().find(|(wanted, _)| wanted.directory == spec.directory);
-    let identities = ca::identities(&spec.directory, of_ca.map(|(_, facts)| facts));
+    let identities = ca::identities(&spec.directory, of_ca(cas, &spec.directory));
     let account = match with.accounts.get(&spec.directory) {
         Some(Ok(Some(url))) => Account::Known(url),
         Some(Ok(None)) => Account::None,
         _ => Account::Unknown,
     };
     let ca = ca::name(&spec.directory);
-    let (methods, _) = proof(subject.acme);
-    let asker = Asker { identities: &identities, ca: &ca, account, methods };
+    let methods = way::methods(subject.acme);
+    let asker = Asker { identities: &identities, ca: &ca, account, methods: &methods };
     let base = DnsName::from(&subject.base);
     for (wanted, wildcard) in [(subject.exact, false), (subject.wildcard, true)] {
         if wanted {
             notes.push(caa::judge(&base, wildcard, &facts.caa, &asker));
         }
     }
-    match (&facts.lead, &with.plan.responder, &facts.host) {
-        (Some(lead), Some(responder), _) => notes.extend(delegation::judge_lead(lead, &base, responder)),
+    match (&key.way, &facts.lead, &with.plan.responder, &facts.host) {
+        (_, Some(lead), Some(responder), _) => notes.extend(delegation::judge_lead(lead, &base, responder)),
         (.., Some(host)) => notes.extend(hosts::judge(&base, &methods.join(" and "), host)),
+        (Way::Persist(known, wildcard), ..) => {
+            notes.push(persist::judge(&subject.base, known, *wildcard, facts.missing.as_ref()));
+        }
+        (Way::Label(None), ..) => notes.push(challenge::unlabelled(&subject.base, &ca, account)),
         _ => notes.extend(challenge::judge(&facts.challenge)),
     }
     let home = facts.challenge.home.as_ref().map(|zone| zone.apex.clone());
-    let target = facts.challenge.target.as_ref().ok().filter(|_| key.way == Way::Provider);
+    let target = facts.challenge.target.as_ref().ok().filter(|_| key.way.writes());
     let target_zone = target.and_then(|target| target.zone.as_ref()).map(|zone| zone.apex.clone());
     let waits =
         subject.dns().is_some_and(|dns| dns.common.propagation.check == PropagationCheck::Authoritative);

@@ -119,7 +119,8 @@ impl Book {
     }
 
     /// Counts `ask` as the CA will if it takes the order and signs. What does not come to pass is given back by
-    /// [`Book::settle`]: a crash in between leaves too much counted rather than too little.
+    /// [`Book::settle`]: a crash in between leaves too much counted rather than too little. An account is counted when it is
+    /// there: of many first orders one registers it, and they must not use the limit up before.
     pub fn reserve(&mut self, limits: &CaLimits, ask: &Ask<'_>, now: SystemTime) {
         for (limit, of) in spent_by(ask) {
             self.take(limits, limit, &of, now);
@@ -132,8 +133,10 @@ impl Book {
         if ask.exempt && spent.ordered && !spent.replaced {
             self.reserve(limits, &Ask { exempt: false, ..*ask }, now);
         }
+        if spent.registered {
+            self.take(limits, Limit::Accounts, "", now);
+        }
         let counted = |limit: Limit| match limit {
-            Limit::Accounts => spent.registered,
             _ if spent.replaced => false,
             Limit::Orders => spent.ordered,
             _ => issued,
@@ -200,6 +203,9 @@ impl Book {
 /// Every entry that `ask` is measured by.
 pub(super) fn looked_at(ask: &Ask<'_>) -> Vec<(Limit, String)> {
     let mut all = spent_by(ask);
+    if ask.registers {
+        all.push((Limit::Accounts, String::new()));
+    }
     if !ask.exempt {
         for name in bases(ask.names) {
             all.push((Limit::Failures, name.clone()));
@@ -209,12 +215,9 @@ pub(super) fn looked_at(ask: &Ask<'_>) -> Vec<(Limit, String)> {
     all
 }
 
-/// Every entry that `ask` uses one of when the CA signs.
+/// Every entry that `ask` uses one of when the CA signs, apart from the account.
 fn spent_by(ask: &Ask<'_>) -> Vec<(Limit, String)> {
     let mut all = Vec::new();
-    if ask.registers {
-        all.push((Limit::Accounts, String::new()));
-    }
     if ask.exempt {
         return all;
     }
@@ -346,6 +349,43 @@ mod tests {
         assert_eq!(book.remaining(&limits(), Limit::Domain, at(100)), Some(50));
         assert_eq!(book.remaining(&limits(), Limit::Orders, at(100)), Some(300));
         assert_eq!(book.remaining(&limits(), Limit::Names, at(100)), Some(4));
+    }
+
+    #[test]
+    fn an_account_is_counted_once_it_is_there() {
+        let set = names(&["a.example.com"]);
+        let limits = CaLimits {
+            accounts: Some(Rate { burst: 2, every: Duration::from_secs(3 * 3600) }),
+            ..CaLimits::default()
+        };
+        let first = Ask { registers: true, ..ask(&set) };
+        let registered = Spent { registered: true, ..ORDERED };
+        // ask, what the CA counted, whether it is sent
+        let mut book = Book::default();
+        for (ask, spent, sent) in [
+            (first, ORDERED, true), // somebody else was faster
+            (Ask { exempt: true, ..first }, registered.clone(), true),
+            (ask(&set), registered.clone(), true), // the CA had forgotten it
+            (first, ORDERED, false),
+            (Ask { exempt: true, ..first }, ORDERED, false), // ARI is about orders
+            (ask(&set), ORDERED, true),
+        ] {
+            for _ in 0..5 {
+                book.reserve(&limits, &ask, at(0)); // first orders at once, or a crash of each
+            }
+            let said = book.check(&limits, &ask, at(0));
+            assert_eq!(said.is_ok(), sent, "{ask:?}: {said:?}");
+            match said {
+                Ok(()) => book.settle(&limits, &ask, &spent, true, at(0)),
+                Err(refusal) => {
+                    assert_eq!(
+                        (refusal.limit, refusal.until),
+                        (Limit::Accounts, at(0) + slower(Duration::from_secs(3 * 3600)))
+                    );
+                }
+            }
+        }
+        book.check(&limits, &first, at(0) + slower(Duration::from_secs(3 * 3600))).unwrap();
     }
 
     #[test]

@@ -180,7 +180,7 @@ fn touched(ask: &Ask<'_>, spent: &Spent) -> BTreeSet<usize> {
         .failed
         .iter()
         .flat_map(|name| [Limit::Failures, Limit::Pause].map(|limit| book::entry(limit, name.as_str())));
-    let counted = Ask { exempt: false, ..*ask };
+    let counted = Ask { exempt: false, registers: ask.registers || spent.registered, ..*ask };
     book::looked_at(&counted)
         .into_iter()
         .map(|(limit, of)| book::entry(limit, &of))

@@ -129,7 +129,9 @@ fn lifetime(der: &[u8]) -> i64 {
 fn renewal_windows_are_told_and_odd_ones_are_not_believed() {
     let rig = Rig::start(easy());
     let issuer = rig.issuer(|_| {});
+    assert!(!rig.runtime.block_on(issuer.registered()));
     let issued = rig.issue(&issuer, None).unwrap();
+    assert!(rig.runtime.block_on(issuer.registered()));
     assert!(issued.spent.registered && issued.spent.ordered && !issued.spent.replaced);
     let (pem, der) = leaf(&issued);
     let ask = |der: &[u8]| rig.runtime.block_on(issuer.renewal_hint(der));

@@ -471,6 +471,44 @@ fn credentials_that_do_not_work() {
         .only(&["secret.unreadable"]);
 }
 
+#[test]
+fn each_challenge_is_judged_by_what_it_needs() {
+    let (ip, pebble) = (loopback(), pebble());
+    let top = top(
+        ip,
+        "www A 192.0.2.1\nwww CAA 0 issue \"ca.test; validationmethods=tls-alpn-01\"\n\
+         _acme-challenge.www CNAME gone.nowhere.invalid.\n",
+    );
+    let unbound = Recursor::unbound("test", top.ip.into());
+    // The provider is for other certificates: it would fail, and nobody asks it.
+    let by = |challenge: &str| {
+        let dns = format!(
+            "challenge = \"{challenge}\"\n[dns]\nprovider = \"exec\"\nprogram = \"/bin/false\"\nresolvers = [\"{}\"]",
+            unbound.address
+        );
+        let config = base(&pebble, &dns, "\"www.test\"").replace("http = []", "http = [\"127.0.0.1:0\"]");
+        Diagnosis::of(&config, &[])
+    };
+    let listeners = by("tls-alpn-01");
+    listeners.good(&["host.there", "caa.allowed"]);
+    assert!(!listeners.json.to_string().contains("_acme-challenge"), "{:#}", listeners.json);
+    by("http-01")
+        .has("caa.method", "failure", &["proves it by http-01", "validationmethods=http-01"])
+        .only(&["caa.method"]);
+    by("dns-account-01")
+        .has("caa.method", "failure", &["validationmethods=dns-account-01"])
+        .has("challenge.unlabelled", "skipped", &["no account is registered yet"])
+        .only(&["caa.method"]);
+    by("dns-persist-01")
+        .has("caa.method", "failure", &["validationmethods=dns-persist-01"])
+        .has(
+            "persist.unknown",
+            "skipped",
+            &["_validation-persist.www.test.  TXT  \"", "; accounturi=ACCOUNT\""],
+        )
+        .only(&["caa.method"]);
+}
+
 /// The names are proven by the built-in responder at `ip`.
 fn builtin(pebble: &Pebble, ip: Ipv4Addr, nameserver: &str, resolver: SocketAddr, more: &str) -> String {
     let dns = format!(

@@ -35,6 +35,7 @@ mod providers;
 mod proxying;
 mod reload;
 mod renewal;
+mod renewal_windows;
 mod responder;
 mod restart;
 mod shutdown;

@@ -392,3 +392,26 @@ async fn what_is_remembered_of_removed_certificates_is_forgotten() {
     assert!(left.len() == 1 && left[0].as_str().contains("example.org"), "{left:?}");
     process.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn first_orders_wait_for_the_limit_of_accounts_and_only_they() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let one = Rate { burst: 1, every: 40 * HOUR };
+    let ca = ca(&clock, "public", 90 * DAY, |model| {
+        let limits = CaLimits { accounts: Some(one), ..CaLimits::default() };
+        model.budget = Some(Budget { ca: model.id.clone(), limits });
+        model.registered = AtomicBool::new(false);
+    });
+    let process = with(&storage, &clock, by(&[&ca])).await;
+    assert_eq!(ca.signed(), 1, "the first account");
+    tokio::time::sleep(35 * HOUR).await; // past the minimum gap
+    // It is lost, and needed again.
+    ca.registered.store(false, Ordering::SeqCst);
+    let error = process.ask(Verb::Renew { force: false }).await.unwrap_err();
+    assert!(error.contains("limit of new accounts"), "{error}");
+    assert_eq!(ca.asked.load(Ordering::SeqCst), 1);
+    ca.registered.store(true, Ordering::SeqCst);
+    process.ask(Verb::Renew { force: false }).await.unwrap();
+    assert_eq!(ca.signed(), 2);
+    process.stop().await;
+}

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -14,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -37,6 +39,8 @@ pub struct Stopper {
 struct State {
     stop: Mutex<Option<Stop>>,
     hits: Mutex<u32>,
+    /// Path and payload of every signed request, as it came.
+    asked: Mutex<Vec<(String, Value)>>,
     /// Counts up when everything that is stopped may go on.
     released: watch::Sender<u32>,
     client: reqwest::Client,
@@ -55,6 +59,7 @@ impl Stopper {
         let state = Arc::new(State {
             stop: Mutex::default(),
             hits: Mutex::default(),
+            asked: Mutex::default(),
             released: watch::Sender::new(0),
             client,
             upstream: pebble.directory_url.trim_end_matches("/dir").to_owned(),
@@ -99,6 +104,12 @@ impl Stopper {
         *self.state.hits.lock().unwrap()
     }
 
+    /// The payloads of signed requests (RFC 8555 section 6.2) for paths that begin so, held ones too, oldest first.
+    pub fn asked(&self, path: &str) -> Vec<Value> {
+        let asked = self.state.asked.lock().unwrap();
+        asked.iter().filter(|(of, _)| of.starts_with(path)).map(|(_, payload)| payload.clone()).collect()
+    }
+
     /// Lets everything through again, what is held included.
     pub fn release(&self) {
         *self.state.stop.lock().unwrap() = None;
@@ -110,10 +121,13 @@ async fn forward(state: Arc<State>, request: Request<Incoming>) -> Result<Respon
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let stop = (*state.stop.lock().unwrap()).filter(|stop| path.starts_with(stop.path));
+    let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    if let Some(payload) = payload(&body) {
+        state.asked.lock().unwrap().push((path.clone(), payload));
+    }
     if stop.is_some_and(|stop| !stop.after) {
         hold(&state).await;
     }
-    let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
     let mut headers = parts.headers;
     headers.remove("content-length");
     let answer = state
@@ -136,6 +150,12 @@ async fn forward(state: Arc<State>, request: Request<Incoming>) -> Result<Respon
     *response.headers_mut() = headers;
     response.headers_mut().remove("transfer-encoding");
     Ok(response)
+}
+
+fn payload(body: &[u8]) -> Option<Value> {
+    let jws: Value = serde_json::from_slice(body).ok()?;
+    let payload = BASE64_URL_SAFE_NO_PAD.decode(jws["payload"].as_str()?).ok()?;
+    serde_json::from_slice(&payload).ok()
 }
 
 async fn hold(state: &State) {
