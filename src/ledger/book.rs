@@ -365,7 +365,7 @@ mod tests {
         for (ask, spent, sent) in [
             (first, ORDERED, true), // somebody else was faster
             (Ask { exempt: true, ..first }, registered.clone(), true),
-            (ask(&set), registered.clone(), true), // the CA had forgotten it
+            (ask(&set), registered, true), // the CA had forgotten it
             (first, ORDERED, false),
             (Ask { exempt: true, ..first }, ORDERED, false), // ARI is about orders
             (ask(&set), ORDERED, true),
