@@ -21,6 +21,10 @@ impl CertObserver for Observers {
         }
     }
 
+    fn budget(&self, ca: &str, limit: &'static str, remaining: u32) {
+        self.metrics.acme_budget(&ca.into(), limit, remaining.into());
+    }
+
     fn changed(&self, view: &CertView) {
         self.deployments.served(view);
         self.notifier.changed(view);

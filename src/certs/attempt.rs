@@ -83,6 +83,9 @@ impl Worker {
                 }
                 Err(error) => self.shared.ledger.settle(budget, &ask, &error.spent, false).await,
             }
+            for (limit, remaining) in self.shared.ledger.remaining(budget).await {
+                self.shared.observer.budget(budget.ca.as_str(), limit.as_str(), remaining);
+            }
         }
         let event = match issued {
             Ok((issued, cert)) => self.keep(issuer, request, issued, cert).await,

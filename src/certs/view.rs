@@ -138,6 +138,8 @@ impl CertView {
 pub trait CertObserver: Send + Sync {
     /// An order ended.
     fn ordered(&self, names: &[HostPattern], ok: bool);
+    /// How many more of a CA's limit are left, as the ledger has it after an order.
+    fn budget(&self, _ca: &str, _limit: &'static str, _remaining: u32) {}
     /// What is served, or what happens next, has changed.
     fn changed(&self, view: &CertView);
     /// It is not wanted any more.

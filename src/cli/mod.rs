@@ -22,6 +22,7 @@ mod proxy;
 mod reload;
 mod run;
 mod schema;
+mod simulate;
 mod status;
 mod trust;
 mod verdict;
@@ -92,6 +93,8 @@ enum Verb {
         #[command(flatten)]
         socket: SocketArgs,
     },
+    /// Run the configuration's certificates through months of model CAs in seconds, and print the calendar.
+    Simulate(simulate::Arguments),
     /// Take certificates and ACME accounts over from certbot, Caddy, acme.sh or Traefik.
     Import(import::Arguments),
     /// Print the local CA's root, or have the system and browsers trust it.
@@ -136,6 +139,7 @@ pub fn main() -> ExitCode {
         Verb::Status { socket, json } => status::run(&socket, json),
         Verb::Reload { socket } => reload::run(&socket),
         Verb::Health { socket } => health::run(&socket),
+        Verb::Simulate(arguments) => simulate::run_verb(&arguments),
         Verb::Import(arguments) => import::run(&arguments),
         Verb::Trust(arguments) => trust::run(&arguments),
         Verb::Schema { text } => schema::run(text),

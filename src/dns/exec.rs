@@ -1,31 +1,15 @@
 //! A program that writes the records: `PROGRAM present|cleanup FQDN. VALUE`; status 0 is success.
 
-use std::collections::VecDeque;
-use std::ffi::OsString;
-use std::io;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, Command};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::redact::one_line;
 use super::turns::ZoneTurns;
 use super::{DnsError, TxtProvider, TxtRecord};
-
-/// What is kept of each output: its end.
-const MAX_OUTPUT: usize = 16 * 1024;
-/// What a program needs to run at all; everything else, secrets included, stays here.
-const PASSED: [&str; 7] = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR"];
-/// After the program has ended, for what it started to let go of its output.
-const LINGER: Duration = Duration::from_millis(200);
-/// A program that was just written may still be open for writing in a process being forked.
-const BUSY_TRIES: u32 = 10;
-const BUSY_WAIT: Duration = Duration::from_millis(20);
+use crate::task::Program;
 
 #[derive(Debug)]
 pub(super) struct Exec {
@@ -39,63 +23,30 @@ impl Exec {
     async fn run(&self, verb: &str, record: &TxtRecord) -> Result<(), DnsError> {
         let _turn = self.turns.take(&self.id).await;
         let context = format!("`{} {verb} {}`", self.program.display(), record.name.to_fqdn());
-        let child = self.start(verb, record).await.map_err(|error| {
-            let hint = match error.kind() {
-                io::ErrorKind::NotFound => {
-                    "; is the path right, and is the interpreter in its first line there?"
-                }
-                io::ErrorKind::PermissionDenied => "; is it executable for the user that runs Starlock?",
-                _ => "",
-            };
-            DnsError::Refused(format!("{context} could not be started: {error}{hint}"))
-        })?;
-        // Dropped by a time-out or by the caller, the group ends the program and everything that it started.
-        let mut group = Group(child);
-        let Ok(ended) = timeout(self.timeout, group.finish()).await else {
+        let arguments = [verb, &record.name.to_fqdn(), &record.value];
+        // Dropped by a time-out or by the caller, it ends with everything that it started.
+        let mut running =
+            Program::start(self.program.as_os_str(), &arguments, &[]).await.map_err(|error| {
+                DnsError::Refused(format!("{context} could not be started: {error}{}", Program::hint(&error)))
+            })?;
+        let Ok(ended) = timeout(self.timeout, running.finish()).await else {
             return Err(DnsError::Unavailable(format!(
                 "{context} did not end within {} s and was killed",
                 self.timeout.as_secs()
             )));
         };
-        let (status, stderr) =
+        let ended =
             ended.map_err(|e| DnsError::Unavailable(format!("{context} could not be waited for: {e}")))?;
-        if status.success() {
+        if ended.status.success() {
             return Ok(());
         }
-        let last = String::from_utf8_lossy(&stderr);
+        let last = String::from_utf8_lossy(&ended.stderr);
         let last = match last.lines().rev().find(|line| !line.trim().is_empty()) {
             Some(line) => format!("; its last line on stderr: {}", one_line(line)),
             None => "; it wrote nothing to stderr".into(),
         };
         // A program cannot say whether another try helps: the schedule tries again.
-        Err(DnsError::Unavailable(format!("{context} failed ({status}){last}")))
-    }
-
-    async fn start(&self, verb: &str, record: &TxtRecord) -> io::Result<Child> {
-        let mut command = Command::new(&self.program);
-        let environment = PASSED.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
-        command
-            .arg(verb)
-            .arg(record.name.to_fqdn())
-            .arg(&record.value)
-            .env_clear()
-            .env("PATH", OsString::from("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
-            .envs(environment)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true);
-        let mut tries = 0;
-        loop {
-            match command.spawn() {
-                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES => {
-                    tries += 1;
-                    sleep(BUSY_WAIT).await;
-                }
-                started => return started,
-            }
-        }
+        Err(DnsError::Unavailable(format!("{context} failed ({}){last}", ended.status)))
     }
 }
 
@@ -111,55 +62,6 @@ impl TxtProvider for Exec {
 
     async fn remove_txt(&self, record: &TxtRecord) -> Result<(), DnsError> {
         self.run("cleanup", record).await
-    }
-}
-
-/// A running program and everything in its process group.
-struct Group(Child);
-
-impl Group {
-    /// Waits for the end; gives the status and the end of stderr. Output beyond the bound is read and forgotten.
-    async fn finish(&mut self) -> io::Result<(ExitStatus, Vec<u8>)> {
-        let (mut out, mut err) = (VecDeque::new(), VecDeque::new());
-        let (stdout, stderr) = (self.0.stdout.take(), self.0.stderr.take());
-        let status = {
-            let reading = async { tokio::join!(drain(stdout, &mut out), drain(stderr, &mut err)) };
-            tokio::pin!(reading);
-            let status = tokio::select! {
-                status = self.0.wait() => Some(status?),
-                _ = &mut reading => None,
-            };
-            match status {
-                Some(status) => {
-                    // What the program left running may hold the pipes open for ever.
-                    let _ = timeout(LINGER, reading).await;
-                    status
-                }
-                None => self.0.wait().await?,
-            }
-        };
-        Ok((status, err.into()))
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // `id` is `None` once the program was waited for: its number may belong to somebody else by then.
-        let pid = self.0.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        if let Some(pid) = pid {
-            // An error means that the group is gone already.
-            let _ = kill_process_group(pid, Signal::KILL);
-        }
-    }
-}
-
-async fn drain(pipe: Option<impl AsyncRead + Unpin>, kept: &mut VecDeque<u8>) {
-    let Some(mut pipe) = pipe else { return };
-    let mut buffer = [0; 4096];
-    while let Ok(length @ 1..) = pipe.read(&mut buffer).await {
-        kept.extend(&buffer[..length]);
-        let excess = kept.len().saturating_sub(MAX_OUTPUT);
-        kept.drain(..excess);
     }
 }
 

@@ -112,7 +112,10 @@ fn verdict(out: &mut String, outcome: &Outcome) {
     let _ = writeln!(out, "  failed: the CA was down   {} times", outcome.failed_down);
     let _ = writeln!(out, "  ordered from a fallback   {}", outcome.fallen_back);
     let _ = writeln!(out, "  restarts                  {}", outcome.restarts);
-    let _ = writeln!(out, "  busiest undisturbed hour  {busiest} orders, {mean:.1} on average");
+    if busiest > 0 {
+        let _ =
+            writeln!(out, "  busiest undisturbed hour  {busiest} orders, {mean:.1} on average in its month");
+    }
 }
 
 fn date(time: SystemTime) -> String {

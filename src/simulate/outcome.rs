@@ -59,11 +59,29 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The busiest hour and the mean over all hours that hold nothing bounded.
+    /// The busiest hour and the mean of the whole run, of what nothing bounded.
+    pub fn busiest(&self) -> (u32, f64) {
+        let busiest = self.hours.iter().map(|hour| hour.orders - hour.bounded).max().unwrap_or(0);
+        let quiet: Vec<u32> =
+            self.hours.iter().filter(|hour| hour.bounded == 0).map(|hour| hour.orders).collect();
+        let total: u32 = quiet.iter().sum();
+        (busiest, f64::from(total) / quiet.len().max(1) as f64)
+    }
+
+    /// The busiest hour and the mean of its thirty days, in the thirty days where they are furthest apart: lifetimes, and with them
+    /// the mean, change over the years, and where they shorten two generations overlap. Only what nothing bounded is counted.
     pub fn spread(&self) -> (u32, f64) {
-        let calm: Vec<u32> = self.hours.iter().map(|hour| hour.orders - hour.bounded).collect();
-        let quiet = self.hours.iter().filter(|hour| hour.bounded == 0).count().max(1);
-        let total: u64 = calm.iter().map(|orders| u64::from(*orders)).sum();
-        (calm.iter().copied().max().unwrap_or(0), total as f64 / quiet as f64)
+        let months = self.hours.chunks(30 * 24).filter_map(|hours| {
+            let quiet = hours.iter().filter(|hour| hour.bounded == 0);
+            let (mut count, mut total) = (0_u32, 0_u32);
+            for hour in quiet {
+                (count, total) = (count + 1, total + hour.orders);
+            }
+            let busiest = hours.iter().map(|hour| hour.orders - hour.bounded).max()?;
+            // Of a few hours, or a few orders, nothing can be said.
+            (count > 24 * 5 && total > count).then(|| (busiest, f64::from(total) / f64::from(count)))
+        });
+        let apart = |(busiest, mean): &(u32, f64)| f64::from(*busiest) / mean;
+        months.max_by(|a, b| apart(a).total_cmp(&apart(b))).unwrap_or((0, 0.0))
     }
 }

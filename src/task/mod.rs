@@ -1,5 +1,6 @@
 //! Everything that runs in the background: started here, named here, stopped here.
 
+mod program;
 mod thread;
 
 use std::any::Any;
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+pub use program::{Ended, Program};
 pub use thread::{Thread, spawn_local, spawn_thread};
 
 use crate::backoff::{self, Backoff};

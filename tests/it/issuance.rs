@@ -72,11 +72,13 @@ fn apex_and_wildcard_in_one_order_through_the_responder() {
     let responder = local(free_port());
     let pebble = Pebble::start(Options::with_dns(responder));
     let app = Upstream::start("app");
-    let starlock = Starlock::start(&builtin(
+    let config = builtin(
         &pebble,
         responder,
         &format!("\"app.example.test\" = \"{}\"\n\"example.test\" = {{ respond = 204 }}", app.url()),
-    ));
+    );
+    let limits = "[acme]\nlimits = { names = { burst = 5, every = \"1h\" } }";
+    let starlock = Starlock::start(&config.replace("[acme]", limits));
     let serial = starlock.serial_other_than("*.example.test", None);
     assert_eq!(pebble.status_of(&serial).as_deref(), Some("Valid"));
 
@@ -105,6 +107,8 @@ fn apex_and_wildcard_in_one_order_through_the_responder() {
         "starlock_certificate_renewals_total{name=\"*.example.test\",result=\"success\"} 1",
         "starlock_http_requests_total{route=\"app.example.test\"",
         "starlock_tls_handshakes_total{result=\"ok\"}",
+        "starlock_acme_budget_remaining{ca=\"localhost-",
+        "limit=\"names\"} 4",
         "starlock_build_info{version=\"",
     ] {
         assert!(metrics.contains(series), "{series} is not in:\n{metrics}");
