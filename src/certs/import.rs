@@ -49,7 +49,7 @@ pub async fn import_certificate(
     }
     // Not now: a certificate that was just stored is not renewed for a quarter of its lifetime, and this one is not new.
     cert.held.stored_at = begin;
-    let (records, id) = (CertRecords { storage }, CertId::of(names));
+    let (records, id) = (CertRecords::new(storage), CertId::of(names));
     match records.load(issuer, &id, names, 0).await.map_err(|e| e.to_string())? {
         Found::Cert(held) if held.held.not_after >= end => return Ok(Imported::Held),
         Found::Cert(_) | Found::Nothing | Found::Damaged | Found::Lost(_) => {}

@@ -111,7 +111,7 @@ impl CertManager {
         let (updates, received) = mpsc::channel(1024);
         let views = Views::default();
         let shared = Shared {
-            records: CertRecords { storage: storage.clone() },
+            records: CertRecords::new(storage.clone()),
             ledger: Ledger::new(storage, clock.clone()),
             clock,
             observer,

@@ -5,6 +5,7 @@ mod command;
 mod files;
 mod generations;
 mod import;
+mod inventory;
 mod jobs;
 mod manager;
 mod memo;

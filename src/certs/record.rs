@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::inventory::{Noted, PartLocks};
 use super::policy::Held;
 use crate::issuer::{IssuedCert, Issuer, IssuerId};
 use crate::name::HostPattern;
@@ -140,35 +141,6 @@ impl StoredCert {
     }
 }
 
-#[derive(Default, Serialize, Deserialize)]
-struct Inventory {
-    /// Keys of the certificates that were stored: one that is missing later was lost, not never ordered.
-    certificates: Vec<String>,
-    /// Those among them whose value was damaged and set aside by us: missing, but not lost.
-    #[serde(default)]
-    set_aside: Vec<String>,
-}
-
-impl Inventory {
-    fn note_stored(&mut self, key: &Key) -> bool {
-        let known = self.certificates.iter().any(|k| k == key.as_str());
-        let before = self.set_aside.len();
-        self.set_aside.retain(|k| k != key.as_str());
-        if !known {
-            self.certificates.push(key.as_str().to_owned());
-        }
-        !known || self.set_aside.len() != before
-    }
-
-    fn note_set_aside(&mut self, key: &Key) -> bool {
-        let known = self.set_aside.iter().any(|k| k == key.as_str());
-        if !known {
-            self.set_aside.push(key.as_str().to_owned());
-        }
-        !known
-    }
-}
-
 /// What storage holds for one set of names.
 #[derive(Debug, Default)]
 pub(super) struct Holdings {
@@ -196,9 +168,14 @@ pub(super) enum Found {
 #[derive(Clone, Debug)]
 pub(super) struct CertRecords {
     pub(super) storage: Arc<dyn Storage>,
+    pub(super) parts: Arc<PartLocks>,
 }
 
 impl CertRecords {
+    pub(super) fn new(storage: Arc<dyn Storage>) -> Self {
+        Self { storage, parts: Arc::default() }
+    }
+
     /// Reads what is held of any of the CAs, and chooses the best of it.
     pub(super) async fn holdings(
         &self,
@@ -240,17 +217,14 @@ impl CertRecords {
                 if let Some(cert) = self.previous(&key, id, names, number).await? {
                     return Ok(Found::Cert(cert));
                 }
-                let inventory = self.inventory().await?.0;
-                return Ok(if inventory.set_aside.iter().any(|k| k == key.as_str()) {
-                    Found::Damaged
-                } else if inventory.certificates.iter().any(|k| k == key.as_str()) {
-                    Found::Lost(format!(
+                return Ok(match self.noted(&key).await? {
+                    Some(Noted::SetAside) => Found::Damaged,
+                    Some(Noted::Stored) => Found::Lost(format!(
                         "storage held a certificate for {names:?} and does not any more ({key}). Nothing is ordered, so that a lost \
-                         volume does not use up the CA's limits. Restore the state directory, or remove inventory.json from it to \
-                         begin anew"
-                    ))
-                } else {
-                    Found::Nothing
+                         volume does not use up the CA's limits. Restore the state directory, or remove inventory.json and the \
+                         directory inventory from it to begin anew"
+                    )),
+                    None => Found::Nothing,
                 });
             }
             Err(StorageError::Damaged { reason, .. }) => Err(reason),
@@ -261,7 +235,7 @@ impl CertRecords {
             Err(reason) => reason,
         };
         // Noted first: what is missing later without a note was lost, and is not ordered.
-        self.note(|inventory| inventory.note_set_aside(&key)).await?;
+        self.note(&key, Noted::SetAside).await?;
         let place = self.storage.set_aside(&key).await?;
         tracing::error!(certificate = %id, place, reason, "a stored certificate is damaged and was set aside");
         Ok(self.previous(&key, id, names, number).await?.map_or(Found::Damaged, Found::Cert))
@@ -303,22 +277,7 @@ impl CertRecords {
         let key = cert_key(issuer, id);
         let stored = StoredCert::new(issued, cert);
         self.storage.store(&key, &encode(&stored)?, Expect::Anything).await?;
-        self.note(|inventory| inventory.note_stored(&key)).await
-    }
-
-    /// Changes the inventory; `change` says whether there was anything to change.
-    async fn note(&self, change: impl Fn(&mut Inventory) -> bool) -> Result<(), StorageError> {
-        for _ in 0..8 {
-            let (mut inventory, expect) = self.inventory().await?;
-            if !change(&mut inventory) {
-                return Ok(());
-            }
-            match self.storage.store(&inventory_key(), &encode(&inventory)?, expect).await {
-                Err(StorageError::Conflict(_)) => {}
-                result => return result.map(|_| ()),
-            }
-        }
-        Err(StorageError::Conflict(inventory_key()))
+        self.note(&key, Noted::Stored).await
     }
 
     /// Certificates of this issuer that are for at least one of `names`: good enough until the right one is there.
@@ -343,28 +302,11 @@ impl CertRecords {
         }
         Ok(found)
     }
-
-    async fn inventory(&self) -> Result<(Inventory, Expect), StorageError> {
-        match self.storage.load(&inventory_key()).await? {
-            None => Ok((Inventory::default(), Expect::Absent)),
-            Some(found) => {
-                let damaged = |e: serde_json::Error| StorageError::Damaged {
-                    key: inventory_key(),
-                    reason: e.to_string(),
-                };
-                Ok((serde_json::from_slice(&found.value).map_err(damaged)?, Expect::Revision(found.revision)))
-            }
-        }
-    }
 }
 
 /// Where a certificate is kept, and what a process takes the lease of before it orders.
 pub(super) fn cert_key(issuer: &IssuerId, id: &CertId) -> Key {
     Key::new(&["certs", issuer.as_str(), id.as_str()])
-}
-
-fn inventory_key() -> Key {
-    Key::new(&["inventory"])
 }
 
 pub(super) fn parse(value: &[u8], names: &[HostPattern], issuer: u8) -> Result<HeldCert, String> {

@@ -326,12 +326,37 @@ async fn storage_that_lost_what_it_had_parks_and_never_orders() {
     let process = Process::start(&storage, &clock);
     process.want(&ca, &[EXAMPLE]).await;
     let signed = ca.signed();
-    for key in [key, Key::new(&["inventory"])] {
+    storage.remove(&key).await.unwrap();
+    for key in storage.list("inventory").await.unwrap() {
         storage.remove(&key).await.unwrap();
     }
     tokio::time::sleep(8 * DAY).await;
     assert_eq!((ca.signed(), process.view().phase), (signed, Phase::Parked));
     process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_former_release_noted_in_one_value_is_never_ordered_again() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let ca = ModelCa::new(&clock, 45 * DAY);
+    let process = Process::start(&storage, &clock);
+    process.want(&ca, &[EXAMPLE]).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    process.stop().await;
+    // As it left the directory, and then the certificate is lost.
+    let key = storage.list("certs").await.unwrap().pop().unwrap();
+    for key in storage.list("inventory").await.unwrap().iter().chain([&key]) {
+        storage.remove(key).await.unwrap();
+    }
+    let text = format!(r#"{{"certificates":["{key}"]}}"#);
+    storage.store(&Key::new(&["inventory"]), text.as_bytes(), Expect::Absent).await.unwrap();
+    for start in 1..=2 {
+        let process = Process::start(&storage, &clock);
+        process.want(&ca, &[EXAMPLE]).await;
+        tokio::time::sleep(DAY).await;
+        assert_eq!((ca.signed(), process.view().phase), (1, Phase::Parked), "start {start}");
+        process.stop().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
