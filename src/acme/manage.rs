@@ -12,7 +12,7 @@ use super::jws::AccountKey;
 use super::kept::{self, Kept};
 use super::session::{Directory, Session};
 use super::spec::AcmeSpec;
-use super::{EXCHANGE_TIMEOUT, ca_of, host_of, plain, problem};
+use super::{EXCHANGE_TIMEOUT, ca_of, plain, problem};
 use crate::clock::SharedClock;
 use crate::http_client::{HttpClient, HttpError};
 use crate::storage::{Storage, StorageError};
@@ -187,12 +187,12 @@ impl Accounts {
         spec: &AcmeSpec,
         work: impl Future<Output = Result<T, AccountError>>,
     ) -> Result<T, AccountError> {
-        let slow = |_| Err(AccountError::Slow(host_of(&spec.directory)));
+        let slow = |_| Err(AccountError::Slow(spec.host()));
         tokio::time::timeout(COMMAND_LIMIT, work).await.unwrap_or_else(slow)
     }
 
     async fn open(&self, spec: &AcmeSpec) -> Result<Open, AccountError> {
-        let host = host_of(&spec.directory);
+        let host = spec.host();
         let kept = Kept::load(&*self.storage, &ca_of(spec)).await?;
         let Some(mut kept) = kept else { return Err(AccountError::None(host)) };
         let Some(url) = kept.account.url.clone() else { return Err(AccountError::None(host)) };
@@ -233,7 +233,7 @@ impl Open {
 fn info(spec: &AcmeSpec, kept: Option<&Kept>) -> AccountInfo {
     let account = kept.map(|kept| &kept.account);
     AccountInfo {
-        ca: spec.known().map_or_else(|| host_of(&spec.directory), |known| known.word.to_owned()),
+        ca: spec.word(),
         directory: spec.directory.clone(),
         url: account.and_then(|account| account.url.clone()),
         thumbprint: kept.and_then(|kept| kept.key().ok()).map(|key| key.thumbprint()),

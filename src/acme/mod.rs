@@ -125,7 +125,7 @@ impl AcmeIssuer {
     }
 
     fn host(&self) -> String {
-        host_of(&self.spec.directory)
+        self.spec.host()
     }
 
     fn client(&self) -> RecordingClient {
@@ -306,11 +306,6 @@ impl Issuer for AcmeIssuer {
 /// The CA of a directory, whatever the profile.
 fn ca_of(spec: &AcmeSpec) -> IssuerId {
     IssuerId::new(spec.directory.trim_start_matches("https://").trim_start_matches("http://"))
-}
-
-fn host_of(directory: &str) -> String {
-    let url = directory.parse::<http::Uri>().ok();
-    url.and_then(|u| u.host().map(ToOwned::to_owned)).unwrap_or_else(|| directory.to_owned())
 }
 
 /// A CA's words go into logs and terminals.

@@ -42,6 +42,17 @@ pub struct EabSpec {
 }
 
 impl AcmeSpec {
+    /// The directory's host; the whole text where it is no URL.
+    pub fn host(&self) -> String {
+        let url = self.directory.parse::<http::Uri>().ok();
+        url.and_then(|u| u.host().map(ToOwned::to_owned)).unwrap_or_else(|| self.directory.clone())
+    }
+
+    /// What a person calls the CA: its word in the configuration, else its host.
+    pub fn word(&self) -> String {
+        self.known().map_or_else(|| self.host(), |known| known.word.to_owned())
+    }
+
     /// An account without anything special at the CA of `directory`.
     pub fn new(directory: impl Into<String>) -> Self {
         Self {

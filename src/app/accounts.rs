@@ -31,7 +31,7 @@ pub(super) async fn list(accounts: &Accounts, cas: &[AcmeSpec]) -> Vec<AccountSt
                 tracing::warn!(directory = spec.directory, %error, "an account cannot be read");
                 let directory = spec.directory.clone();
                 all.push(AccountStatus {
-                    ca: name(spec),
+                    ca: spec.word(),
                     directory,
                     status: Some("unreadable".into()),
                     ..AccountStatus::default()
@@ -62,9 +62,7 @@ pub(super) async fn act(
 /// By its word, its directory or its host.
 fn find<'a>(cas: &'a [AcmeSpec], ca: &str) -> Result<&'a AcmeSpec, String> {
     let is = |spec: &&AcmeSpec| {
-        spec.directory == ca
-            || name(spec).eq_ignore_ascii_case(ca)
-            || host(&spec.directory).eq_ignore_ascii_case(ca)
+        spec.directory == ca || spec.word().eq_ignore_ascii_case(ca) || spec.host().eq_ignore_ascii_case(ca)
     };
     let mut found = cas.iter().filter(is);
     match (found.next(), found.next()) {
@@ -76,22 +74,13 @@ fn find<'a>(cas: &'a [AcmeSpec], ca: &str) -> Result<&'a AcmeSpec, String> {
             Err("no certificate of the configuration is ordered from a CA".to_owned())
         }
         (None, _) => {
-            let names: Vec<String> = cas.iter().map(name).collect();
+            let names: Vec<String> = cas.iter().map(AcmeSpec::word).collect();
             Err(format!(
                 "no certificate of the configuration is ordered from `{ca}`; there are {}",
                 names.join(", ")
             ))
         }
     }
-}
-
-fn name(spec: &AcmeSpec) -> String {
-    spec.known().map_or_else(|| host(&spec.directory), |known| known.word.to_owned())
-}
-
-fn host(directory: &str) -> String {
-    let url = directory.parse::<http::Uri>().ok();
-    url.and_then(|url| url.host().map(ToOwned::to_owned)).unwrap_or_else(|| directory.to_owned())
 }
 
 fn status(info: AccountInfo) -> AccountStatus {

@@ -172,8 +172,7 @@ pub(super) fn identities(directory: &str, facts: Option<&CaFacts>) -> Vec<String
 
 pub(super) fn judge(wanted: &Wanted, facts: &CaFacts) -> Vec<Note> {
     let (directory, place) = (&wanted.directory, "[acme] ca");
-    let host =
-        directory.parse::<http::Uri>().ok().and_then(|u| u.host().map(ToOwned::to_owned)).unwrap_or_default();
+    let host = host_of(directory).unwrap_or_default();
     let fail = |id, what: String| Note::failure(id, what).place(place);
     let nothing =
         "no certificate can be ordered or renewed; what is held goes on being served until it expires";
