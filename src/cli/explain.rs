@@ -80,6 +80,13 @@ fn explain(plan: &Plan, request: &ExpectRequest) -> (String, bool) {
     }
     if let Some(route) = judged.route {
         let _ = writeln!(out, "\nAction\n  {}", check::action(plan, route));
+        let steps = route.policy.steps();
+        if !steps.is_empty() {
+            let _ = writeln!(out, "\nPolicies, in this order");
+            for step in steps {
+                let _ = writeln!(out, "  {step}");
+            }
+        }
         if let ActionSpec::Forward { upstream, .. } = &route.action {
             time_outs(&mut out, plan, upstream);
         }

@@ -233,15 +233,13 @@ impl<'t> Decoder<'t> {
                 let place = subject.place_inside(section, self.text, &span);
                 Some(Value::Table(self.section(table, span, section, &place)))
             }
-            (Kind::Or(_, section), DeValue::String(_)) if !section.grows_from.is_empty() => {
+            (Kind::Or(scalar, section), other) if !section.grows_from.is_empty() && takes(*scalar, other) => {
                 let key = Spanned::new(span.clone(), Cow::Borrowed(section.grows_from));
                 let table: DeTable<'_> = std::iter::once((key, node.clone())).collect();
                 let place = subject.place_inside(section, self.text, &span);
                 Some(Value::Table(self.section(&table, span, section, &place)))
             }
-            (Kind::Or(scalar, section), DeValue::String(_)) if section.grows_from.is_empty() => {
-                self.value(node, *scalar, subject)
-            }
+            (Kind::Or(scalar, _), other) if takes(*scalar, other) => self.value(node, *scalar, subject),
             (Kind::Map(element), DeValue::Table(table)) => {
                 Some(Value::Map(self.map(table, *element, subject)))
             }
@@ -315,6 +313,17 @@ impl<'t> Decoder<'t> {
             Entry { key: At { value: name.to_owned(), span: key.span() }, value }
         };
         sorted(table).into_iter().map(entry).collect()
+    }
+}
+
+/// Whether a scalar of this kind is written like `value`, right or wrong.
+fn takes(kind: Kind, value: &DeValue<'_>) -> bool {
+    match value {
+        DeValue::String(_) => true,
+        DeValue::Boolean(_) => matches!(kind, Kind::Flag),
+        DeValue::Integer(_) => matches!(kind, Kind::Count { .. }),
+        DeValue::Array(_) => matches!(kind, Kind::List(_) | Kind::OneOrMore(_)),
+        _ => false,
     }
 }
 

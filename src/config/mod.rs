@@ -14,6 +14,7 @@ mod issuer;
 mod mask;
 mod passing;
 mod plan;
+mod policies;
 mod references;
 mod resolve;
 mod responder;
@@ -24,6 +25,7 @@ mod secrets;
 mod sections;
 mod syntax;
 mod table;
+mod upstreams;
 mod value;
 
 use std::path::{Path, PathBuf};

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::acme::AcmeSpec;
+use crate::balance::UpstreamSpec;
 use crate::challenge::ChallengeKind;
 use crate::deploy::DeploySpec;
 use crate::dns::{ProviderKind, ProviderSpec};
@@ -14,7 +15,6 @@ use crate::responder::ResponderSpec;
 use crate::storage::StorageSpec;
 use crate::telemetry::TelemetrySpec;
 use crate::tls::CertFiles;
-use crate::upstream::UpstreamSpec;
 
 /// What Starlock is to do. Two equal plans need no reload.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,41 +1,40 @@
 //! From a read file to a plan. Every rule that looks at more than one key is here or below.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::certificates::{self, Defaults, Wanted};
-use super::decode::{Decoder, refusal, toml_key};
+use super::decode::Decoder;
 use super::environment::Environment;
 use super::error::{Problem, Span};
-use super::expect::{self, Expect, unknown_upstream};
+use super::expect::{self, Expect};
 use super::plan::Plan;
-use super::routes::{self, Action, Destination, Route};
-use super::value::{At, Entry, Fields, Slot, Value};
-use super::{passing, responder, scalar};
+use super::routes::{self, Action, Route};
+use super::value::{At, Fields, Slot, Value};
+use super::{passing, responder, upstreams};
+use crate::balance::UpstreamTimeouts;
 use crate::dns::ProviderKind;
 use crate::listen::{Limits, ListenSpec, ListenTimeouts};
 use crate::name::{HostName, HostPattern};
 use crate::proxy::{ActionSpec, ProxySpec, Router, path};
 use crate::storage::StorageSpec;
 use crate::telemetry::{AccessLogSpec, TelemetrySpec};
-use crate::upstream::{ServerSpec, UpstreamSpec, UpstreamTimeouts};
 
 /// Makes the plan. It is only good if the decoder holds no error afterwards.
 pub(super) fn resolve(decoder: &mut Decoder<'_>, file: &Fields, env: &Environment) -> (Plan, Vec<Expect>) {
     let section = |name: &str| file.value::<Fields>(name).unwrap_or_else(Fields::empty);
     let listen_section = section("listen");
     let (listen, metrics) = listen(decoder, &listen_section, &section("timeouts"), &section("limits"));
-    let upstream_defaults = upstream_timeouts(&section("timeouts"), UpstreamTimeouts::default());
+    let upstream_defaults = upstreams::time_outs(&section("timeouts"), UpstreamTimeouts::default());
 
     let read_routes = routes::read(decoder, file.value("routes").unwrap_or_default());
-    let declared = declared_upstreams(decoder, file, upstream_defaults);
+    let declared = upstreams::declared(decoder, file, upstream_defaults);
     let names: Vec<&str> = declared.iter().map(|d| d.name.value.as_str()).collect();
-    let (route_specs, upstreams) = destinations(decoder, &read_routes, &declared, upstream_defaults);
+    let (route_specs, upstreams) =
+        upstreams::destinations(decoder, &read_routes, &declared, upstream_defaults);
     endless_redirects(decoder, &read_routes, &listen);
 
     let defaults = Defaults::read(decoder, file, &listen);
@@ -176,7 +175,7 @@ fn listen(
     (spec, metrics.map(|at| at.value))
 }
 
-fn is_empty_list(source: &str) -> bool {
+pub(super) fn is_empty_list(source: &str) -> bool {
     source.strip_prefix('[').and_then(|s| s.strip_suffix(']')).is_some_and(|inner| inner.trim().is_empty())
 }
 
@@ -189,140 +188,6 @@ fn trusted(decoder: &mut Decoder<'_>, listen: &Fields) -> Vec<IpNet> {
         );
     }
     nets.into_iter().map(|at| at.value).collect()
-}
-
-fn upstream_timeouts(section: &Fields, usual: UpstreamTimeouts) -> UpstreamTimeouts {
-    UpstreamTimeouts {
-        connect: section.value("connect").unwrap_or(usual.connect),
-        response: section.value("response").unwrap_or(usual.response),
-        stall: section.value("stall").unwrap_or(usual.stall),
-        upstream_idle: section.value("upstream_idle").unwrap_or(usual.upstream_idle),
-    }
-}
-
-struct Declared {
-    name: At<String>,
-    /// `None` if it is wrong; that was said.
-    spec: Option<UpstreamSpec>,
-}
-
-fn declared_upstreams(decoder: &mut Decoder<'_>, file: &Fields, usual: UpstreamTimeouts) -> Vec<Declared> {
-    let entries: Vec<Entry> = file.value("upstreams").unwrap_or_default();
-    let mut all = Vec::new();
-    for Entry { key, value } in entries {
-        if !routes::is_upstream_name(&key.value) {
-            let message = format!("`{}` cannot name an upstream", key.value);
-            decoder.push(Problem::error(key.span.clone(), message).label("names have a-z, 0-9, `_` and `-`"));
-        }
-        let spec = match value {
-            Some(Value::Table(fields)) => upstream(decoder, &key, &fields, usual),
-            _ => None,
-        };
-        all.push(Declared { name: key, spec });
-    }
-    all
-}
-
-fn upstream(
-    decoder: &mut Decoder<'_>,
-    key: &At<String>,
-    fields: &Fields,
-    usual: UpstreamTimeouts,
-) -> Option<UpstreamSpec> {
-    let tables: Vec<At<Fields>> = fields.list("servers")?;
-    if decoder.text.get(fields.span_of("servers")).is_some_and(is_empty_list) {
-        let message = format!("`servers` of [upstreams.{}] is empty", toml_key(&key.value));
-        decoder
-            .push(Problem::error(fields.span_of("servers"), message).label("an upstream needs at least one"));
-    }
-    let mut servers: Vec<At<ServerSpec>> = Vec::new();
-    for table in tables {
-        let Some(url) = table.value.slot::<String>("url").given() else { continue };
-        match scalar::server(&url.value) {
-            Ok(server) => match servers.iter().find(|other| other.value == server) {
-                Some(first) => decoder.push(
-                    Problem::error(url.span, format!("{server} is there twice"))
-                        .label("again here")
-                        .also(first.span.clone(), "first here"),
-                ),
-                None => servers.push(At { value: server, span: url.span }),
-            },
-            Err(wrong) => {
-                decoder.push(refusal(
-                    &wrong,
-                    url.span,
-                    "a server must be a URL such as \"http://10.0.0.11:3000\"",
-                    "url",
-                ));
-            }
-        }
-    }
-    let timeouts = fields.value::<Fields>("timeouts").unwrap_or_else(Fields::empty);
-    Some(UpstreamSpec {
-        name: key.value.as_str().into(),
-        servers: servers.into_iter().map(|at| at.value).collect(),
-        timeouts: upstream_timeouts(&timeouts, usual),
-    })
-}
-
-/// Looks up where routes go. Gives the routes of the plan, and the upstreams that are used, sorted by name.
-fn destinations(
-    decoder: &mut Decoder<'_>,
-    routes: &[Route],
-    declared: &[Declared],
-    usual: UpstreamTimeouts,
-) -> (Vec<crate::proxy::RouteSpec>, Vec<UpstreamSpec>) {
-    let names: Vec<&str> = declared.iter().map(|d| d.name.value.as_str()).collect();
-    let mut used: BTreeMap<Arc<str>, UpstreamSpec> = BTreeMap::new();
-    let mut specs = Vec::new();
-    for route in routes {
-        let action = match &route.action {
-            None => continue,
-            Some(Action::Respond(action)) => action.clone(),
-            Some(Action::Redirect { spec, .. }) => ActionSpec::Redirect(spec.clone()),
-            Some(Action::Forward { to, strip_prefix }) => {
-                let upstream: Arc<str> = match &to.value {
-                    Destination::Server(server) => {
-                        let name: Arc<str> = server.to_string().into();
-                        let spec = || UpstreamSpec {
-                            name: name.clone(),
-                            servers: vec![server.clone()],
-                            timeouts: usual,
-                        };
-                        used.entry(name.clone()).or_insert_with(spec);
-                        name
-                    }
-                    Destination::Upstream(wanted) => {
-                        match declared.iter().find(|d| d.name.value == *wanted) {
-                            Some(declared) => {
-                                let name: Arc<str> = wanted.as_str().into();
-                                if let Some(spec) = &declared.spec {
-                                    used.insert(name.clone(), spec.clone());
-                                }
-                                name
-                            }
-                            None => {
-                                decoder.push(unknown_upstream(to.span.clone(), wanted, &names));
-                                continue;
-                            }
-                        }
-                    }
-                };
-                ActionSpec::Forward { upstream, strip_prefix: *strip_prefix }
-            }
-        };
-        specs.push(route.spec(action));
-    }
-    for idle in declared.iter().filter(|d| !used.contains_key(d.name.value.as_str())) {
-        decoder.push(
-            Problem::warning(
-                idle.name.span.clone(),
-                format!("no route leads to upstream `{}`", idle.name.value),
-            )
-            .help("it is not used"),
-        );
-    }
-    (specs, used.into_values().collect())
 }
 
 /// Finds redirects that lead to their own route again.

@@ -10,18 +10,20 @@ use toml::de::{DeTable, DeValue};
 use super::decode::{Decoder, Subject, refusal, sorted};
 use super::error::Problem;
 use super::scalar::{self, WebUrl, Wrong};
-use super::sections;
 use super::table::Kind;
 use super::value::{At, Entry, Fields, Value};
+use super::{policies, sections};
+use crate::balance::ServerSpec;
 use crate::name::HostPattern;
+use crate::policy::PolicySpec;
 use crate::proxy::{ActionSpec, RedirectSpec, RouteHost, RouteSpec, path};
-use crate::upstream::ServerSpec;
 
 /// A route whose destination is not looked up yet.
 pub(super) struct Route {
     pub(super) key: At<String>,
     pub(super) host: RouteHost,
     pub(super) path: Arc<str>,
+    pub(super) policy: PolicySpec,
     /// `None` if it is wrong; that was said.
     pub(super) action: Option<Action>,
 }
@@ -50,6 +52,7 @@ impl Route {
             key: self.key.value.as_str().into(),
             host: self.host.clone(),
             path: self.path.clone(),
+            policy: self.policy.clone(),
             action,
         }
     }
@@ -170,11 +173,13 @@ pub(super) fn read(decoder: &mut Decoder<'_>, entries: Vec<Entry>) -> Vec<Route>
         } else {
             seen.insert((host.clone(), path.clone()), key.clone());
         }
-        let action = match &value {
-            Some(Value::Table(fields)) => action(decoder, &key, Some(&path), fields),
-            _ => None,
+        let (action, policy) = match &value {
+            Some(Value::Table(fields)) => {
+                (action(decoder, &key, Some(&path), fields), policies::read(decoder, fields))
+            }
+            _ => (None, PolicySpec::default()),
         };
-        routes.push(Route { key, host, path, action });
+        routes.push(Route { key, host, path, policy, action });
     }
     routes
 }

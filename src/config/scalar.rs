@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::balance::{ServerHost, ServerSpec};
 use crate::name::{DnsName, HostPattern, NameError};
-use crate::upstream::{ServerHost, ServerSpec};
 
 /// What is wrong with a text, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::record::Record;
-use crate::upstream::{BodyError, InFlight, ResponseBody};
+use crate::balance::InFlight;
+use crate::upstream::{BodyError, ResponseBody};
 
 /// An answer's body. The request ends when it is dropped: that is when the log hears of it.
 #[derive(Debug)]
@@ -29,6 +30,11 @@ enum Kind {
 impl Answer {
     pub(super) fn full(body: Bytes, record: Box<Record>) -> Self {
         Self { kind: Kind::Full(Some(body).filter(|b| !b.is_empty())), record }
+    }
+
+    /// The request that it answers.
+    pub(super) fn record(&self) -> &Record {
+        &self.record
     }
 
     pub(super) fn server(body: ResponseBody, in_flight: InFlight, record: Box<Record>) -> Self {

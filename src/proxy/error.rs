@@ -5,6 +5,7 @@ use http::{HeaderMap, StatusCode, header};
 
 use super::host::HostError;
 use super::path::PathError;
+use crate::policy::Denial;
 use crate::upstream::Failure;
 
 /// Why a request is not forwarded, or its answer not had.
@@ -23,6 +24,8 @@ pub(super) enum Refusal {
     /// The certificate that was served is not for this host.
     Misdirected,
     NoRoute,
+    /// The route's policy does not let it in.
+    Denied(Denial),
     /// The announced body is larger than allowed.
     BodyTooLarge,
     Upstream(Failure),
@@ -40,6 +43,7 @@ impl Refusal {
             Self::TooManyFields => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header_fields"),
             Self::Misdirected => (StatusCode::MISDIRECTED_REQUEST, "misdirected"),
             Self::NoRoute => (StatusCode::NOT_FOUND, "no_route"),
+            Self::Denied(denial) => denial.verdict(),
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::Upstream(failure) => match failure {
                 Failure::ClientBody => (StatusCode::BAD_REQUEST, "client_body"),

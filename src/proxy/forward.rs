@@ -14,7 +14,8 @@ use super::error::Refusal;
 use super::handler::{Shared, refuse};
 use super::headers;
 use super::record::Record;
-use crate::upstream::{Balancer, Exchange, ExchangeLimits, Failure, RequestBody};
+use crate::balance::Balancer;
+use crate::upstream::{Exchange, ExchangeLimits, Failure, RequestBody};
 
 /// The target for the server: `path`, which was matched, and the query as it came. Nothing is copied if `path` is what came.
 pub(super) fn target(uri: &Uri, path: &str) -> Option<Uri> {
@@ -44,7 +45,7 @@ pub(super) async fn forward(
     let limits = ExchangeLimits {
         timeouts: *balancer.timeouts(),
         body_timeout: record.local.snapshot.body_timeout,
-        max_body: record.local.snapshot.max_body,
+        max_body: record.max_body(),
     };
     let hint = request.body().size_hint();
     if limits.max_body.is_some_and(|max| hint.lower() > max) {

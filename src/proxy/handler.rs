@@ -159,6 +159,16 @@ impl Proxy {
         (Box::new(record), client)
     }
 
+    /// Answers a request, and lets its route's policies have the last word on the answer.
+    async fn serve(self: Rc<Self>, request: Request<Incoming>, conn: Rc<ConnInfo>) -> Response<Answer> {
+        let tls = conn.tls.is_some();
+        let (mut head, body) = self.answer(request, conn).await.into_parts();
+        if let Some(policy) = body.record().policy() {
+            policy.finish(&mut head.headers, tls);
+        }
+        Response::from_parts(head, body)
+    }
+
     async fn answer(self: Rc<Self>, request: Request<Incoming>, conn: Rc<ConnInfo>) -> Response<Answer> {
         let (mut parts, body) = request.into_parts();
         let local = self.local();
@@ -181,6 +191,9 @@ impl Proxy {
             }
             return redirect(StatusCode::PERMANENT_REDIRECT, origin, &decision.path, query, record);
         };
+        if let Err(denial) = local.snapshot.policies[route].admit(client.address) {
+            return refuse(Refusal::Denied(denial), record);
+        }
         match &local.snapshot.targets[route] {
             Target::Redirect { status, origin, path: None } => {
                 redirect(*status, origin.to_string(), &decision.path, query, record)
@@ -234,7 +247,7 @@ impl Service for Proxy {
         request: Request<Incoming>,
         conn: Rc<ConnInfo>,
     ) -> impl Future<Output = Response<Answer>> + 'static {
-        self.answer(request, conn)
+        self.serve(request, conn)
     }
 
     fn unreadable(&self, conn: &ConnInfo, status: u16, reason: &'static str) {

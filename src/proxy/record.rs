@@ -11,9 +11,11 @@ use tokio::time::Instant;
 
 use super::error::Refusal;
 use super::handler::{Local, Shared};
+use crate::balance::Endpoint;
 use crate::conn::ConnInfo;
+use crate::policy::Policy;
 use crate::telemetry::AccessRecord;
-use crate::upstream::{Endpoint, Exchange};
+use crate::upstream::Exchange;
 
 /// The id of a request: on its error page and in its line of the log.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +65,16 @@ pub(super) struct Record {
 pub(super) const CLIENT_CLOSED: (u16, &str) = (499, "client_closed");
 
 impl Record {
+    /// The policies of the request's route, if it has one.
+    pub(super) fn policy(&self) -> Option<&Policy> {
+        self.route.map(|index| &self.local.snapshot.policies[index])
+    }
+
+    /// The largest body that the request may have.
+    pub(super) fn max_body(&self) -> Option<u64> {
+        self.policy().and_then(Policy::max_body).or(self.local.snapshot.max_body)
+    }
+
     pub(super) fn refuse(&mut self, refusal: Refusal) -> StatusCode {
         let (status, reason) = refusal.verdict();
         if refusal.is_rejection() {

@@ -134,7 +134,7 @@ impl Router {
         for reading in path::other_readings(path) {
             let other = self.route(host, &reading);
             let same = match (&matched, &other) {
-                (Some(a), Some(b)) => a.index == b.index || a.route.action == b.route.action,
+                (Some(a), Some(b)) => a.index == b.index || a.route.does_the_same_as(b.route),
                 // What no route is for now cannot be protected by one.
                 (None, _) => true,
                 (Some(_), None) => false,
@@ -242,6 +242,7 @@ mod tests {
 
     use super::super::spec::ActionSpec;
     use super::*;
+    use crate::policy::PolicySpec;
 
     fn route(key: &str) -> RouteSpec {
         let (host, path) = key.split_once('/').map_or((key, "/".to_owned()), |(h, p)| (h, format!("/{p}")));
@@ -250,7 +251,7 @@ mod tests {
             host => RouteHost::Pattern(host.parse().unwrap()),
         };
         let action = ActionSpec::Forward { upstream: key.into(), strip_prefix: false };
-        RouteSpec { key: key.into(), host, path: path.into(), action }
+        RouteSpec { key: key.into(), host, path: path.into(), policy: PolicySpec::default(), action }
     }
 
     fn routes(keys: &[&str]) -> Vec<RouteSpec> {

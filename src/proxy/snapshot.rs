@@ -11,8 +11,9 @@ use ipnet::IpNet;
 
 use super::route::Router;
 use super::spec::{ActionSpec, ProxySpec};
+use crate::balance::{Balancer, UpstreamSpec, Upstreams};
+use crate::policy::Policy;
 use crate::telemetry::Metrics;
-use crate::upstream::{Balancer, UpstreamSpec, Upstreams};
 
 /// What requests are decided by. Immutable: a reload makes a new one; a request keeps the one it began with.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct Snapshot {
     pub(super) router: Router,
     /// One for each route of the router.
     pub(super) targets: Box<[Target]>,
+    /// One for each route of the router.
+    pub(super) policies: Box<[Policy]>,
     pub(super) upstreams: Upstreams,
     pub(super) trusted: Box<[IpNet]>,
     pub(super) body_timeout: Duration,
@@ -117,6 +120,7 @@ impl Snapshot {
         Ok(Self {
             router: Router::new(&spec.routes),
             targets,
+            policies: spec.routes.iter().map(|route| Policy::new(&route.policy)).collect(),
             upstreams,
             trusted: spec.trusted_proxies.clone().into(),
             body_timeout: spec.body_timeout,

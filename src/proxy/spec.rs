@@ -6,6 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::name::HostPattern;
+use crate::policy::PolicySpec;
 
 /// Everything the proxy needs that is not an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,8 +30,17 @@ pub struct RouteSpec {
     pub host: RouteHost,
     /// Normalised path prefix that matches on a segment boundary: `/` or `/api`, no trailing slash except for the root.
     pub path: Arc<str>,
+    /// What it asks of requests and adds to answers.
+    pub policy: PolicySpec,
     /// What happens.
     pub action: ActionSpec,
+}
+
+impl RouteSpec {
+    /// Whether a request gets the same from `other`: then it does not matter which of them it takes.
+    pub fn does_the_same_as(&self, other: &Self) -> bool {
+        self.policy == other.policy && self.action == other.action
+    }
 }
 
 /// The hosts a route is for. Of the routes that match a request, exact wins over wildcard, wildcard over any.

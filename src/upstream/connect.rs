@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::exchange::Failure;
-use super::spec::{ServerHost, ServerSpec};
+use crate::balance::{ServerHost, ServerSpec};
 use crate::resolver::Hosts;
 
 /// Connects to `server` within `limit`, name resolution included. A name's addresses are tried one after the other, from a

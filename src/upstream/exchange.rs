@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::spec::UpstreamTimeouts;
+use crate::balance::UpstreamTimeouts;
 
 /// Who failed, and how: what an error becomes for the client and the log is decided from this alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

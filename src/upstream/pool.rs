@@ -17,8 +17,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::body::{RequestBody, ResponseBody};
 use super::connect::connect;
-use super::endpoint::Endpoint;
 use super::exchange::{Exchange, Failure};
+use crate::balance::Endpoint;
 use crate::resolver::Hosts;
 use crate::task;
 

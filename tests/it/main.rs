@@ -31,6 +31,7 @@ mod listeners;
 mod load;
 mod local_ca;
 mod passing;
+mod policies;
 mod providers;
 mod proxying;
 mod reload;

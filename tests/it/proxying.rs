@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use starlock::upstream::ServerHost;
+use starlock::balance::ServerHost;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::client::Raw;

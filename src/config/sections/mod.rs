@@ -1,12 +1,16 @@
 //! Every section of the file as a table of keys. What is not here is unknown; what is `later` is refused by name.
 
 mod certificates;
+mod routes;
+mod upstreams;
 
 use super::table::{Key, Kind, More, Section, Words};
 
 pub(super) use certificates::{
     ACME, CAS, CERTIFICATE, DNS, LATER_PROVIDERS, NOTIFY, OWN_PROVIDERS, RESPONDER,
 };
+pub(super) use routes::ROUTE;
+pub(super) use upstreams::UPSTREAM;
 
 const SECONDS: Kind = Kind::Duration { zero: false };
 
@@ -106,108 +110,6 @@ pub(super) static LISTEN: Section = section(
         ),
         Key::later("proxy_protocol", "Peers that must speak the PROXY protocol"),
         Key::new("default_sni", Kind::Host, "", "The name whose certificate clients without SNI get"),
-    ],
-);
-
-pub(super) static ROUTE: Section = growing(
-    "to",
-    "[routes]",
-    "What happens at a host and path",
-    &[
-        Key::new("to", Kind::Text, "", "Name of an upstream, or a URL such as \"http://127.0.0.1:3000\""),
-        Key::new("strip_prefix", Kind::Flag, "false", "Takes the route's path off before forwarding"),
-        Key::new(
-            "redirect",
-            Kind::Text,
-            "",
-            "Where clients are sent; keeps path and query unless it has a path",
-        ),
-        Key::new("respond", Kind::Count { min: 200, max: 599 }, "", "Answers with this status"),
-        Key::new("body", Kind::Text, "", "The text that `respond` answers with"),
-        Key::new(
-            "status",
-            Kind::Count { min: 100, max: 999 },
-            "308",
-            "Status of `redirect`: 301, 302, 303, 307 or 308",
-        ),
-        Key::later("allow", "Networks that may use the route"),
-        Key::later("deny", "Networks that may not use the route"),
-        Key::later("auth", "Basic or forward authentication"),
-        Key::later("basic_auth", "Basic authentication"),
-        Key::later("forward_auth", "Asks another server whether a request may pass"),
-        Key::later("client_ca", "Requires a client certificate"),
-        Key::later("rate_limit", "Requests in a time"),
-        Key::later("concurrency", "Requests at a time"),
-        Key::later("max_body", "Largest request body"),
-        Key::later("headers", "Header rules"),
-        Key::later("compress", "Compresses answers"),
-        Key::later("hsts", "Sends Strict-Transport-Security"),
-        Key::later("rewrite", "Changes the path"),
-        Key::later("error_pages", "Pages for errors"),
-        Key::later("methods", "Condition on the method"),
-        Key::later("when", "Condition on the request"),
-        Key::later("mirror", "Copies a share of requests to another upstream"),
-        Key::later("split", "Shares requests among upstreams by weight"),
-        Key::later("timeouts", "Time-outs of this route alone"),
-    ],
-);
-
-pub(super) static SERVER: Section = growing(
-    "url",
-    "servers",
-    "One server",
-    &[
-        Key::required("url", Kind::Text, "http://host[:port]"),
-        Key::later("weight", "Its share of requests"),
-        Key::later("backup", "Used when no other server is up"),
-    ],
-);
-
-static BALANCES: Words = Words { now: &["p2c"], later: &["round_robin", "random", "hash"] };
-
-static UPSTREAM_TIMEOUTS: Section = section(
-    "timeouts",
-    "How long to wait for the servers of one upstream",
-    &[
-        Key::new("connect", SECONDS, "\"3s\"", "TCP connect"),
-        Key::new(
-            "response",
-            SECONDS,
-            "\"60s\"",
-            "From the end of the request to the first byte of the answer",
-        ),
-        Key::new("stall", SECONDS, "\"5m\"", "Without a byte of the answer's body"),
-        Key::new("upstream_idle", SECONDS, "\"60s\"", "How long an idle connection to a server is kept"),
-        Key::later("attempt", "To the first byte, before an idempotent request is tried elsewhere"),
-    ],
-);
-
-pub(super) static UPSTREAM: Section = section(
-    "[upstreams]",
-    "Servers that requests go to",
-    &[
-        Key::required(
-            "servers",
-            Kind::List(&Kind::Or(&Kind::Text, &SERVER)),
-            "URLs: \"http://10.0.0.11:3000\"",
-        ),
-        Key::new(
-            "balance",
-            Kind::Word(&BALANCES),
-            "\"p2c\"",
-            "How a server is chosen; p2c: the less busy of two",
-        ),
-        Key::later("health", "Asks servers whether they are well"),
-        Key::new(
-            "timeouts",
-            Kind::Table(&UPSTREAM_TIMEOUTS),
-            "",
-            "Replaces those of [timeouts], each on its own",
-        ),
-        Key::later("tls", "TLS to the servers"),
-        Key::later("retries", "Tries again elsewhere"),
-        Key::later("sticky", "Keeps a client at its server"),
-        Key::later("proxy_protocol", "Sends the PROXY protocol"),
     ],
 );
 

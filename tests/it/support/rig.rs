@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
+use starlock::balance::{ServerHost, ServerSpec, UpstreamSpec, UpstreamTimeouts};
 use starlock::clock::SystemClock;
 use starlock::listen::{Inherited, Limits, ListenSpec, ListenTimeouts, Traffic};
+use starlock::policy::PolicySpec;
 use starlock::proxy::{
     ActionSpec, Proxy, ProxySpec, RedirectSpec, RouteHost, RouteSpec, Snapshot, SnapshotPublisher,
     snapshot_cell,
@@ -17,7 +19,7 @@ use starlock::proxy::{
 use starlock::resolver::Hosts;
 use starlock::telemetry::{AccessFormat, AccessLog, AccessLogSpec, AccessTarget, Metrics};
 use starlock::tls::{Bundle, CertPublisher, CertTable, TlsServer, cert_store};
-use starlock::upstream::{Pools, ServerHost, ServerSpec, UpstreamSpec, UpstreamTimeouts};
+use starlock::upstream::Pools;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -54,6 +56,20 @@ impl Plan {
         }
     }
 
+    /// What a configuration says about routes, upstreams and clients. It listens on free ports of its own: in clear, and with
+    /// TLS if the text says `listen.https`. Nothing is ordered: with TLS the certificate is the one of [`Plan::tls`].
+    pub(crate) fn toml(text: &str) -> Self {
+        let env =
+            starlock::config::Environment { state_dir: "/nowhere".into(), runtime_dir: "/nowhere".into() };
+        let tls = text.contains("https =");
+        let loaded = starlock::config::parse(&format!("acme.ca = \"local\"\n{text}"), "test.toml", &env)
+            .unwrap_or_else(|problems| panic!("{problems}"));
+        let mut listen = loaded.plan.listen;
+        listen.http = vec![local()];
+        listen.https = if tls { vec![local()] } else { vec![] };
+        Self { listen, proxy: loaded.plan.proxy, upstreams: loaded.plan.upstreams, workers: 2 }
+    }
+
     /// Listens with TLS as well; its certificate is for `a.test`, `b.test`, `*.wild.test` and `127.0.0.1`.
     pub(crate) fn tls() -> Self {
         let mut plan = Self::clear();
@@ -67,7 +83,13 @@ impl Plan {
             "*" => RouteHost::Any,
             host => RouteHost::Pattern(host.parse().unwrap()),
         };
-        self.proxy.routes.push(RouteSpec { key: key.into(), host, path: path.into(), action });
+        self.proxy.routes.push(RouteSpec {
+            key: key.into(),
+            host,
+            path: path.into(),
+            policy: PolicySpec::default(),
+            action,
+        });
         self
     }
 
@@ -187,6 +209,11 @@ impl Rig {
 
     pub(crate) async fn connect(&self) -> Raw {
         Raw::connect(self.http()).await
+    }
+
+    /// An HTTP/1.1 client by https that asks for `name`.
+    pub(crate) async fn connect_tls(&self, name: &str) -> Raw<TlsStream<TcpStream>> {
+        Raw::over(self.tls(name, "http/1.1").await)
     }
 
     /// A handshake for `name`, offering `alpn`.

@@ -47,7 +47,7 @@ impl Endpoint {
     }
 
     /// Counts a request that is sent again because an idle connection never sent it.
-    pub(super) fn resent(&self) {
+    pub(crate) fn resent(&self) {
         self.resent.inc();
     }
 

@@ -1,0 +1,151 @@
+//! `[upstreams]`: servers by name, and the routes that lead to them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::decode::{Decoder, refusal, toml_key};
+use super::error::Problem;
+use super::expect::unknown_upstream;
+use super::resolve::is_empty_list;
+use super::routes::{self, Action, Destination, Route};
+use super::scalar;
+use super::value::{At, Entry, Fields, Value};
+use crate::balance::{ServerSpec, UpstreamSpec, UpstreamTimeouts};
+use crate::proxy::{ActionSpec, RouteSpec};
+
+/// The time-outs that a section says, with `usual` for the others.
+pub(super) fn time_outs(section: &Fields, usual: UpstreamTimeouts) -> UpstreamTimeouts {
+    UpstreamTimeouts {
+        connect: section.value("connect").unwrap_or(usual.connect),
+        response: section.value("response").unwrap_or(usual.response),
+        stall: section.value("stall").unwrap_or(usual.stall),
+        upstream_idle: section.value("upstream_idle").unwrap_or(usual.upstream_idle),
+    }
+}
+
+/// An `[upstreams.NAME]` section.
+pub(super) struct Declared {
+    pub(super) name: At<String>,
+    /// `None` if it is wrong; that was said.
+    pub(super) spec: Option<UpstreamSpec>,
+}
+
+/// Reads all sections, used or not.
+pub(super) fn declared(decoder: &mut Decoder<'_>, file: &Fields, usual: UpstreamTimeouts) -> Vec<Declared> {
+    let entries: Vec<Entry> = file.value("upstreams").unwrap_or_default();
+    let mut all = Vec::new();
+    for Entry { key, value } in entries {
+        if !routes::is_upstream_name(&key.value) {
+            let message = format!("`{}` cannot name an upstream", key.value);
+            decoder.push(Problem::error(key.span.clone(), message).label("names have a-z, 0-9, `_` and `-`"));
+        }
+        let spec = match value {
+            Some(Value::Table(fields)) => upstream(decoder, &key, &fields, usual),
+            _ => None,
+        };
+        all.push(Declared { name: key, spec });
+    }
+    all
+}
+
+fn upstream(
+    decoder: &mut Decoder<'_>,
+    key: &At<String>,
+    fields: &Fields,
+    usual: UpstreamTimeouts,
+) -> Option<UpstreamSpec> {
+    let tables: Vec<At<Fields>> = fields.list("servers")?;
+    if decoder.text.get(fields.span_of("servers")).is_some_and(is_empty_list) {
+        let message = format!("`servers` of [upstreams.{}] is empty", toml_key(&key.value));
+        decoder
+            .push(Problem::error(fields.span_of("servers"), message).label("an upstream needs at least one"));
+    }
+    let mut servers: Vec<At<ServerSpec>> = Vec::new();
+    for table in tables {
+        let Some(url) = table.value.slot::<String>("url").given() else { continue };
+        match scalar::server(&url.value) {
+            Ok(server) => match servers.iter().find(|other| other.value == server) {
+                Some(first) => decoder.push(
+                    Problem::error(url.span, format!("{server} is there twice"))
+                        .label("again here")
+                        .also(first.span.clone(), "first here"),
+                ),
+                None => servers.push(At { value: server, span: url.span }),
+            },
+            Err(wrong) => {
+                decoder.push(refusal(
+                    &wrong,
+                    url.span,
+                    "a server must be a URL such as \"http://10.0.0.11:3000\"",
+                    "url",
+                ));
+            }
+        }
+    }
+    let timeouts = fields.value::<Fields>("timeouts").unwrap_or_else(Fields::empty);
+    Some(UpstreamSpec {
+        name: key.value.as_str().into(),
+        servers: servers.into_iter().map(|at| at.value).collect(),
+        timeouts: time_outs(&timeouts, usual),
+    })
+}
+
+/// Looks up where routes go. Gives the routes of the plan, and the upstreams that are used, sorted by name.
+pub(super) fn destinations(
+    decoder: &mut Decoder<'_>,
+    routes: &[Route],
+    declared: &[Declared],
+    usual: UpstreamTimeouts,
+) -> (Vec<RouteSpec>, Vec<UpstreamSpec>) {
+    let names: Vec<&str> = declared.iter().map(|d| d.name.value.as_str()).collect();
+    let mut used: BTreeMap<Arc<str>, UpstreamSpec> = BTreeMap::new();
+    let mut specs = Vec::new();
+    for route in routes {
+        let action = match &route.action {
+            None => continue,
+            Some(Action::Respond(action)) => action.clone(),
+            Some(Action::Redirect { spec, .. }) => ActionSpec::Redirect(spec.clone()),
+            Some(Action::Forward { to, strip_prefix }) => {
+                let upstream: Arc<str> = match &to.value {
+                    Destination::Server(server) => {
+                        let name: Arc<str> = server.to_string().into();
+                        let spec = || UpstreamSpec {
+                            name: name.clone(),
+                            servers: vec![server.clone()],
+                            timeouts: usual,
+                        };
+                        used.entry(name.clone()).or_insert_with(spec);
+                        name
+                    }
+                    Destination::Upstream(wanted) => {
+                        match declared.iter().find(|d| d.name.value == *wanted) {
+                            Some(declared) => {
+                                let name: Arc<str> = wanted.as_str().into();
+                                if let Some(spec) = &declared.spec {
+                                    used.insert(name.clone(), spec.clone());
+                                }
+                                name
+                            }
+                            None => {
+                                decoder.push(unknown_upstream(to.span.clone(), wanted, &names));
+                                continue;
+                            }
+                        }
+                    }
+                };
+                ActionSpec::Forward { upstream, strip_prefix: *strip_prefix }
+            }
+        };
+        specs.push(route.spec(action));
+    }
+    for idle in declared.iter().filter(|d| !used.contains_key(d.name.value.as_str())) {
+        decoder.push(
+            Problem::warning(
+                idle.name.span.clone(),
+                format!("no route leads to upstream `{}`", idle.name.value),
+            )
+            .help("it is not used"),
+        );
+    }
+    (specs, used.into_values().collect())
+}
