@@ -121,6 +121,7 @@ impl CertManager {
             roots: Arc::default(),
             polls: Arc::new(Semaphore::new(CONCURRENT_POLLS)),
             size: Arc::default(),
+            hours: Arc::default(),
         };
         let actor = Actor {
             publisher,

@@ -41,6 +41,9 @@ struct StoredAri {
     /// What was said of another certificate says nothing about this one.
     serial: String,
     window: Option<(u64, u64)>,
+    /// Missing in what older releases wrote: chosen at the next poll.
+    #[serde(default)]
+    throw: Option<u8>,
     poll_at: u64,
     misses: u8,
     revoked: bool,
@@ -113,6 +116,7 @@ impl CertRecords {
         let stored: StoredAri = serde_json::from_slice(&found.value).ok()?;
         (stored.serial == serial).then(|| Ari {
             window: stored.window.map(|(start, end)| Window { start: time(start), end: time(end) }),
+            throw: stored.throw,
             poll_at: time(stored.poll_at),
             misses: stored.misses,
             revoked: stored.revoked,
@@ -129,6 +133,7 @@ impl CertRecords {
         let stored = StoredAri {
             serial: serial.to_owned(),
             window: ari.window.map(|w| (seconds(w.start), seconds(w.end))),
+            throw: ari.throw,
             poll_at: seconds(ari.poll_at),
             misses: ari.misses,
             revoked: ari.revoked,

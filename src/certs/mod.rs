@@ -4,6 +4,7 @@ mod attempt;
 mod command;
 mod files;
 mod generations;
+pub(crate) mod hours;
 mod import;
 mod inventory;
 mod jobs;

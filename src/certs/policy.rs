@@ -11,6 +11,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// The end of a window is left to orders that take their time.
 const WINDOW_SHARE: f64 = 0.9;
+/// Of so many moments inside a window, drawn at random, the one is taken for whose hour the fewest renewals are planned. Two
+/// are enough to take the peaks off what chance alone would pile up, and leave every moment of the window possible.
+const THROWS: u8 = 2;
 /// A CA with limits signs the same set of names once in this time (Let's Encrypt's refill for one exact set).
 const GAP: Duration = Duration::from_secs(34 * 3600);
 /// From so many certificates on, they are kept from being ordered together.
@@ -145,20 +148,20 @@ impl Held {
         self.by_dates() <= now
     }
 
-    /// When to renew, by a window of the CA if there is a valid one.
+    /// When to renew, by a window of the CA if there is a valid one; `throw` says which of its moments was chosen.
     ///
     /// Two things make it later, though never later than the floor: a CA with limits (`limited`) is not asked twice within the
     /// minimum gap unless it says itself that the time is over, once in a row; and nothing is renewed by its dates within a
     /// quarter of its lifetime after it was stored, or a clock that is ahead would make a loop.
-    pub(crate) fn due(&self, window: Option<Window>, terms: Terms, now: SystemTime) -> Due {
+    pub(crate) fn due(&self, window: Option<Window>, throw: u8, terms: Terms, now: SystemTime) -> Due {
         let floor = self.floor();
         if self.rolled_back {
             let rest = self.not_after.duration_since(self.stored_at).unwrap_or_default();
             return Due { at: floor.max(self.stored_at + rest / 2), why: Why::RolledBack };
         }
         let (at, why) = match window.filter(|w| w.start < w.end) {
-            Some(w) if w.end <= now => (self.moment_in(w), Why::Overdue),
-            Some(w) => (self.moment_in(w), Why::Window(w)),
+            Some(w) if w.end <= now => (self.moment_in(w, throw), Why::Overdue),
+            Some(w) => (self.moment_in(w, throw), Why::Window(w)),
             None => (self.by_dates(), Why::Lifetime),
         };
         let (at, why) = if floor < at { (floor, Why::Floor) } else { (at, why) };
@@ -215,10 +218,17 @@ impl Held {
         self.not_after.checked_sub(left).unwrap_or(self.not_before)
     }
 
-    /// The same moment for the same certificate and window, anywhere inside it.
-    fn moment_in(&self, window: Window) -> SystemTime {
+    /// The throw of the dice whose moment in `window` has the fewest renewals around it, as `planned` counts them. All are
+    /// uniformly random in the window (RFC 9773 section 4.2), so that whichever is taken does not endanger the certificate.
+    pub(crate) fn quietest(&self, window: Window, planned: impl Fn(SystemTime) -> u32) -> u8 {
+        (0..THROWS).min_by_key(|throw| planned(self.moment_in(window, *throw))).unwrap_or(0)
+    }
+
+    /// The same moment for the same certificate, window and throw, anywhere inside the window.
+    fn moment_in(&self, window: Window, throw: u8) -> SystemTime {
         let seconds = |t: SystemTime| t.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let mixed = mix(self.seed ^ mix(seconds(window.start)) ^ seconds(window.end).rotate_left(32));
+        let seed = (0..throw).fold(self.seed, |seed, _| mix(seed));
+        let mixed = mix(seed ^ mix(seconds(window.start)) ^ seconds(window.end).rotate_left(32));
         let width = window.end.duration_since(window.start).unwrap_or_default();
         window.start + width.mul_f64(fraction(mixed) * WINDOW_SHARE)
     }
@@ -250,12 +260,12 @@ impl Held {
 }
 
 /// `0.0..1.0`.
-fn fraction(seed: u64) -> f64 {
+pub(crate) fn fraction(seed: u64) -> f64 {
     (seed >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// One step of splitmix64: neighbours go far apart.
-fn mix(x: u64) -> u64 {
+pub(crate) fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -339,11 +349,11 @@ mod tests {
             [(90 * D, 60 * D), (64 * D, 64 * D * 2 / 3), (45 * D, 30 * D), (160 * H, 80 * H), (60, 30)]
         {
             for limited in [false, true] {
-                assert_eq!(held(lifetime).due(None, terms(limited), at(0)).at, at(due), "{lifetime}");
+                assert_eq!(held(lifetime).due(None, 0, terms(limited), at(0)).at, at(due), "{lifetime}");
             }
         }
         let spread = Held { seed: u64::MAX, ..held(90 * D) };
-        let early = at(60 * D).duration_since(spread.due(None, terms(false), at(0)).at).unwrap();
+        let early = at(60 * D).duration_since(spread.due(None, 0, terms(false), at(0)).at).unwrap();
         assert!((2.99..=3.0).contains(&(early.as_secs_f64() / D as f64)), "{early:?}");
     }
 
@@ -366,10 +376,10 @@ mod tests {
             (window(60 * D, 60 * D), true, 30 * D, 60 * D, 60 * D, Why::Lifetime), // no window at all
             (window(70 * D, 60 * D), true, 30 * D, 60 * D, 60 * D, Why::Lifetime),
         ] {
-            let due = cert.due(window, terms(limited), at(now));
+            let due = cert.due(window, 0, terms(limited), at(now));
             assert!(due.at >= at(from) && due.at <= at(to), "{window:?} {limited} {now}: {due:?}");
             assert_eq!(due.why, why, "{window:?}");
-            assert_eq!(due, cert.due(window, terms(limited), at(now)), "chosen once");
+            assert_eq!(due, cert.due(window, 0, terms(limited), at(now)), "chosen once");
         }
     }
 
@@ -378,7 +388,7 @@ mod tests {
         let moments = |window: Option<Window>| -> Vec<f64> {
             (0..1000u64)
                 .map(|n| {
-                    let due = Held { seed: mix(n), ..held(90 * D) }.due(window, terms(true), at(0)).at;
+                    let due = Held { seed: mix(n), ..held(90 * D) }.due(window, 0, terms(true), at(0)).at;
                     due.duration_since(window.unwrap().start).unwrap().as_secs_f64() / (2 * D) as f64
                 })
                 .collect()
@@ -396,14 +406,35 @@ mod tests {
     }
 
     #[test]
+    fn of_two_moments_in_the_window_the_quieter_one_is_taken() {
+        let fortnight = Window { start: at(50 * D), end: at(64 * D) };
+        for n in 0..100 {
+            let cert = Held { seed: mix(n), ..held(90 * D) };
+            let moments: Vec<SystemTime> =
+                (0..THROWS).map(|throw| cert.moment_in(fortnight, throw)).collect();
+            assert!(
+                moments.iter().all(|m| (fortnight.start..fortnight.end).contains(m))
+                    && moments[0] != moments[1]
+            );
+            assert_eq!(cert.quietest(fortnight, |_| 3), 0, "chance decides where nothing else does");
+            for (throw, quiet) in moments.iter().enumerate() {
+                let taken = cert.quietest(fortnight, |moment| u32::from(moment != *quiet));
+                assert_eq!(usize::from(taken), throw);
+                let due = cert.due(Some(fortnight), taken, terms(true), at(0));
+                assert_eq!(due, Due { at: *quiet, why: Why::Window(fortnight) });
+            }
+        }
+    }
+
+    #[test]
     fn a_ca_that_always_says_now_is_obeyed_once() {
         let past = window(0, 60);
         let first = held(90 * D);
-        assert_eq!(first.due(past, terms(true), at(H)).why, Why::Overdue);
+        assert_eq!(first.due(past, 0, terms(true), at(H)).why, Why::Overdue);
         for (limited, gap) in [(true, 34 * H), (false, 90 * D / 4)] {
             let second = Held::signed((at(H), at(90 * D + H)), at(H), 1, 0, Some(&first));
             assert!(second.hurried);
-            let due = second.due(past, terms(limited), at(2 * H));
+            let due = second.due(past, 0, terms(limited), at(2 * H));
             assert_eq!((due.at, due.why), (at(H + gap), Why::Gap), "{limited}");
         }
         let later = Held::signed((at(60 * D), at(150 * D)), at(60 * D), 1, 0, Some(&first));
@@ -426,9 +457,9 @@ mod tests {
     fn what_a_person_went_back_to_is_renewed_late() {
         let back = Held { stored_at: at(65 * D), rolled_back: true, ..held(90 * D) };
         let now = window(60 * D, 61 * D);
-        assert_eq!(back.due(now, terms(true), at(66 * D)), Due { at: at(81 * D), why: Why::RolledBack });
+        assert_eq!(back.due(now, 0, terms(true), at(66 * D)), Due { at: at(81 * D), why: Why::RolledBack });
         let late = Held { stored_at: at(86 * D), ..back };
-        assert_eq!(late.due(now, terms(true), at(86 * D)).at, at(88 * D), "half of what is left");
+        assert_eq!(late.due(now, 0, terms(true), at(86 * D)).at, at(88 * D), "half of what is left");
     }
 
     #[test]
@@ -455,7 +486,7 @@ mod tests {
     fn a_fleet_that_was_ordered_at_once_comes_apart() {
         let fleet = Terms { fleet: true, ..terms(true) };
         let together: Vec<Held> = (0..1000).map(|n| Held { seed: mix(n), ..held(90 * D) }).collect();
-        let moments = |fleet| together.iter().map(|h| h.due(None, fleet, at(0)).at).collect::<Vec<_>>();
+        let moments = |fleet| together.iter().map(|h| h.due(None, 0, fleet, at(0)).at).collect::<Vec<_>>();
         assert!(
             moments(terms(true)).iter().all(|m| *m >= at(57 * D)),
             "a few are renewed when they always are"
@@ -471,7 +502,7 @@ mod tests {
             let next = Held::signed(dates, *moment, 7, 0, Some(one));
             assert!(!next.bunched, "its moment was its own");
             let usual = next.not_after - Duration::from_secs(33 * D);
-            assert!(next.due(None, fleet, *moment).at >= usual, "once is enough");
+            assert!(next.due(None, 0, fleet, *moment).at >= usual, "once is enough");
         }
         let late = Held::signed(
             (at(70 * D), at(160 * D)),
@@ -501,18 +532,18 @@ mod tests {
     fn a_wrong_clock_makes_no_loop() {
         let ahead = Held { stored_at: at(1_000_000), ..held(600) };
         assert_eq!(
-            ahead.due(None, terms(true), at(1_000_000)).at,
+            ahead.due(None, 0, terms(true), at(1_000_000)).at,
             at(1_000_150),
             "just stored, already past its end: a quarter is waited"
         );
         let hurried = Held { hurried: true, ..ahead };
         assert_eq!(
-            hurried.due(window(400, 410), terms(true), at(1_000_000)).at,
+            hurried.due(window(400, 410), 0, terms(true), at(1_000_000)).at,
             at(1_000_150),
             "with ARI too"
         );
         let behind = Held { stored_at: at(1_000_000), ..held(600) };
-        assert_eq!(behind.due(None, terms(true), at(0)).at, at(300), "stored in the future: ignored");
+        assert_eq!(behind.due(None, 0, terms(true), at(0)).at, at(300), "stored in the future: ignored");
     }
 
     #[test]
@@ -578,7 +609,7 @@ mod tests {
             let stored_at = at(0) + Duration::from_secs(lifetime).mul_f64(gone);
             let cert = Held { seed, hurried, stored_at, ..held(lifetime) };
             for window in [None, window(start, start + width)] {
-                let due = cert.due(window, terms(limited), stored_at).at;
+                let due = cert.due(window, 0, terms(limited), stored_at).at;
                 prop_assert!(due >= cert.not_before && due <= cert.floor(), "{due:?}");
             }
         }

@@ -76,6 +76,8 @@ pub(crate) enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ari {
     pub(crate) window: Option<Window>,
+    /// Which of the moments in the window was chosen; `None`: not yet.
+    pub(crate) throw: Option<u8>,
     pub(crate) poll_at: SystemTime,
     /// Polls that failed in a row.
     pub(crate) misses: u8,
@@ -146,7 +148,7 @@ impl Machine {
         attempts: Option<Attempts>,
         now: SystemTime,
     ) -> Self {
-        let fresh = Ari { window: None, poll_at: now, misses: 0, revoked: false };
+        let fresh = Ari { window: None, throw: None, poll_at: now, misses: 0, revoked: false };
         let mut machine = Self {
             held,
             ari: fresh,
@@ -200,7 +202,8 @@ impl Machine {
     /// A certificate was found that was not known before; whether it is due changes nothing about serving it.
     pub(crate) fn hold(&mut self, held: Held, now: SystemTime) {
         self.held = Some(held);
-        self.ari = Ari { window: None, poll_at: held.first_poll(now), misses: 0, revoked: false };
+        let poll_at = held.first_poll(now);
+        self.ari = Ari { window: None, throw: None, poll_at, misses: 0, revoked: false };
     }
 
     /// When the held certificate is to be renewed.
@@ -209,7 +212,24 @@ impl Machine {
             return Due { at: now, why: Why::Revoked };
         }
         let signer = self.lanes.get(usize::from(held.issuer));
-        held.due(self.ari.window, signer.map_or(Terms::default(), |(terms, _)| *terms), now)
+        let terms = signer.map_or(Terms::default(), |(terms, _)| *terms);
+        held.due(self.ari.window, self.ari.throw.unwrap_or(0), terms, now)
+    }
+
+    /// Chooses a moment in a window that is new, by how many renewals are `planned` around a moment. Kept with the window.
+    pub(crate) fn choose(&mut self, planned: impl Fn(SystemTime) -> u32, now: SystemTime) {
+        if let (Some(held), Some(window), None) = (self.held, self.ari.window, self.ari.throw) {
+            self.ari.throw = Some(held.quietest(window, planned));
+            self.settle(now);
+        }
+    }
+
+    /// When the held certificate is to be renewed, if nothing else is under way.
+    pub(crate) fn planned(&self) -> Option<SystemTime> {
+        match &self.state {
+            State::Valid { due } => Some(due.at),
+            _ => None,
+        }
     }
 
     fn resume(&mut self, attempts: Attempts, now: SystemTime) {
@@ -377,8 +397,8 @@ impl Machine {
             None => held.next_poll(now + policy::LONGEST_WAIT, now, dice),
             Some(hint) => {
                 let window = Window { start: hint.start, end: hint.end };
-                if window.start < window.end {
-                    self.ari.window = Some(window);
+                if window.start < window.end && self.ari.window != Some(window) {
+                    (self.ari.window, self.ari.throw) = (Some(window), None);
                 }
                 held.next_poll(hint.again_at, now, dice)
             }
@@ -565,6 +585,26 @@ mod tests {
         machine.step(Event::Renewed(held(30 * D, 90 * D)), at(30 * D), 0.5);
         assert_eq!(machine.ari().unwrap().window, None);
         assert!(matches!(machine.state(), State::Valid { due } if due.why == Why::Lifetime));
+    }
+
+    #[test]
+    fn the_moment_in_a_window_is_chosen_once_and_kept() {
+        let mut machine = Machine::new(&[PUBLIC], Some(held(0, 90 * D)), None, None, at(0));
+        machine.choose(|_| 0, at(0));
+        assert_eq!(machine.ari().unwrap().throw, None, "there is no window to choose in");
+        machine.step(hint(50 * D, 52 * D, 6 * H), at(0), 0.5);
+        let first = machine.planned().unwrap();
+        machine.choose(|moment| u32::from(moment == first), at(0));
+        let second = machine.planned().unwrap();
+        assert!(second != first && (at(50 * D)..at(52 * D)).contains(&second));
+        machine.step(hint(50 * D, 52 * D, 12 * H), at(6 * H), 0.5);
+        machine.choose(|moment| u32::from(moment == second), at(6 * H));
+        let again = Machine::new(&[PUBLIC], machine.held().copied(), machine.ari().copied(), None, at(6 * H));
+        assert_eq!((machine.planned(), again.planned()), (Some(second), Some(second)));
+        machine.step(hint(40 * D, 42 * D, 12 * H), at(6 * H), 0.5);
+        assert_eq!(machine.ari().unwrap().throw, None, "another window is another choice");
+        machine.step(Event::Asked, at(6 * H), 0.5);
+        assert_eq!(machine.planned(), None);
     }
 
     #[test]

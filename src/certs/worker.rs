@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, OnceCell, Semaphore, mpsc, oneshot};
 
 use super::command::Command;
+use super::hours::{Hours, Place};
 use super::jobs::Job;
 use super::manager::{News, Update, Wanted};
 use super::policy::{self, Terms};
@@ -40,6 +41,8 @@ pub(super) struct Shared {
     pub(super) polls: Arc<Semaphore>,
     /// How many certificates are wanted.
     pub(super) size: Arc<AtomicUsize>,
+    /// When they are to be renewed.
+    pub(super) hours: Arc<Hours>,
 }
 
 /// Told once each, by whichever start of the worker gets there first.
@@ -71,6 +74,8 @@ pub(super) struct Worker {
     inbox: Inbox,
     /// Where the CA says why its window is where it is.
     explanation: Option<String>,
+    /// Its renewal in the plan of all.
+    place: Place,
 }
 
 /// Commands for one worker; whichever start of it runs takes them.
@@ -87,6 +92,7 @@ pub(super) struct Pending {
 impl Worker {
     pub(super) fn new(shared: Shared, wanted: Wanted, number: u64, inbox: Inbox, stop: Shutdown) -> Self {
         let id = CertId::of(&wanted.names);
+        let place = Place::nowhere(shared.hours.clone());
         Self {
             shared,
             wanted,
@@ -101,6 +107,7 @@ impl Worker {
             job: None,
             inbox,
             explanation: None,
+            place,
         }
     }
 
@@ -120,6 +127,7 @@ impl Worker {
             let now = self.shared.clock.now();
             let before = machine.state().clone();
             let action = machine.next(now);
+            self.place.move_to(machine.planned());
             if *machine.state() != before {
                 self.show(&machine, None); // the clock was set: the next moment is another one
             }
@@ -256,7 +264,9 @@ impl Worker {
                 Event::HintFailed
             }
         };
-        machine.step(event, self.shared.clock.now(), backoff::dice());
+        let now = self.shared.clock.now();
+        machine.step(event, now, backoff::dice());
+        machine.choose(|moment| self.shared.hours.planned(moment), now);
         self.keep_ari(machine, &serial).await;
         self.show(machine, None);
     }

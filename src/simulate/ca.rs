@@ -9,11 +9,14 @@ use std::time::{Duration, SystemTime};
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use crate::certs::policy::{fraction, mix};
 use crate::issuer::{CaLimits, Rate, RenewalHint};
 use crate::ledger::domains;
 use crate::name::HostPattern;
 
 const HOUR: Duration = Duration::from_secs(3600);
+/// What new accounts are counted under.
+const ACCOUNTS: &str = "accounts";
 const SHORT_LIFETIME: Duration = Duration::from_secs(10 * 24 * 3600);
 
 /// What a CA is like over the simulated time.
@@ -73,6 +76,8 @@ pub(super) struct Ca {
     issued: HashSet<Vec<HostPattern>>,
     replaced: HashSet<u64>,
     serials: u64,
+    /// Our account is there.
+    registered: bool,
 }
 
 struct Bucket {
@@ -82,11 +87,41 @@ struct Bucket {
 
 impl Ca {
     pub(super) fn new(model: CaModel) -> Self {
-        Self { model, buckets: HashMap::new(), issued: HashSet::new(), replaced: HashSet::new(), serials: 0 }
+        Self {
+            model,
+            buckets: HashMap::new(),
+            issued: HashSet::new(),
+            replaced: HashSet::new(),
+            serials: 0,
+            registered: false,
+        }
     }
 
     pub(super) fn is_down(&self, now: SystemTime) -> bool {
         contains(&self.model.outages, now)
+    }
+
+    /// Whether our account is registered.
+    pub(super) fn knows_us(&self) -> bool {
+        self.registered
+    }
+
+    /// Registers our account, if it is not there yet.
+    pub(super) fn register(&mut self, now: SystemTime) -> Result<(), Refused> {
+        if self.registered {
+            return Ok(());
+        }
+        if self.is_down(now) {
+            return Err(Refused::Down);
+        }
+        if let Some(rate) = self.model.limits.accounts {
+            if !self.has(ACCOUNTS, rate, now) {
+                return Err(Refused::Limit(ACCOUNTS.to_owned()));
+            }
+            self.take(ACCOUNTS, rate, now);
+        }
+        self.registered = true;
+        Ok(())
     }
 
     /// A new order, as the successor of `replaces` if there is one.
@@ -178,7 +213,7 @@ impl Ca {
             return None;
         }
         let revoked = self.model.revocations.iter().find(|(at, share)| {
-            signed.not_before < *at && *at <= now && unit(signed.serial ^ 0x5eed) < *share
+            signed.not_before < *at && *at <= now && fraction(mix(signed.serial ^ 0x5eed)) < *share
         });
         if let Some((at, _)) = revoked {
             return Some(*at - 2 * HOUR..*at - HOUR);
@@ -232,13 +267,6 @@ impl Ca {
 
 fn failures(name: &HostPattern) -> String {
     format!("failures {name}")
-}
-
-/// `0.0..1.0`, the same for the same number.
-fn unit(x: u64) -> f64 {
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((x ^ (x >> 31)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// Whether one of the sorted `ranges` holds `now`.

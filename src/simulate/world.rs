@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rand::rngs::StdRng;
@@ -10,7 +11,8 @@ use rand::{Rng, SeedableRng};
 use super::ca::{Ca, Order, Refused, Signed};
 use super::outcome::{Hour, Outcome, Renewal};
 use super::scenario::{Scenario, SimulatedCert};
-use crate::certs::policy::{FLEET, Held, Terms};
+use crate::certs::hours::{Hours, Place};
+use crate::certs::policy::{FLEET, Held, Terms, mix};
 use crate::certs::state::{Action, Event, Machine};
 use crate::issuer::{FailureClass, IssueError, Retry, Spent};
 use crate::ledger::{Ask, Book};
@@ -29,13 +31,13 @@ pub fn run(scenario: &Scenario) -> Outcome {
     let end = scenario.start + scenario.length;
     let mut restarts = scenario.restarts.iter().copied().peekable();
     loop {
-        let next = world.heap.peek().map(|Reverse(entry)| entry.at);
+        let next = world.heap.peek().map(|Reverse(entry)| entry.at());
         if let Some(restart) = restarts.next_if(|at| next.is_none_or(|next| *at <= next)) {
             world.restart(restart);
             continue;
         }
         let Some(Reverse(entry)) = world.heap.pop() else { break };
-        if entry.at >= end {
+        if entry.at() >= end {
             break;
         }
         world.handle(entry);
@@ -45,10 +47,22 @@ pub fn run(scenario: &Scenario) -> Outcome {
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
-    at: SystemTime,
+    /// Nanoseconds since the epoch: compared hundreds of millions of times.
+    at: u64,
     certificate: usize,
     /// An entry of a former turn says nothing any more.
     turn: u32,
+}
+
+impl Entry {
+    fn new(at: SystemTime, certificate: usize, turn: u32) -> Self {
+        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { at: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX), certificate, turn }
+    }
+
+    fn at(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.at)
+    }
 }
 
 struct World<'a> {
@@ -58,6 +72,7 @@ struct World<'a> {
     books: Vec<Book>,
     certificates: Vec<Certificate<'a>>,
     heap: BinaryHeap<Reverse<Entry>>,
+    hours: Arc<Hours>,
     waiting: VecDeque<usize>,
     running: usize,
     outcome: Outcome,
@@ -67,6 +82,7 @@ struct Certificate<'a> {
     wanted: &'a SimulatedCert,
     terms: Vec<Terms>,
     machine: Machine,
+    place: Place,
     signed: Option<(usize, Signed)>,
     /// An order that a CA has taken: kept over restarts, as its URL is in production.
     order: Option<Pending>,
@@ -82,14 +98,17 @@ struct Pending {
     order: Order,
     renewal: bool,
     exempt: bool,
+    /// The account was registered for it.
+    registered: bool,
 }
 
 impl<'a> World<'a> {
     fn new(scenario: &'a Scenario) -> Self {
         let cas: Vec<Ca> = scenario.cas.iter().cloned().map(Ca::new).collect();
         let mut heap = BinaryHeap::new();
+        let hours = Arc::new(Hours::default());
         let certificates = scenario.certificates.iter().enumerate().map(|(n, wanted)| {
-            heap.push(Reverse(Entry { at: scenario.start, certificate: n, turn: 0 }));
+            heap.push(Reverse(Entry::new(scenario.start, n, 0)));
             let terms: Vec<Terms> = wanted
                 .cas
                 .iter()
@@ -104,6 +123,7 @@ impl<'a> World<'a> {
                 wanted,
                 terms,
                 machine,
+                place: Place::nowhere(hours.clone()),
                 signed: None,
                 order: None,
                 runs: false,
@@ -112,16 +132,17 @@ impl<'a> World<'a> {
             }
         });
         let certificates = certificates.collect();
-        let hours = usize::try_from(scenario.length.as_secs() / 3600).unwrap_or(0) + 1;
+        let length = usize::try_from(scenario.length.as_secs() / 3600).unwrap_or(0) + 1;
         Self {
             rng: StdRng::seed_from_u64(scenario.seed),
             books: cas.iter().map(|_| Book::default()).collect(),
             cas,
             certificates,
             heap,
+            hours,
             waiting: VecDeque::new(),
             running: 0,
-            outcome: Outcome { hours: vec![Hour::default(); hours], ..Outcome::default() },
+            outcome: Outcome { hours: vec![Hour::default(); length], ..Outcome::default() },
             scenario,
         }
     }
@@ -143,12 +164,13 @@ impl<'a> World<'a> {
                 Action::SleepUntil(at) => at,
                 Action::Order(_) | Action::PollAri => up,
             };
-            self.heap.push(Reverse(Entry { at, certificate: n, turn: certificate.turn }));
+            certificate.place.move_to(certificate.machine.planned());
+            self.heap.push(Reverse(Entry::new(at, n, certificate.turn)));
         }
     }
 
     fn handle(&mut self, entry: Entry) {
-        let Entry { at: now, certificate: n, turn } = entry;
+        let (now, n, turn) = (entry.at(), entry.certificate, entry.turn);
         if self.certificates[n].turn != turn {
             return;
         }
@@ -163,7 +185,9 @@ impl<'a> World<'a> {
         loop {
             self.outcome.steps += 1;
             let certificate = &mut self.certificates[n];
-            match certificate.machine.next(now) {
+            let action = certificate.machine.next(now);
+            certificate.place.move_to(certificate.machine.planned());
+            match action {
                 Action::SleepUntil(at) => return self.sleep(n, at.max(now)),
                 Action::PollAri => {
                     self.outcome.polls += 1;
@@ -174,6 +198,7 @@ impl<'a> World<'a> {
                     };
                     let dice = self.rng.random();
                     certificate.machine.step(event, now, dice);
+                    certificate.machine.choose(|moment| self.hours.planned(moment), now);
                 }
                 Action::Order(lane) => {
                     if self.running >= CONCURRENT_ORDERS {
@@ -194,7 +219,7 @@ impl<'a> World<'a> {
     fn sleep(&mut self, n: usize, at: SystemTime) {
         let certificate = &mut self.certificates[n];
         certificate.turn += 1;
-        self.heap.push(Reverse(Entry { at, certificate: n, turn: certificate.turn }));
+        self.heap.push(Reverse(Entry::new(at, n, certificate.turn)));
     }
 
     /// Whether an order runs now; if not, the machine knows why.
@@ -210,7 +235,8 @@ impl<'a> World<'a> {
         }
         let renewal = predecessor.is_some();
         let exempt = renewal && certificate.machine.in_window(now);
-        let ask = Ask { names: &certificate.wanted.names, renewal, exempt, registers: false };
+        let registers = !self.cas[ca].knows_us();
+        let ask = Ask { names: &certificate.wanted.names, renewal, exempt, registers };
         let (limits, book) = (&self.cas[ca].model.limits.clone(), &mut self.books[ca]);
         if !certificate.machine.past_floor(now)
             && let Err(refusal) = book.check(limits, &ask, now)
@@ -222,9 +248,12 @@ impl<'a> World<'a> {
         }
         book.reserve(limits, &ask, now);
         let names = &certificate.wanted.names;
-        match self.cas[ca].new_order(names, predecessor.as_ref(), now, &mut self.rng) {
+        let registered = self.cas[ca].register(now);
+        let ordered =
+            registered.and_then(|()| self.cas[ca].new_order(names, predecessor.as_ref(), now, &mut self.rng));
+        match ordered {
             Ok(order) => {
-                certificate.order = Some(Pending { ca, order, renewal, exempt });
+                certificate.order = Some(Pending { ca, order, renewal, exempt, registered: registers });
                 certificate.runs = true;
                 self.running += 1;
                 self.count_hour(now, predecessor.is_none());
@@ -232,7 +261,8 @@ impl<'a> World<'a> {
                 true
             }
             Err(refused) => {
-                book.settle(limits, &ask, &Spent::default(), false, now);
+                let registered = registers && self.cas[ca].knows_us();
+                book.settle(limits, &ask, &Spent { registered, ..Spent::default() }, false, now);
                 let error = match refused {
                     Refused::Down => {
                         self.outcome.failed_down += 1;
@@ -265,12 +295,12 @@ impl<'a> World<'a> {
 
     fn settle_order(&mut self, n: usize, pending: Pending, now: SystemTime) {
         let certificate = &mut self.certificates[n];
-        let Pending { ca, order, renewal, exempt } = pending;
+        let Pending { ca, order, renewal, exempt, registered } = pending;
         let lane = certificate.wanted.cas.iter().position(|c| *c == ca).unwrap_or(0);
         let names = &certificate.wanted.names;
-        let ask = Ask { names, renewal, exempt, registers: false };
+        let ask = Ask { names, renewal, exempt, registers: registered };
         let predecessor = certificate.signed.filter(|(signer, _)| *signer == ca).map(|(_, signed)| signed);
-        let mut spent = Spent { ordered: true, replaced: order.exempt, ..Spent::default() };
+        let mut spent = Spent { registered, ordered: true, replaced: order.exempt, ..Spent::default() };
         let broken = self.scenario.broken_dns.iter().any(|(which, when)| *which == n && when.contains(&now));
         let result = match broken {
             true if !self.cas[ca].is_down(now) => Err(None), // found out before the CA is told
@@ -285,7 +315,7 @@ impl<'a> World<'a> {
                 let dates = (signed.not_before, signed.not_after);
                 let (serial, number) = (signed.serial, u8::try_from(lane).unwrap_or(0));
                 let seed = (serial << 8 | ca as u64) ^ self.scenario.seed.rotate_left(40);
-                let held = Held::signed(dates, now, spread(seed), number, certificate.machine.held());
+                let held = Held::signed(dates, now, mix(seed), number, certificate.machine.held());
                 self.replaced(n, lane, ca, signed, now);
                 Event::Renewed(held)
             }
@@ -380,11 +410,4 @@ impl<'a> World<'a> {
         }
         self.outcome
     }
-}
-
-/// Neighbouring numbers go far apart.
-fn spread(x: u64) -> u64 {
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::fault_proxy::{Fault, FaultProxy};
-use crate::support::pebble::{Options, Pebble};
-use crate::support::starlock::{Starlock, local_root};
-use crate::support::web::curl;
-use crate::support::{PATIENCE, free_port, local};
+use crate::support::pebble::{Options, Pebble, verify_chain};
+use crate::support::starlock::{Starlock, local_root, set_clock, write_config};
+use crate::support::web::{curl, served_chain};
+use crate::support::{PATIENCE, eventually, free_port, local};
 
 const DAY: i64 = 86_400;
 
@@ -20,8 +20,8 @@ const FAULTS: &[(&str, Fault)] = &[
     ("429 with Retry-After: 7200", Fault::TooMany),
     ("the directory's JSON is truncated", Fault::Truncated),
     ("the directory's certificate has expired", Fault::ExpiredCertificate),
-    ("our clock is a day behind the CA's", Fault::Clock(DAY)),
-    ("our clock is a day ahead of the CA's", Fault::Clock(-DAY)),
+    ("the CA says in its answers that it is a day later", Fault::Clock(DAY)),
+    ("the CA says in its answers that it is a day earlier", Fault::Clock(-DAY)),
     ("the order becomes invalid", Fault::OrderInvalid),
     ("the challenge becomes invalid", Fault::ChallengeInvalid),
     ("the order stays in processing, with Retry-After: 7200", Fault::Processing),
@@ -36,6 +36,9 @@ fn every_fault_has_its_class_its_next_attempt_and_its_words() {
     for (what, fault) in FAULTS {
         table.push_str(&format!("{what}\n{}\n", outcome(&pebble, *fault)));
         pebble.restart();
+    }
+    for (what, seconds) in [("our clock is a day ahead", DAY), ("our clock is a day behind", -DAY)] {
+        table.push_str(&format!("{what}\n{}\n", with_our_clock_off_by(seconds)));
     }
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/faults.expected");
     if std::env::var_os("STARLOCK_BLESS").is_some() {
@@ -63,7 +66,96 @@ fn outcome(pebble: &Pebble, fault: Fault) -> String {
         }
         assert!(Instant::now() < end, "{fault:?}: nothing became of it: {found}\n{}", starlock.log());
     };
-    let log = starlock.log();
+    let text = told(&certificate, &starlock.log(), 0);
+    // An answer that was lost on its way may hide an order; nothing else makes a second one.
+    assert!(orders() - before <= 1, "{fault:?}: {} orders", orders() - before);
+    text
+}
+
+/// A certificate is held and another one is wanted; then our clock is wrong, and right again.
+fn with_our_clock_off_by(seconds: i64) -> String {
+    let environment = vec![("PEBBLE_VA_ALWAYS_VALID".to_owned(), "1".to_owned())];
+    let options = Options { environment, nonce_reject: 0, ..Options::with_dns(local(free_port())) };
+    let pebble = Pebble::start(options.valid_for(90 * 86_400));
+    let orders = || pebble.log().matches("Added order ").count();
+    let config = config(&pebble.directory_url);
+    let mut starlock = Starlock::start_with(&config, |dir, _| {
+        std::fs::copy(&pebble.ca_root, dir.join("root.pem")).unwrap();
+    });
+    let held = starlock.serial_other_than("example.test", None);
+    stop(&mut starlock);
+
+    let two = format!("{config}[[certificates]]\nnames = [\"later.test\"]\n");
+    write_config(starlock.path("").as_path(), &two);
+    starlock.start_again_with(|process| set_clock(process, seconds));
+    let find = |starlock: &Starlock, name: &str| {
+        starlock.certificates().into_iter().find(|c| c["names"][0] == name).unwrap()
+    };
+    let settled = |starlock: &Starlock| {
+        eventually("something became of the new certificate", || {
+            let new = find(starlock, "later.test");
+            (new["serial"].is_string() || new["last_error"].is_string() && new["state"] != "ordering")
+                .then_some(new)
+        })
+    };
+    let serves = |starlock: &Starlock, name: &str| {
+        let https = starlock.address("https");
+        verify_chain(&served_chain(https, name), &pebble.root(), name);
+        let answer =
+            curl(https, &pebble.root(), "https://example.test/", &["-o", "/dev/null", "-w", "%{http_code}"]);
+        assert_eq!(answer.as_deref(), Ok("204"), "{name}, off by {seconds}: what is served is served on");
+    };
+    let new = settled(&starlock);
+    let mut text = told(&new, &starlock.log(), seconds);
+    serves(&starlock, "example.test");
+    assert_eq!(
+        find(&starlock, "example.test")["serial"],
+        held.as_str(),
+        "nothing is renewed for a wrong clock"
+    );
+    assert_eq!(orders(), 2, "one for each name");
+
+    let renewed = starlock.command(&["certs", "renew", "example.test"]);
+    let said = match renewed.status.success() {
+        true => "done".to_owned(),
+        false => {
+            let text = String::from_utf8_lossy(&renewed.stderr).into_owned();
+            let line = text.lines().last().unwrap_or_default();
+            let (before, rest) = line.split_once("is valid from ").expect("a reason with dates");
+            let (_dates, after) = rest.split_once(", and").expect("a reason with dates");
+            masked(&format!("{before}is valid from then to then, and{after}"))
+        }
+    };
+    text.push_str(&format!("  a renewal that is asked for: {said}\n"));
+    serves(&starlock, "example.test");
+    let after = orders();
+    assert!(after <= 3, "{after} orders");
+    stop(&mut starlock);
+
+    starlock.start_again();
+    for name in ["example.test", "later.test"] {
+        eventually("it is served by the right clock", || find(&starlock, name)["serial"].as_str().map(drop));
+        serves(&starlock, name);
+        let certificate = find(&starlock, name);
+        assert_eq!(certificate["state"], "valid", "{certificate}");
+        let next: jiff::Timestamp = certificate["next_action_at"].as_str().unwrap().parse().unwrap();
+        let days = (next.as_second() - jiff::Timestamp::now().as_second()) / DAY;
+        assert!(
+            (55..=60).contains(&days),
+            "the time under the wrong clock leaves nothing behind: {certificate}"
+        );
+    }
+    assert_eq!(orders(), after, "and nothing is ordered again");
+    text
+}
+
+fn stop(starlock: &mut Starlock) {
+    starlock.process().signal("TERM");
+    assert!(starlock.process().wait().success());
+}
+
+/// What a person reads of a certificate, by a clock that is off by so many seconds.
+fn told(certificate: &serde_json::Value, log: &str, off: i64) -> String {
     let said: Vec<&str> = log.lines().filter(|line| line.contains("clock and the CA's differ")).collect();
     assert!(said.len() <= 1, "a wrong clock is said once: {said:?}");
     let mut text = String::new();
@@ -77,13 +169,12 @@ fn outcome(pebble: &Pebble, fault: Fault) -> String {
             let mut marked = log.lines().filter(|line| line.contains("next_attempt="));
             let line = marked.next_back().unwrap_or_default();
             let class = line.split("class=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("?");
-            let next = certificate["next_action_at"].as_str().map_or_else(|| "never".to_owned(), wait);
+            let next =
+                certificate["next_action_at"].as_str().map_or_else(|| "never".to_owned(), |at| wait(at, off));
             let state = certificate["state"].as_str().unwrap_or_default();
             text.push_str(&format!("  {class}, {state}, next attempt in {next}\n  {}\n", masked(error)));
         }
     }
-    // An answer that was lost on its way may hide an order; nothing else makes a second one.
-    assert!(orders() - before <= 1, "{fault:?}: {} orders", orders() - before);
     text
 }
 
@@ -113,10 +204,10 @@ names = ["example.test"]
     )
 }
 
-/// How long from now, in words that jitter does not change.
-fn wait(at: &str) -> String {
+/// How long from now, by a clock that is off by so many seconds, in words that jitter does not change.
+fn wait(at: &str, off: i64) -> String {
     let at: jiff::Timestamp = at.parse().unwrap();
-    let seconds = at.as_second() - jiff::Timestamp::now().as_second();
+    let seconds = at.as_second() - jiff::Timestamp::now().as_second() - off;
     match seconds {
         0..40 => "less than a minute".to_owned(),
         40..80 => "a minute".to_owned(),

@@ -2,7 +2,7 @@
 
 use crate::issuance::builtin;
 use crate::support::pebble::{Options, Pebble, verify_chain};
-use crate::support::starlock::{Starlock, command, local_root};
+use crate::support::starlock::{Starlock, command, local_root, set_clock};
 use crate::support::web::{Upstream, curl, served_chain};
 use crate::support::{eventually, free_port, local};
 
@@ -53,14 +53,7 @@ fn a_clock_before_the_certificates_dates_is_said_aloud_and_renews_nothing() {
     let serial = starlock.serial_other_than("example.test", None);
     starlock.process().kill();
     pebble.stop();
-    let library = std::fs::read_dir("/usr/lib")
-        .unwrap()
-        .map(|entry| entry.unwrap().path().join("faketime/libfaketime.so.1"))
-        .find(|path| path.exists())
-        .expect("faketime is installed; scripts/test does it");
-    starlock.start_again_with(|process| {
-        process.env("LD_PRELOAD", &library).env("FAKETIME", "-30d").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-    });
+    starlock.start_again_with(|process| set_clock(process, -30 * 86_400));
     let certificate = &starlock.certificates()[0];
     assert_eq!((&certificate["serial"], &certificate["state"]), (&serial.into(), &"valid".into()));
     assert!(starlock.log().contains("before the certificate's first day"), "it is said aloud");

@@ -169,6 +169,19 @@ pub fn binary(dir: &Path) -> Command {
     command
 }
 
+/// Sets the wall clock that `process` sees, by so many seconds from the right time; waits are as long as ever.
+pub fn set_clock(process: &mut Command, seconds: i64) {
+    let library = std::fs::read_dir("/usr/lib")
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("faketime/libfaketime.so.1"))
+        .find(|path| path.exists())
+        .expect("faketime is installed; scripts/test does it");
+    process
+        .env("LD_PRELOAD", library)
+        .env("FAKETIME", format!("{seconds:+}"))
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+}
+
 pub fn write_config(dir: &Path, config: &str) {
     std::fs::write(dir.join("starlock.toml"), config.replace("{dir}", dir.to_str().unwrap())).unwrap();
 }
