@@ -1,12 +1,16 @@
 //! What is known of a client's connection: `listen` fills it in, `proxy` reads it.
 
+use std::collections::HashMap;
+use std::fmt::Write;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 
@@ -68,6 +72,97 @@ pub struct TlsInfo {
     pub alpn: Alpn,
     /// Whether a ticket was resumed.
     pub resumed: bool,
+    /// What was asked of the client: a request for a host that asks for something else is 421, too.
+    pub policy: TlsPolicy,
+    /// The certificate that the client has shown and proven to hold. `None`: it has not, or was not asked.
+    pub client_cert: Option<Arc<ClientCert>>,
+}
+
+/// What a handshake asks of a client. Two are equal only if what one connection has proven holds for the other: the same CA
+/// certificates and the same strictness. A number is not used twice in a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TlsPolicy(pub u64);
+
+impl TlsPolicy {
+    /// Nothing is asked of clients.
+    pub const OPEN: Self = Self(0);
+}
+
+/// Which TLS policy each host has. Immutable: a reload makes a new one.
+#[derive(Debug, Default)]
+pub struct TlsPolicies {
+    exact: HashMap<Box<str>, TlsPolicy>,
+    /// Keyed by what stands behind `*.`.
+    wildcard: HashMap<Box<str>, TlsPolicy>,
+}
+
+impl TlsPolicies {
+    /// The policies of hosts; all others are open. A name comes before a wildcard. An address has no SNI and can have none.
+    pub fn new(policies: impl IntoIterator<Item = (HostPattern, TlsPolicy)>) -> Self {
+        let mut all = Self::default();
+        for (host, policy) in policies {
+            match host {
+                HostPattern::Exact(host) => all.exact.insert(host.as_str().into(), policy),
+                HostPattern::Wildcard(zone) => all.wildcard.insert(zone.as_str().into(), policy),
+                HostPattern::Ip(_) => None,
+            };
+        }
+        all
+    }
+
+    /// The policy of `host` (lower case, no port, no trailing dot). Allocates nothing.
+    pub fn of(&self, host: &str) -> TlsPolicy {
+        if self.exact.is_empty() && self.wildcard.is_empty() {
+            return TlsPolicy::OPEN;
+        }
+        let below = || host.split_once('.').and_then(|(_, zone)| self.wildcard.get(zone));
+        self.exact.get(host).or_else(below).copied().unwrap_or_default()
+    }
+}
+
+/// A client's certificate, in the forms in which servers are told of it; made once for each connection.
+#[derive(Debug)]
+pub struct ClientCert {
+    /// The certificate as RFC 9440 writes it: DER in base64 between colons.
+    pub der: HeaderValue,
+    /// Its subject; what is not printable ASCII is percent-encoded.
+    pub subject: HeaderValue,
+    /// SHA-256 over the DER, in lower-case hexadecimal.
+    pub sha256: HeaderValue,
+}
+
+impl ClientCert {
+    /// Describes a certificate that was verified.
+    pub fn new(der: &[u8], subject: &str, sha256: &[u8]) -> Self {
+        let mut digest = String::with_capacity(64);
+        for byte in sha256 {
+            // Writing to a String does not fail.
+            let _ = write!(digest, "{byte:02x}");
+        }
+        let escaped = percent_encoding::utf8_percent_encode(subject, UNPRINTABLE).to_string();
+        // All three are printable ASCII.
+        let value = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""));
+        Self {
+            der: value(format!(":{}:", STANDARD.encode(der))),
+            subject: value(escaped),
+            sha256: value(digest),
+        }
+    }
+}
+
+/// Beside controls and what is not ASCII: the escape character itself.
+const UNPRINTABLE: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b'%');
+
+/// What one client can easily have: an IPv4 address, an IPv6 /64.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.into(),
+        IpAddr::V6(v6) => {
+            let mut segments = v6.segments();
+            segments[4..].fill(0);
+            Ipv6Addr::from(segments).into()
+        }
+    }
 }
 
 /// Application protocols we speak.
@@ -77,4 +172,30 @@ pub enum Alpn {
     Http1,
     /// `h2`.
     Http2,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_comes_before_a_wildcard_and_what_is_not_named_is_open() {
+        let policies = [("admin.a.test", 1), ("*.a.test", 2)];
+        let all =
+            TlsPolicies::new(policies.map(|(host, n)| (HostPattern::parse(host).unwrap(), TlsPolicy(n))));
+        for (host, policy) in
+            [("admin.a.test", 1), ("x.a.test", 2), ("a.test", 0), ("x.y.a.test", 0), ("localhost", 0)]
+        {
+            assert_eq!(all.of(host), TlsPolicy(policy), "{host}");
+        }
+        assert_eq!(TlsPolicies::default().of("a.test"), TlsPolicy::OPEN);
+    }
+
+    #[test]
+    fn a_certificate_is_told_in_ascii() {
+        let cert = ClientCert::new(&[1, 2, 255], "CN=J\u{f6}rg 100%\r\nX: y, O=A", &[0, 171]);
+        assert_eq!(cert.der, ":AQL/:");
+        assert_eq!(cert.subject, "CN=J%C3%B6rg 100%25%0D%0AX: y, O=A");
+        assert_eq!(cert.sha256, "00ab");
+    }
 }

@@ -30,6 +30,7 @@ use crate::notify::{Notifier, PreparedNotify};
 use crate::proxy::{Snapshot, SnapshotPublisher};
 use crate::task::{self, Supervisor};
 use crate::telemetry::{AccessLog, AccessTarget, Metrics};
+use crate::tls::{ClientAuth, ClientAuthPublisher};
 
 pub use offline::local_roots;
 pub use serve::{Failure, serve};
@@ -50,6 +51,7 @@ struct App {
     traffic: Arc<Traffic>,
     inherited: Inherited,
     snapshots: SnapshotPublisher,
+    client_auth: ClientAuthPublisher,
     responders: Responders,
     certs: CertManager,
     deployer: Deployer,
@@ -66,6 +68,7 @@ struct Prepared<'a> {
     listeners: PreparedListeners<'a>,
     responders: PreparedResponders,
     snapshot: Snapshot,
+    client_auth: ClientAuth,
     issuers: Issuers,
     notify: PreparedNotify,
     secrets: secrets::Seen,
@@ -103,22 +106,28 @@ impl App {
         let secrets = secrets::look(&issuers::sources(&plan));
         let issuers = issuers::build(&plan, &self.ground, &responders.addresses)?;
         let notify = Notifier::prepare(plan.notify.as_ref())?;
+        let client_auth =
+            self.client_auth.current().next(&plan.client_auth).map_err(|error| error.to_string())?;
         let https_port = listeners.addresses().https_port();
         let current = self.snapshots.current();
         let snapshot =
             Snapshot::build(&plan.proxy, &plan.upstreams, https_port, Some(&*current), &self.metrics)
-                .map_err(|e| e.to_string())?;
-        Ok(Prepared { plan, listeners, responders, snapshot, issuers, notify, secrets, access })
+                .map_err(|e| e.to_string())?
+                .asking(client_auth.policies());
+        Ok(Prepared { plan, listeners, responders, snapshot, client_auth, issuers, notify, secrets, access })
     }
 
     /// Puts a prepared plan into force: answers for DNS first, then certificates, then routes, then doors.
     async fn commit(&mut self, prepared: Prepared<'_>) {
-        let Prepared { plan, listeners, responders, snapshot, issuers, notify, secrets, access } = prepared;
+        let Prepared { plan, listeners, responders, snapshot, client_auth, issuers, notify, secrets, access } =
+            prepared;
         self.responders.commit(responders, plan.responder.as_ref());
         self.secrets = secrets;
         self.notifier.commit(notify);
         self.deployer.set(issuers.deploys);
         self.certs.set_wanted(issuers.wanted, issuers.files, plan.listen.default_sni.clone()).await;
+        // In between, a request finds that its connection was made under another policy, and comes again.
+        self.client_auth.publish(client_auth);
         self.snapshots.publish(snapshot);
         if let Some(target) = access {
             self.access.commit(target);
@@ -200,6 +209,7 @@ fn changes(old: &Plan, new: &Plan) -> Vec<String> {
     };
     note("listeners", old.listen != new.listen);
     note("routes", old.proxy != new.proxy);
+    note("client certificates", old.client_auth != new.client_auth);
     note("upstreams", old.upstreams != new.upstreams);
     note("certificates", old.certificates != new.certificates);
     note("notifications", old.notify != new.notify);

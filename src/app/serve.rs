@@ -32,7 +32,7 @@ use crate::resolver::Hosts;
 use crate::storage::{FsStorage, Key, Storage};
 use crate::task::{OnExit, Shutdown, Supervisor};
 use crate::telemetry::{AccessFormat, AccessLog, AccessTarget, Metrics};
-use crate::tls::{TlsServer, Validations, cert_store};
+use crate::tls::{TlsServer, Validations, cert_store, client_auth_cell};
 use crate::upstream::Pools;
 
 /// Idle connections kept to one server, over all workers.
@@ -118,9 +118,11 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         Snapshot::build(&plan.proxy, &plan.upstreams, None, None, &metrics).map_err(|e| e.to_string())?;
     let (snapshots, reader) = snapshot_cell(first, metrics.clone());
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let (client_auth, asked) = client_auth_cell();
     let tls = TlsServer::new(resolver)
         .map_err(|e| format!("TLS cannot be set up: {e}"))?
         .validating(ground.validations.reader())
+        .asking(asked)
         .minting(minting::start(LocalCa::new(storage.clone(), clock.clone(), Vec::new()), &supervisor));
     let hosts = Hosts::system();
     let service = {
@@ -143,6 +145,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         traffic: traffic.clone(),
         inherited,
         snapshots,
+        client_auth,
         responders,
         certs: certs.clone(),
         deployer: Deployer::new(deployments.clone(), certs.clone(), supervisor.clone()),

@@ -14,6 +14,7 @@ mod check;
 mod completions;
 mod doctor;
 mod explain;
+mod hash_password;
 mod health;
 mod import;
 mod man;
@@ -114,6 +115,8 @@ enum Verb {
     },
     /// Print the manual page.
     Man,
+    /// Print the argon2id hash of a password for `basic_auth`; the password is asked for, or read from standard input.
+    HashPassword,
 }
 
 /// Parses the command line and does what it says.
@@ -145,6 +148,7 @@ pub fn main() -> ExitCode {
         Verb::Schema { text } => schema::run(text),
         Verb::Completions { shell } => completions::run(shell),
         Verb::Man => man::run(),
+        Verb::HashPassword => hash_password::run(),
     }
 }
 

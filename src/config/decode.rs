@@ -218,6 +218,7 @@ impl<'t> Decoder<'t> {
                 fits.map(Value::Number)
             }
             (Kind::Secret, DeValue::String(text)) => self.plain_secret(text, span, subject),
+            (Kind::PasswordHash, DeValue::String(text)) => self.password_hash(text, span, subject),
             (Kind::Secret, DeValue::Table(table)) => self.secret(table, span, subject),
             (Kind::List(element), DeValue::Array(array)) => {
                 let each = Subject { each: true, ..*subject };
@@ -306,13 +307,17 @@ impl<'t> Decoder<'t> {
     }
 
     fn map(&mut self, table: &DeTable<'_>, element: Kind, subject: &Subject<'_>) -> Vec<Entry> {
+        let mut table = sorted(table);
+        if subject.name == "mtls" {
+            table.retain(|(key, node)| !self.is_unquoted_host(key, node, &sections::MTLS, "mtls"));
+        }
         let entry = |(key, node): (&Spanned<Cow<'_, str>>, &Node<'_>)| {
             let name: &str = key.get_ref();
             let place = format!("[{}.{}]", subject.name, toml_key(name));
             let value = self.value(node, element, &Subject { name, place: &place, each: false });
             Entry { key: At { value: name.to_owned(), span: key.span() }, value }
         };
-        sorted(table).into_iter().map(entry).collect()
+        table.into_iter().map(entry).collect()
     }
 }
 
@@ -348,7 +353,8 @@ impl Subject<'_> {
                 format!("[{}]", self.name)
             };
         }
-        if self.place == format!("[upstreams.{}]", toml_key(self.name)) || self.place.starts_with("route ") {
+        let own = self.place.starts_with('[') && self.place.ends_with(&format!(".{}]", toml_key(self.name)));
+        if own || self.place.starts_with("route ") {
             return self.place.to_owned();
         }
         format!("`{}` of {}", self.name, self.place)

@@ -14,7 +14,7 @@ use crate::proxy::ProxySpec;
 use crate::responder::ResponderSpec;
 use crate::storage::StorageSpec;
 use crate::telemetry::TelemetrySpec;
-use crate::tls::CertFiles;
+use crate::tls::{CertFiles, ClientAuthSpec};
 
 /// What Starlock is to do. Two equal plans need no reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct Plan {
     pub admin: PathBuf,
     /// Routes and whom to trust.
     pub proxy: ProxySpec,
+    /// Hosts that ask for client certificates, sorted.
+    pub client_auth: Vec<ClientAuthSpec>,
     /// Every upstream that a route names, sorted by name.
     pub upstreams: Vec<UpstreamSpec>,
     /// Every certificate to hold: listed ones, and one for each route host that no listed one covers. Sorted by first name.

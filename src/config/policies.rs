@@ -4,21 +4,27 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::admission;
 use super::decode::Decoder;
 use super::error::Problem;
 use super::value::{At, Fields, Value};
+use crate::balance::ServerSpec;
 use crate::policy::{AccessSpec, HstsSpec, PolicySpec};
 
 /// How long browsers remember that a host is for https only.
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
-/// Reads the policies of a route.
-pub(super) fn read(decoder: &mut Decoder<'_>, fields: &Fields) -> PolicySpec {
-    PolicySpec {
+/// Reads the policies of a route, and the server that one of them asks. What its hosts ask of clients in the handshake is read
+/// later.
+pub(super) fn read(decoder: &mut Decoder<'_>, fields: &Fields) -> (PolicySpec, Option<ServerSpec>) {
+    let mut spec = PolicySpec {
         access: access(decoder, fields),
         hsts: hsts(decoder, fields),
         max_body: fields.value("max_body"),
-    }
+        ..PolicySpec::default()
+    };
+    let asks = admission::read(decoder, fields, &mut spec);
+    (spec, asks)
 }
 
 fn access(decoder: &mut Decoder<'_>, fields: &Fields) -> AccessSpec {

@@ -8,6 +8,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use super::error::{Problem, Problems, Span};
+use crate::policy::check_users_file;
 use crate::secret::SecretSource;
 
 /// A bundle of every public root is a quarter of this.
@@ -18,6 +19,10 @@ const MAX_ROOTS: u64 = 1 << 20;
 pub(super) enum Reference {
     Secret(SecretSource),
     Root(PathBuf),
+    /// Certificates of those who may sign clients' certificates.
+    ClientCa(PathBuf),
+    /// Users and hashes of their passwords.
+    Users(PathBuf),
 }
 
 /// Everything that a file points to, with its places.
@@ -50,6 +55,15 @@ impl References {
                         .label("Starlock does not start without them")
                         .help("wanted is a PEM file with the root of the CA's own HTTPS certificate")
                 }),
+                Reference::ClientCa(path) => root(path).err().map(|reason| {
+                    let what = format!("the CA certificates in {} cannot be used: {reason}", path.display());
+                    Problem::error(span.clone(), what)
+                        .label("Starlock does not start without them: nobody may come in unasked")
+                        .help("wanted is a PEM file with the certificates of those who sign the clients'")
+                }),
+                Reference::Users(path) => check_users_file(path)
+                    .err()
+                    .map(|error| Problem::error(span.clone(), error.to_string()).label("Starlock does not start with it")),
             };
             problems.extend(problem);
         }

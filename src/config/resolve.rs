@@ -14,7 +14,7 @@ use super::expect::{self, Expect};
 use super::plan::Plan;
 use super::routes::{self, Action, Route};
 use super::value::{At, Fields, Slot, Value};
-use super::{passing, responder, upstreams};
+use super::{mtls, passing, responder, upstreams};
 use crate::balance::UpstreamTimeouts;
 use crate::dns::ProviderKind;
 use crate::listen::{Limits, ListenSpec, ListenTimeouts};
@@ -30,7 +30,8 @@ pub(super) fn resolve(decoder: &mut Decoder<'_>, file: &Fields, env: &Environmen
     let (listen, metrics) = listen(decoder, &listen_section, &section("timeouts"), &section("limits"));
     let upstream_defaults = upstreams::time_outs(&section("timeouts"), UpstreamTimeouts::default());
 
-    let read_routes = routes::read(decoder, file.value("routes").unwrap_or_default());
+    let mut read_routes = routes::read(decoder, file.value("routes").unwrap_or_default());
+    let client_auth = mtls::read(decoder, file, &mut read_routes, !listen.https.is_empty());
     let declared = upstreams::declared(decoder, file, upstream_defaults);
     let names: Vec<&str> = declared.iter().map(|d| d.name.value.as_str()).collect();
     let (route_specs, upstreams) =
@@ -76,6 +77,7 @@ pub(super) fn resolve(decoder: &mut Decoder<'_>, file: &Fields, env: &Environmen
         listen,
         admin: listen_section.value("admin").unwrap_or_else(|| env.admin_socket()),
         proxy,
+        client_auth,
         upstreams,
         certificates: plans,
         responder,

@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::decode::{Decoder, Subject, refusal, sorted};
 use super::error::Problem;
 use super::scalar::{self, WebUrl, Wrong};
-use super::table::Kind;
+use super::table::{Kind, Section};
 use super::value::{At, Entry, Fields, Value};
 use super::{policies, sections};
 use crate::balance::ServerSpec;
@@ -24,6 +24,8 @@ pub(super) struct Route {
     pub(super) host: RouteHost,
     pub(super) path: Arc<str>,
     pub(super) policy: PolicySpec,
+    /// The server that `forward_auth` asks.
+    pub(super) asks: Option<ServerSpec>,
     /// `None` if it is wrong; that was said.
     pub(super) action: Option<Action>,
 }
@@ -72,13 +74,7 @@ impl Decoder<'_> {
         let mut entries = Vec::new();
         for (key, node) in sorted(table) {
             let name: &str = key.get_ref();
-            if let DeValue::Table(inner) = node.get_ref()
-                && self.goes_on_with_a_dot(key)
-                && !inner
-                    .keys()
-                    .all(|key| sections::ROUTE.keys.iter().any(|known| known.name == key.get_ref()))
-            {
-                self.unquoted(inner, name);
+            if self.is_unquoted_host(key, node, &sections::ROUTE, "routes") {
                 continue;
             }
             let value = match node.get_ref() {
@@ -110,6 +106,25 @@ impl Decoder<'_> {
         entries
     }
 
+    /// Whether `key` is the front of a host that TOML took apart, since it has no quotes; that was said then. A table behind it
+    /// that has only keys of `section` is none.
+    pub(super) fn is_unquoted_host(
+        &mut self,
+        key: &Spanned<Cow<'_, str>>,
+        node: &Spanned<DeValue<'_>>,
+        section: &Section,
+        header: &str,
+    ) -> bool {
+        let DeValue::Table(inner) = node.get_ref() else { return false };
+        let known =
+            |key: &Spanned<Cow<'_, str>>| section.keys.iter().any(|known| known.name == key.get_ref());
+        let host = self.goes_on_with_a_dot(key) && !inner.keys().all(known);
+        if host {
+            self.unquoted(inner, key.get_ref(), header);
+        }
+        host
+    }
+
     /// Whether `key` has no quotes and TOML reads a dot behind it.
     fn goes_on_with_a_dot(&self, key: &Spanned<Cow<'_, str>>) -> bool {
         let span = key.span();
@@ -119,11 +134,11 @@ impl Decoder<'_> {
     }
 
     /// Says which host was meant by keys that TOML took apart at their dots.
-    fn unquoted(&mut self, table: &DeTable<'_>, front: &str) {
+    fn unquoted(&mut self, table: &DeTable<'_>, front: &str, header: &str) {
         for (key, node) in sorted(table) {
             let whole = format!("{front}.{}", key.get_ref());
             match node.get_ref() {
-                DeValue::Table(inner) if self.goes_on_with_a_dot(key) => self.unquoted(inner, &whole),
+                DeValue::Table(inner) if self.goes_on_with_a_dot(key) => self.unquoted(inner, &whole, header),
                 _ => {
                     let end = key.span().end;
                     let start = match self.text.get(..end) {
@@ -133,7 +148,7 @@ impl Decoder<'_> {
                     let in_header =
                         self.text.get(end..).is_some_and(|after| after.trim_start().starts_with(']'));
                     let fix = if in_header {
-                        format!("[routes.\"{whole}\"]")
+                        format!("[{header}.\"{whole}\"]")
                     } else {
                         format!("\"{whole}\" = ...")
                     };
@@ -173,13 +188,13 @@ pub(super) fn read(decoder: &mut Decoder<'_>, entries: Vec<Entry>) -> Vec<Route>
         } else {
             seen.insert((host.clone(), path.clone()), key.clone());
         }
-        let (action, policy) = match &value {
+        let (action, (policy, asks)) = match &value {
             Some(Value::Table(fields)) => {
                 (action(decoder, &key, Some(&path), fields), policies::read(decoder, fields))
             }
-            _ => (None, PolicySpec::default()),
+            _ => (None, (PolicySpec::default(), None)),
         };
-        routes.push(Route { key, host, path, policy, action });
+        routes.push(Route { key, host, path, policy, asks, action });
     }
     routes
 }

@@ -81,6 +81,7 @@ fn kind(of: &Kind) -> Value {
         Kind::Host | Kind::Dns => json!({ "type": "string", "examples": ["example.com"] }),
         Kind::Pattern => json!({ "type": "string", "examples": ["example.com", "*.example.com"] }),
         Kind::Secret => json!({ "$ref": "#/$defs/secret" }),
+        Kind::PasswordHash => json!({ "type": "string", "pattern": "^\\$(argon2|2[abxy]\\$)" }),
         Kind::Word(words) => json!({ "enum": words.now }),
         Kind::List(element) => json!({ "type": "array", "items": kind(element) }),
         Kind::OneOrMore(element) => {

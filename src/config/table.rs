@@ -107,6 +107,8 @@ pub(super) enum Kind {
     Pattern,
     /// A secret.
     Secret,
+    /// A hash of a password; kept out of reports.
+    PasswordHash,
     /// One of the words.
     Word(&'static Words),
     /// Any number of these.
@@ -173,6 +175,7 @@ impl Kind {
             Self::Dns => "a DNS name such as \"acme.example.net\"".into(),
             Self::Pattern => "a host name such as \"example.com\" or \"*.example.com\"".into(),
             Self::Secret => "a secret such as { file = \"/path\" }".into(),
+            Self::PasswordHash => "a hash of a password".into(),
             Self::Word(words) => format!("one of {words}").into(),
             Self::List(Kind::Table(_)) => "a list of tables".into(),
             Self::List(_) => "a list in [ ]".into(),

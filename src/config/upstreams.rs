@@ -100,7 +100,16 @@ pub(super) fn destinations(
     let names: Vec<&str> = declared.iter().map(|d| d.name.value.as_str()).collect();
     let mut used: BTreeMap<Arc<str>, UpstreamSpec> = BTreeMap::new();
     let mut specs = Vec::new();
+    let direct = |server: &ServerSpec| UpstreamSpec {
+        name: server.to_string().into(),
+        servers: vec![server.clone()],
+        timeouts: usual,
+    };
     for route in routes {
+        if let Some(server) = &route.asks {
+            let spec = direct(server);
+            used.entry(spec.name.clone()).or_insert(spec);
+        }
         let action = match &route.action {
             None => continue,
             Some(Action::Respond(action)) => action.clone(),
@@ -108,13 +117,9 @@ pub(super) fn destinations(
             Some(Action::Forward { to, strip_prefix }) => {
                 let upstream: Arc<str> = match &to.value {
                     Destination::Server(server) => {
-                        let name: Arc<str> = server.to_string().into();
-                        let spec = || UpstreamSpec {
-                            name: name.clone(),
-                            servers: vec![server.clone()],
-                            timeouts: usual,
-                        };
-                        used.entry(name.clone()).or_insert_with(spec);
+                        let spec = direct(server);
+                        let name = spec.name.clone();
+                        used.entry(name.clone()).or_insert(spec);
                         name
                     }
                     Destination::Upstream(wanted) => {

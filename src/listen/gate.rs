@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::conn::network;
+
 /// Counts the open connections of all workers.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
@@ -78,18 +80,6 @@ impl Drop for Permit {
         }
         self.gate.open.fetch_sub(1, Ordering::AcqRel);
         self.gate.freed.notify_waiters();
-    }
-}
-
-/// What one client can easily have: an IPv4 address, an IPv6 /64.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => v4.into(),
-        IpAddr::V6(v6) => {
-            let mut segments = v6.segments();
-            segments[4..].fill(0);
-            std::net::Ipv6Addr::from(segments).into()
-        }
     }
 }
 

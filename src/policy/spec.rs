@@ -4,11 +4,27 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::basic::BasicAuthSpec;
+use super::client_cert::ClientCertSpec;
+use super::concurrency::ConcurrencySpec;
+use super::forward_auth::ForwardAuthSpec;
+use super::rate::RateSpec;
+
 /// The policies of a route. The default asks for nothing and adds nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicySpec {
     /// Who may come.
     pub access: AccessSpec,
+    /// Which of its hosts ask for a client certificate.
+    pub client_certs: Vec<ClientCertSpec>,
+    /// How often a client may come.
+    pub rate: Option<RateSpec>,
+    /// How many requests there may be at a time.
+    pub concurrency: Option<ConcurrencySpec>,
+    /// Who may come, by name and password.
+    pub basic_auth: Option<BasicAuthSpec>,
+    /// Who else decides; never together with `basic_auth`.
+    pub forward_auth: Option<ForwardAuthSpec>,
     /// Whether browsers are told to come by https only.
     pub hsts: Option<HstsSpec>,
     /// Larger request bodies are 413; `None`: what `[limits]` says.
@@ -20,11 +36,34 @@ impl PolicySpec {
     pub fn steps(&self) -> Vec<String> {
         let nets = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let mut steps = Vec::new();
+        for spec in &self.client_certs {
+            steps.push(format!("client certificate  {spec}"));
+        }
         if !self.access.deny.is_empty() {
             steps.push(format!("deny   {}", nets(&self.access.deny)));
         }
         if !self.access.allow.is_empty() {
             steps.push(format!("allow  only {}", nets(&self.access.allow)));
+        }
+        if let Some(RateSpec { requests, per, burst, by }) = &self.rate {
+            steps.push(format!("rate_limit  {requests} in {per:?}, {burst} at once, by {by}"));
+        }
+        if let Some(ConcurrencySpec { requests, by_ip }) = &self.concurrency {
+            let by = if *by_ip { "ip" } else { "route" };
+            steps.push(format!("concurrency  {requests} at a time, by {by}"));
+        }
+        if let Some(spec) = &self.basic_auth {
+            let file = spec.file.as_ref().map(|file| format!("those in {}", file.display()));
+            let inline = (!spec.users.is_empty())
+                .then(|| spec.users.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "));
+            let who = inline.into_iter().chain(file).collect::<Vec<_>>().join(" and ");
+            steps.push(format!("basic_auth  {who}"));
+        }
+        if let Some(spec) = &self.forward_auth {
+            steps.push(format!(
+                "forward_auth  asks {}{}, at most {:?}",
+                spec.upstream, spec.target, spec.timeout
+            ));
         }
         if let Some(bytes) = self.max_body {
             steps.push(format!("max_body  {bytes} bytes"));

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::admit::{self, Visit};
 use super::body::Answer;
 use super::client::Client;
 use super::error::{self, Refusal};
@@ -22,7 +23,8 @@ use super::route::NoRoute;
 use super::snapshot::{Snapshot, SnapshotReader, Target};
 use super::{headers, path};
 use crate::clock::SharedClock;
-use crate::conn::{ConnInfo, Service};
+use crate::conn::{ConnInfo, Service, TlsPolicy};
+use crate::policy::{Identity, Pass, client_cert};
 use crate::telemetry::{AccessWriter, Counter, Histogram, Metrics, NONE};
 use crate::upstream::Pools;
 
@@ -152,6 +154,7 @@ impl Proxy {
             route: None,
             endpoint: None,
             exchange: None,
+            pass: Pass::default(),
             status: CLIENT_CLOSED.0,
             reason: CLIENT_CLOSED.1,
             sent: 0,
@@ -164,6 +167,7 @@ impl Proxy {
         let tls = conn.tls.is_some();
         let (mut head, body) = self.answer(request, conn).await.into_parts();
         if let Some(policy) = body.record().policy() {
+            policy.standing(&body.record().pass, &mut head.headers);
             policy.finish(&mut head.headers, tls);
         }
         Response::from_parts(head, body)
@@ -191,8 +195,26 @@ impl Proxy {
             }
             return redirect(StatusCode::PERMANENT_REDIRECT, origin, &decision.path, query, record);
         };
-        if let Err(denial) = local.snapshot.policies[route].admit(client.address) {
-            return refuse(Refusal::Denied(denial), record);
+        let policy = &local.snapshot.policies[route];
+        let now = record.start.into_std();
+        record.pass = match policy.admit(client.address, &parts.headers, now) {
+            Ok(pass) => pass,
+            Err(denial) => return refuse(Refusal::Denied(denial), record),
+        };
+        let mut identity = Identity::default();
+        if let Some(authentication) = policy.authenticate(&parts.headers, now) {
+            let visit = Visit {
+                parts: &parts,
+                authority: &decision.authority,
+                path: &decision.path,
+                conn: &conn,
+                client,
+            };
+            // Apart and boxed: most routes do not ask, and their requests need not carry room for it.
+            match Box::pin(admit::authenticate(authentication, visit, record)).await {
+                Ok((found, admitted)) => (identity, record) = (found, admitted),
+                Err(answer) => return *answer,
+            }
         }
         match &local.snapshot.targets[route] {
             Target::Redirect { status, origin, path: None } => {
@@ -229,6 +251,10 @@ impl Proxy {
                     headers::Incoming { client, scheme: conn.scheme(), host: &host, version: parts.version };
                 let mut fields = std::mem::take(&mut parts.headers);
                 headers::to_server(&mut fields, &incoming);
+                policy.identify(&identity, &mut fields);
+                if let Some(tls) = &conn.tls {
+                    client_cert::tell(tls, &mut fields);
+                }
                 let mut outgoing = Request::new(body);
                 *outgoing.method_mut() = parts.method;
                 *outgoing.uri_mut() = uri;
@@ -274,8 +300,14 @@ fn decide<'a>(snapshot: &Snapshot, parts: &'a Parts, conn: &ConnInfo) -> Result<
     {
         return Err(Refusal::Misdirected);
     }
+    // In clear nothing was asked of the client, so nothing may have to be.
+    let redirected = conn.tls.is_none() && snapshot.https_port.is_some();
+    let asked = conn.tls.as_ref().map_or(TlsPolicy::OPEN, |tls| tls.policy);
+    if !redirected && snapshot.tls_policies.of(&authority.host) != asked {
+        return Err(Refusal::Misdirected);
+    }
     let path = path::normalise(parts.uri.path()).map_err(Refusal::Path)?;
-    if conn.tls.is_none() && snapshot.https_port.is_some() {
+    if redirected {
         return if snapshot.router.knows_host(&authority.host) {
             Ok(Decision { authority, path, route: None })
         } else {
@@ -294,6 +326,13 @@ pub(super) fn refuse(refusal: Refusal, mut record: Box<Record>) -> Response<Answ
     let status = record.refuse(refusal);
     let (kind, page) = error::page(status, record.id.as_str(), record.html);
     let mut response = full(status, kind, page, record);
+    if let Refusal::Denied(denial) = refusal {
+        let mut fields = HeaderMap::new();
+        if let Some(policy) = response.body().record().policy() {
+            policy.explain(denial, &mut fields);
+        }
+        response.headers_mut().extend(fields);
+    }
     if refusal == Refusal::Method {
         response.headers_mut().insert(header::ALLOW, ALLOW);
     }
@@ -338,7 +377,12 @@ fn bare(status: StatusCode, record: Box<Record>) -> Response<Answer> {
     response
 }
 
-fn full(status: StatusCode, kind: &'static str, body: Bytes, record: Box<Record>) -> Response<Answer> {
+pub(super) fn full(
+    status: StatusCode,
+    kind: &'static str,
+    body: Bytes,
+    record: Box<Record>,
+) -> Response<Answer> {
     let mut response = Response::new(Answer::full(body, record));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));

@@ -12,6 +12,7 @@ use http::{Method, Version};
 use smallvec::SmallVec;
 
 use super::client::Client;
+use crate::policy::client_cert::is_claim;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -156,7 +157,10 @@ fn set_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
     let Client { address, peer, trusted } = incoming.client;
     let removed: Names = headers
         .keys()
-        .filter(|name| is_forwarding(name.as_str()) && (!trusted || name.as_str().contains(['_', '.'])))
+        .filter(|name| {
+            let name = name.as_str();
+            is_claim(name) || (is_forwarding(name) && (!trusted || name.contains(['_', '.'])))
+        })
         .cloned()
         .collect();
     for name in &removed {

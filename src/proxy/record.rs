@@ -13,7 +13,7 @@ use super::error::Refusal;
 use super::handler::{Local, Shared};
 use crate::balance::Endpoint;
 use crate::conn::ConnInfo;
-use crate::policy::Policy;
+use crate::policy::{Pass, Policy};
 use crate::telemetry::AccessRecord;
 use crate::upstream::Exchange;
 
@@ -55,6 +55,8 @@ pub(super) struct Record {
     pub(super) route: Option<usize>,
     pub(super) endpoint: Option<Arc<Endpoint>>,
     pub(super) exchange: Option<Rc<Exchange>>,
+    /// What its route's policies gave it; given back when it has ended.
+    pub(super) pass: Pass,
     pub(super) status: u16,
     pub(super) reason: &'static str,
     /// Bytes of an answer that did not come from a server.

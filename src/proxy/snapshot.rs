@@ -1,6 +1,6 @@
 //! Everything a request is decided by, swapped as one.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use ipnet::IpNet;
 use super::route::Router;
 use super::spec::{ActionSpec, ProxySpec};
 use crate::balance::{Balancer, UpstreamSpec, Upstreams};
-use crate::policy::Policy;
+use crate::conn::TlsPolicies;
+use crate::policy::{Memory, Policy, Turns, UsersError};
 use crate::telemetry::Metrics;
 
 /// What requests are decided by. Immutable: a reload makes a new one; a request keeps the one it began with.
@@ -29,6 +30,10 @@ pub struct Snapshot {
     pub(super) max_body: Option<u64>,
     /// Where clients that come in clear are sent to.
     pub(super) https_port: Option<u16>,
+    /// What each host asks of clients in the handshake.
+    pub(super) tls_policies: Arc<TlsPolicies>,
+    /// Who may verify a password now.
+    pub(super) turns: Turns,
 }
 
 /// What a route does, with everything looked up.
@@ -50,6 +55,14 @@ pub enum BuildError {
         /// What it names.
         upstream: Arc<str>,
     },
+    /// The users of a route cannot be read.
+    #[error("route `{route}`: {reason}")]
+    Users {
+        /// The route's key.
+        route: Arc<str>,
+        /// What is wrong with them.
+        reason: UsersError,
+    },
     /// Not an HTTP status that can be answered.
     #[error("route `{route}` answers with the status {status}, which does not exist")]
     BadStatus {
@@ -70,7 +83,8 @@ pub enum BuildError {
 
 impl Snapshot {
     /// Builds a snapshot. `https_port` is the port that clear-text clients are redirected to, `None` if they are served.
-    /// Servers that `previous` has too are taken over with their counts. Changes nothing.
+    /// Servers that `previous` has too are taken over with their counts, and so is what policies remember. Blocking, where policies
+    /// have files. Changes nothing.
     pub fn build(
         spec: &ProxySpec,
         upstreams: &[UpstreamSpec],
@@ -117,16 +131,44 @@ impl Snapshot {
                 })
             })
             .collect::<Result<_, _>>()?;
+        let mut memories = previous.map(Self::memories).unwrap_or_default();
+        let policies = spec
+            .routes
+            .iter()
+            .map(|route| {
+                let memory = memories.entry(route.key.clone()).or_default();
+                let error = |reason| BuildError::Users { route: route.key.clone(), reason };
+                Policy::new(&route.policy, memory).map_err(error)
+            })
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             router: Router::new(&spec.routes),
             targets,
-            policies: spec.routes.iter().map(|route| Policy::new(&route.policy)).collect(),
+            policies,
             upstreams,
             trusted: spec.trusted_proxies.clone().into(),
             body_timeout: spec.body_timeout,
             max_body: spec.max_body,
             https_port,
+            tls_policies: previous.map(|p| p.tls_policies.clone()).unwrap_or_default(),
+            turns: previous.map(|p| p.turns.clone()).unwrap_or_default(),
         })
+    }
+
+    /// With what hosts ask of clients in the handshake from now on; without this it is as it was.
+    #[must_use]
+    pub fn asking(mut self, tls_policies: Arc<TlsPolicies>) -> Self {
+        self.tls_policies = tls_policies;
+        self
+    }
+
+    /// What the policies of each route remember.
+    fn memories(&self) -> HashMap<Arc<str>, Memory> {
+        let mut memories: HashMap<Arc<str>, Memory> = HashMap::new();
+        for (route, policy) in self.router.routes().iter().zip(&self.policies) {
+            policy.remember(memories.entry(route.key.clone()).or_default());
+        }
+        memories
     }
 
     /// The routes.

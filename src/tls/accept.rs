@@ -3,17 +3,23 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::ServerConfig;
-use rustls::server::Acceptor;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::UnixTime;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{Acceptor, NoClientAuth};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::LazyConfigAcceptor;
 
+use super::client_auth::ClientAuthReader;
 use super::mint::MintReader;
 use super::resolver::{self, ChosenCert};
 use super::store::CertResolver;
 use super::validation::ValidationReader;
-use crate::conn::{Alpn, TlsInfo};
+use crate::clock::{SharedClock, SystemClock};
+use crate::conn::{Alpn, TlsInfo, TlsPolicy};
 use crate::name::HostName;
 
 /// An encrypted connection.
@@ -23,13 +29,16 @@ pub type Stream<IO> = tokio_rustls::server::TlsStream<IO>;
 /// certificate, which tells the client nothing.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
-/// Does handshakes for one TLS policy. Cloning shares the ticket keys.
+/// Does handshakes. Cloning shares the ticket keys.
 #[derive(Clone, Debug)]
 pub struct TlsServer {
+    /// For hosts that ask for no client certificate.
     config: Arc<ServerConfig>,
     certs: CertResolver,
     validations: ValidationReader,
     minted: Option<MintReader>,
+    client_auth: ClientAuthReader,
+    clock: SharedClock,
 }
 
 /// A finished handshake.
@@ -57,6 +66,9 @@ pub enum HandshakeError {
     /// Not TLS, or nothing in common; the client got rustls' alert.
     #[error("handshake refused: {0}")]
     Protocol(io::Error),
+    /// The host asks for a client certificate, and there was none, or not a good one; the client got rustls' alert.
+    #[error("client certificate refused: {0}")]
+    ClientCertificate(rustls::Error),
 }
 
 impl HandshakeError {
@@ -67,6 +79,7 @@ impl HandshakeError {
             Self::Validated(_) => "acme_tls",
             Self::Io(_) => "io",
             Self::Protocol(_) => "protocol",
+            Self::ClientCertificate(_) => "client_certificate",
         }
     }
 }
@@ -77,14 +90,21 @@ impl TlsServer {
     /// Errors only if the crypto provider cannot make ticket keys.
     pub fn new(certs: CertResolver) -> Result<Self, rustls::Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(ChosenCert));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
-        config.send_tls13_tickets = 1;
-        Ok(Self { config: Arc::new(config), certs, validations: ValidationReader::default(), minted: None })
+        Ok(Self {
+            config: Arc::new(server_config(provider, Arc::new(NoClientAuth))?),
+            certs,
+            validations: ValidationReader::default(),
+            minted: None,
+            client_auth: ClientAuthReader::default(),
+            clock: Arc::new(SystemClock),
+        })
+    }
+
+    /// Asks clients for certificates.
+    #[must_use]
+    pub fn asking(mut self, client_auth: ClientAuthReader) -> Self {
+        self.client_auth = client_auth;
+        self
     }
 
     /// Answers tls-alpn-01 as well.
@@ -140,20 +160,54 @@ impl TlsServer {
             let name = sni.unwrap_or_else(|| format!("a client without SNI at {}", local.ip()));
             return Err(HandshakeError::UnknownName(name));
         };
-        let config = self.config.clone();
+        // By SNI alone: whoever asks for another host later on finds that its policy is another one.
+        let asking = name.as_ref().and_then(|name| self.client_auth.of(name));
+        let config = asking.as_ref().map_or(&self.config, |asking| &asking.config).clone();
         let stream = resolver::with(&bundle, || start.into_stream(config)).await.map_err(classify)?;
         let (_, connection) = stream.get_ref();
+        let (policy, client_cert) = match asking {
+            None => (TlsPolicy::OPEN, None),
+            Some(asking) => {
+                let now = self.clock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                let cert = asking.identify(connection, UnixTime::since_unix_epoch(now));
+                (asking.id(), cert.map_err(HandshakeError::ClientCertificate)?)
+            }
+        };
         let info = TlsInfo {
             sni: name,
             cert_names: bundle.names().clone(),
             alpn: if connection.alpn_protocol() == Some(b"h2") { Alpn::Http2 } else { Alpn::Http1 },
             resumed: connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
+            policy,
+            client_cert,
         };
         Ok(Accepted { stream, info })
     }
 }
 
+/// What all TLS policies have in common. Each has ticket keys of its own.
+pub(super) fn server_config(
+    provider: Arc<CryptoProvider>,
+    verifier: Arc<dyn ClientCertVerifier>,
+) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(ChosenCert));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
+    config.send_tls13_tickets = 1;
+    Ok(config)
+}
+
 fn classify(error: io::Error) -> HandshakeError {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    if let Some(refused @ (rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_))) =
+        inner
+    {
+        // A server has only one certificate to find fault with.
+        return HandshakeError::ClientCertificate(refused.clone());
+    }
     if error.kind() == io::ErrorKind::InvalidData {
         HandshakeError::Protocol(error)
     } else {

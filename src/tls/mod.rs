@@ -3,6 +3,7 @@
 mod accept;
 mod bundle;
 mod canary;
+mod client_auth;
 mod files;
 mod mint;
 mod resolver;
@@ -13,6 +14,9 @@ mod validation;
 pub use accept::{Accepted, HandshakeError, Stream, TlsServer};
 pub use bundle::{Bundle, BundleError};
 pub use canary::{Roots, canary};
+pub use client_auth::{
+    ClientAuth, ClientAuthError, ClientAuthPublisher, ClientAuthReader, ClientAuthSpec, client_auth_cell,
+};
 pub use files::{CertFiles, FromFiles, Stamp};
 pub use mint::{Mint, MintJob, MintReader, mint};
 pub use store::{CertPublisher, CertResolver, cert_store};

@@ -18,17 +18,24 @@ pub struct BodyError(pub Failure);
 /// A client's body on its way to a server.
 #[derive(Debug)]
 pub struct RequestBody {
-    inner: Incoming,
+    /// `None`: nothing is sent.
+    inner: Option<Incoming>,
     exchange: Rc<Exchange>,
 }
 
 impl RequestBody {
+    /// No body: a question of our own.
+    pub fn none(exchange: Rc<Exchange>) -> Self {
+        exchange.uploaded();
+        Self { inner: None, exchange }
+    }
+
     /// Wraps what the client sends.
     pub fn new(inner: Incoming, exchange: Rc<Exchange>) -> Self {
         if inner.is_end_stream() {
             exchange.uploaded();
         }
-        Self { inner, exchange }
+        Self { inner: Some(inner), exchange }
     }
 }
 
@@ -41,7 +48,8 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        let Poll::Ready(frame) = Pin::new(&mut *inner).poll_frame(cx) else {
             this.exchange.client_owes();
             return Poll::Pending;
         };
@@ -59,18 +67,18 @@ impl Body for RequestBody {
                 this.exchange.client_gave(bytes).map(|()| frame).map_err(BodyError)
             }
         };
-        if result.is_ok() && this.inner.is_end_stream() {
+        if result.is_ok() && inner.is_end_stream() {
             this.exchange.uploaded();
         }
         Poll::Ready(Some(result))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 

@@ -10,7 +10,9 @@
 )]
 
 mod acme_dns;
+mod admission;
 mod architecture;
+mod auth;
 mod bodies;
 mod ca_features;
 mod certificate_commands;
@@ -30,6 +32,7 @@ mod listeners;
 #[path = "../../benches/load/mod.rs"]
 mod load;
 mod local_ca;
+mod mtls;
 mod passing;
 mod policies;
 mod providers;

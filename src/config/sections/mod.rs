@@ -1,11 +1,13 @@
 //! Every section of the file as a table of keys. What is not here is unknown; what is `later` is refused by name.
 
+mod admission;
 mod certificates;
 mod routes;
 mod upstreams;
 
 use super::table::{Key, Kind, More, Section, Words};
 
+pub(super) use admission::MTLS;
 pub(super) use certificates::{
     ACME, CAS, CERTIFICATE, DNS, LATER_PROVIDERS, NOTIFY, OWN_PROVIDERS, RESPONDER,
 };
@@ -63,6 +65,12 @@ pub(super) static FILE: Section = section(
             Kind::Hosts(&Kind::Or(&Kind::Text, &ROUTE)),
             "",
             "Host and path prefix to what happens there",
+        ),
+        Key::new(
+            "mtls",
+            Kind::Map(&Kind::Or(&Kind::Path, &MTLS)),
+            "",
+            "Client certificates, by host; a name comes before a `*.`",
         ),
         Key::new("upstreams", Kind::Map(&Kind::Table(&UPSTREAM)), "", "Servers that requests go to, by name"),
         Key::new("timeouts", Kind::Table(&TIMEOUTS), "", "How long anything may take"),

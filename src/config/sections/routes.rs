@@ -1,6 +1,7 @@
 //! Sections about routes: what a request meets on its way.
 
 use super::super::table::{Key, Kind, Section};
+use super::admission::{BASIC_AUTH, CONCURRENCY, FORWARD_AUTH, RATE_LIMIT};
 use super::{growing, section};
 
 pub(in crate::config) static ROUTE: Section = growing(
@@ -36,12 +37,25 @@ pub(in crate::config) static ROUTE: Section = growing(
             "",
             "Networks that may not use the route (403); comes before `allow`",
         ),
-        Key::later("auth", "Basic or forward authentication"),
-        Key::later("basic_auth", "Basic authentication"),
-        Key::later("forward_auth", "Asks another server whether a request may pass"),
-        Key::later("client_ca", "Requires a client certificate"),
-        Key::later("rate_limit", "Requests in a time"),
-        Key::later("concurrency", "Requests at a time"),
+        Key::new(
+            "rate_limit",
+            Kind::Or(&Kind::Text, &RATE_LIMIT),
+            "",
+            "So many requests in a time, such as \"100/1m\"; more are 429",
+        ),
+        Key::new(
+            "concurrency",
+            Kind::Or(&Kind::Count { min: 1, max: 1_000_000 }, &CONCURRENCY),
+            "",
+            "So many requests at a time; more are 503",
+        ),
+        Key::new("basic_auth", Kind::Table(&BASIC_AUTH), "", "Who may come, by name and password"),
+        Key::new(
+            "forward_auth",
+            Kind::Or(&Kind::Text, &FORWARD_AUTH),
+            "",
+            "Asks another server whether a request may pass",
+        ),
         Key::new("max_body", Kind::Size, "", "Largest request body (413); replaces `limits.body`"),
         Key::later("headers", "Header rules"),
         Key::later("compress", "Compresses answers"),

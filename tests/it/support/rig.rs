@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rcgen::{CertificateParams, KeyPair};
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use starlock::balance::{ServerHost, ServerSpec, UpstreamSpec, UpstreamTimeouts};
 use starlock::clock::SystemClock;
@@ -18,7 +18,10 @@ use starlock::proxy::{
 };
 use starlock::resolver::Hosts;
 use starlock::telemetry::{AccessFormat, AccessLog, AccessLogSpec, AccessTarget, Metrics};
-use starlock::tls::{Bundle, CertPublisher, CertTable, TlsServer, cert_store};
+use starlock::tls::{
+    Bundle, CertPublisher, CertTable, ClientAuthPublisher, ClientAuthSpec, TlsServer, cert_store,
+    client_auth_cell,
+};
 use starlock::upstream::Pools;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -31,6 +34,7 @@ pub(crate) struct Plan {
     pub(crate) listen: ListenSpec,
     pub(crate) proxy: ProxySpec,
     pub(crate) upstreams: Vec<UpstreamSpec>,
+    pub(crate) client_auth: Vec<ClientAuthSpec>,
     pub(crate) workers: usize,
 }
 
@@ -52,6 +56,7 @@ impl Plan {
                 max_body: None,
             },
             upstreams: vec![],
+            client_auth: vec![],
             workers: 2,
         }
     }
@@ -67,7 +72,8 @@ impl Plan {
         let mut listen = loaded.plan.listen;
         listen.http = vec![local()];
         listen.https = if tls { vec![local()] } else { vec![] };
-        Self { listen, proxy: loaded.plan.proxy, upstreams: loaded.plan.upstreams, workers: 2 }
+        let starlock::config::Plan { proxy, upstreams, client_auth, .. } = loaded.plan;
+        Self { listen, proxy, upstreams, client_auth, workers: 2 }
     }
 
     /// Listens with TLS as well; its certificate is for `a.test`, `b.test`, `*.wild.test` and `127.0.0.1`.
@@ -149,6 +155,7 @@ pub(crate) struct Rig {
     pub(crate) publisher: SnapshotPublisher,
     pub(crate) metrics: Arc<Metrics>,
     certs: CertPublisher,
+    client_auth: ClientAuthPublisher,
     trusted: RootCertStore,
     log: AccessLog,
     log_path: PathBuf,
@@ -166,7 +173,8 @@ impl Rig {
         let (mut certs, reader) = cert_store();
         let (bundle, trusted) = certificate(&["a.test", "b.test", "*.wild.test", "127.0.0.1"]);
         certs.publish(CertTable::new([bundle], None));
-        let tls = TlsServer::new(reader).unwrap();
+        let (client_auth, asked) = client_auth_cell();
+        let tls = TlsServer::new(reader).unwrap().asking(asked);
 
         let first = Snapshot::build(&plan.proxy, &plan.upstreams, None, None, &metrics).unwrap();
         let (publisher, snapshots) = snapshot_cell(first, metrics.clone());
@@ -176,7 +184,8 @@ impl Rig {
             Proxy::new(snapshots.clone(), pools, counts.clone(), access.writer(), Arc::new(SystemClock))
         })
         .unwrap();
-        let mut rig = Self { traffic, publisher, metrics, certs, trusted, log, log_path, _dir: dir };
+        let mut rig =
+            Self { traffic, publisher, metrics, certs, client_auth, trusted, log, log_path, _dir: dir };
         rig.load(&plan).await;
         rig
     }
@@ -186,8 +195,11 @@ impl Rig {
         let listeners = self.traffic.prepare(&plan.listen, &mut Inherited::default()).await.unwrap();
         let port = listeners.addresses().https_port();
         let current = self.publisher.current();
-        let next =
-            Snapshot::build(&plan.proxy, &plan.upstreams, port, Some(&current), &self.metrics).unwrap();
+        let client_auth = self.client_auth.current().next(&plan.client_auth).unwrap();
+        let next = Snapshot::build(&plan.proxy, &plan.upstreams, port, Some(&current), &self.metrics)
+            .unwrap()
+            .asking(client_auth.policies());
+        self.client_auth.publish(client_auth);
         self.publisher.publish(next);
         listeners.commit();
     }
@@ -218,10 +230,24 @@ impl Rig {
 
     /// A handshake for `name`, offering `alpn`.
     pub(crate) async fn tls(&self, name: &str, alpn: &str) -> TlsStream<TcpStream> {
+        self.tls_showing(name, alpn, None).await
+    }
+
+    /// As [`Rig::tls`], with a certificate of the client's.
+    pub(crate) async fn tls_showing(
+        &self,
+        name: &str,
+        alpn: &str,
+        shown: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    ) -> TlsStream<TcpStream> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder =
             ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let mut config = builder.with_root_certificates(self.trusted.clone()).with_no_client_auth();
+        let builder = builder.with_root_certificates(self.trusted.clone());
+        let mut config = match shown {
+            Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap(),
+            None => builder.with_no_client_auth(),
+        };
         config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
         let stream = TcpStream::connect(self.https()).await.unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
