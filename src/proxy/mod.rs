@@ -1,5 +1,6 @@
 //! Requests: normalise, route, forward, stream back. What was matched is exactly what is forwarded.
 
+mod attempts;
 mod body;
 mod client;
 mod error;
