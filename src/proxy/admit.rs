@@ -15,6 +15,7 @@ use super::handler::refuse;
 use super::host::Authority;
 use super::record::Record;
 use super::{forward, headers};
+use crate::balance::{Preference, Tried};
 use crate::conn::ConnInfo;
 use crate::policy::{Authentication, Denial, ForwardAuthSpec, Identity, Opinion};
 use crate::task;
@@ -95,7 +96,7 @@ async fn ask(spec: &ForwardAuthSpec, visit: Visit<'_>, record: &Record) -> Resul
     let incoming = headers::Incoming { client, scheme: conn.scheme(), host: &host, version: parts.version };
     headers::to_server(&mut fields, &incoming);
 
-    let in_flight = balancer.pick().map_err(|_| "it has no server")?;
+    let in_flight = balancer.pick(&Preference::default(), &Tried::default()).map_err(|_| "it has no server")?;
     let limits = ExchangeLimits {
         timeouts: *balancer.timeouts(),
         body_timeout: snapshot.body_timeout,
