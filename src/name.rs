@@ -110,6 +110,15 @@ impl HostPattern {
         }
     }
 
+    /// Every pattern that covers this one: itself, and the wildcard beside it.
+    pub fn coverers(&self) -> impl Iterator<Item = HostPattern> + use<> {
+        let wildcard = match self {
+            Self::Exact(name) => name.parent().map(Self::Wildcard),
+            _ => None,
+        };
+        [self.clone()].into_iter().chain(wildcard)
+    }
+
     /// Whether `host` (lower case, no port, no trailing dot) is meant by this pattern. Allocates nothing.
     pub fn matches(&self, host: &str) -> bool {
         match self {
@@ -313,6 +322,15 @@ mod tests {
         assert!(!p("*.example.com").covers(&p("example.com")));
         assert!(!p("*.example.com").covers(&p("a.b.example.com")));
         assert!(!p("*.example.com").covers(&p("*.a.example.com")));
+        for name in ["a.example.com", "*.example.com", "localhost", "::1"].map(p) {
+            let coverers: Vec<HostPattern> = name.coverers().collect();
+            assert!(coverers.iter().all(|have| have.covers(&name)), "{name}: {coverers:?}");
+            assert_eq!(
+                coverers.len(),
+                if name == p("a.example.com") { 2 } else { 1 },
+                "{name}: {coverers:?}"
+            );
+        }
         assert!(p("*.example.com").matches("a.example.com"));
         assert!(!p("*.example.com").matches(".example.com"));
         assert!(!p("*.example.com").matches("example.com"));

@@ -4,6 +4,8 @@
 //! not each rewrite a list of all of them. Before, one value held everything: it is still read where a part says nothing of a key, and
 //! never written. So there is no moment of a migration at which a stored certificate could look like one that never was.
 
+use std::sync::{Mutex as StdMutex, PoisonError};
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
@@ -15,11 +17,18 @@ const PARTS: usize = 64;
 
 /// One change of a part at a time within a process; between processes the revision decides.
 #[derive(Debug)]
-pub(super) struct PartLocks([Mutex<()>; PARTS]);
+pub(super) struct PartLocks([Part; PARTS]);
+
+#[derive(Debug, Default)]
+struct Part {
+    turn: Mutex<()>,
+    /// Notes of those who wait for their turn, oldest first: whoever has it writes them all at once.
+    waiting: StdMutex<Vec<(Key, Noted)>>,
+}
 
 impl Default for PartLocks {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| Mutex::default()))
+        Self(std::array::from_fn(|_| Part::default()))
     }
 }
 
@@ -49,7 +58,11 @@ impl Inventory {
         }
     }
 
-    fn note(&mut self, key: &Key, what: Noted) {
+    /// `false` if that was noted already.
+    fn note(&mut self, key: &Key, what: Noted) -> bool {
+        if self.noted(key) == Some(what) {
+            return false;
+        }
         let text = || key.as_str().to_owned();
         match what {
             Noted::Stored => {
@@ -60,6 +73,7 @@ impl Inventory {
             }
             Noted::SetAside => self.set_aside.push(text()),
         }
+        true
     }
 }
 
@@ -75,14 +89,22 @@ impl CertRecords {
     /// Notes it durably, if it is not noted so already.
     pub(super) async fn note(&self, key: &Key, what: Noted) -> Result<(), StorageError> {
         let number = part(key);
-        let place = part_key(number);
-        let _turn = self.parts.0[number].lock().await;
+        let (place, part) = (part_key(number), &self.parts.0[number]);
+        let waiting = || part.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting().push((key.clone(), what));
+        let _turn = part.turn.lock().await;
+        // Whoever does not find their note written, because this store fails or is given up, writes it themselves.
+        let mut notes = std::mem::take(&mut *waiting());
+        notes.push((key.clone(), what));
         for _ in 0..8 {
             let (mut inventory, expect) = self.inventory(&place).await?;
-            if inventory.noted(key) == Some(what) {
+            let mut changed = false;
+            for (key, what) in &notes {
+                changed |= inventory.note(key, *what);
+            }
+            if !changed {
                 return Ok(());
             }
-            inventory.note(key, what);
             match self.storage.store(&place, &encode(&inventory)?, expect).await {
                 Err(StorageError::Conflict(_)) => {}
                 result => return result.map(|_| ()),

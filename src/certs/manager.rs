@@ -13,6 +13,7 @@ use super::command::{Command, Exported, Verb};
 use super::files::{WantedFiles, Watcher};
 use super::jobs::{JobView, Jobs};
 use super::record::{CertId, CertRecords};
+use super::stand_ins::{Leftovers, StandIns};
 use super::view::{CertObserver, CertView, Views};
 use super::worker::{Milestones, Shared, Worker};
 use crate::backoff::Backoff;
@@ -129,7 +130,7 @@ impl CertManager {
             supervisor: supervisor.clone(),
             workers: HashMap::new(),
             started: 0,
-            leftovers: Vec::new(),
+            leftovers: Leftovers::default(),
             default_sni: None,
             expires: None,
         };
@@ -208,8 +209,7 @@ struct Actor {
     workers: HashMap<CertId, Entry>,
     /// How many workers there have been.
     started: u64,
-    /// What was served for sets that are not wanted any more: served on until the new sets have their own.
-    leftovers: Vec<Arc<Bundle>>,
+    leftovers: Leftovers,
     default_sni: Option<HostName>,
     /// When the next certificate is over: another may be better for its names then.
     expires: Option<SystemTime>,
@@ -363,6 +363,7 @@ impl Actor {
         self.shared.size.store(wanted.len(), Ordering::Relaxed);
         let mut before = std::mem::take(&mut self.workers);
         let (mut loaded, mut settled) = (Vec::new(), Vec::new());
+        let stand_ins = Arc::new(StandIns::new(self.shared.records.clone()));
         for wanted in wanted {
             let id = wanted.id();
             match before.remove(&id) {
@@ -381,7 +382,7 @@ impl Actor {
                     continue;
                 }
             };
-            let mut milestones = Milestones::default();
+            let mut milestones = Milestones { stand_ins: Some(stand_ins.clone()), ..Milestones::default() };
             let (sender, receiver) = oneshot::channel();
             milestones.loaded = Some(sender);
             loaded.push(receiver);
@@ -457,18 +458,13 @@ impl Actor {
     fn retire(&mut self, entry: Entry) {
         entry.stop.trigger();
         if let Some(bundle) = entry.bundle {
-            self.leftovers.retain(|known| known.serial() != bundle.serial());
-            self.leftovers.push(bundle);
+            self.leftovers.keep(bundle);
         }
     }
 
     fn publish(&mut self) {
-        let waiting: Vec<&Entry> = self.workers.values().filter(|e| e.bundle.is_none()).collect();
-        let needed = |bundle: &Arc<Bundle>| {
-            let mut names = waiting.iter().flat_map(|entry| entry.wanted.names().iter());
-            names.any(|name| bundle.covers(std::slice::from_ref(name)))
-        };
-        self.leftovers.retain(needed);
+        let waiting = self.workers.values().filter(|entry| entry.bundle.is_none());
+        self.leftovers.only_for(waiting.flat_map(|entry| entry.wanted.names().iter()));
         let held = self.workers.values().filter_map(|entry| entry.bundle.clone());
         let mut table = CertTable::new(held, self.default_sni.as_ref().map(HostName::as_str));
         let stand_ins = self.workers.values().flat_map(|entry| entry.stand_ins.iter());

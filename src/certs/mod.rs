@@ -13,6 +13,7 @@ mod memo;
 pub(crate) mod policy;
 mod proof;
 mod record;
+mod stand_ins;
 pub(crate) mod state;
 #[cfg(test)]
 mod tests;

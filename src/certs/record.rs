@@ -139,6 +139,11 @@ impl StoredCert {
             bunched: cert.held.bunched,
         }
     }
+
+    /// What it is for, as far as that can be read.
+    pub(super) fn names(&self) -> impl Iterator<Item = HostPattern> {
+        self.names.iter().filter_map(|name| HostPattern::parse(name).ok())
+    }
 }
 
 /// What storage holds for one set of names.
@@ -278,29 +283,6 @@ impl CertRecords {
         let stored = StoredCert::new(issued, cert);
         self.storage.store(&key, &encode(&stored)?, Expect::Anything).await?;
         self.note(&key, Noted::Stored).await
-    }
-
-    /// Certificates of this issuer that are for at least one of `names`: good enough until the right one is there.
-    pub(super) async fn stand_ins(
-        &self,
-        issuer: &IssuerId,
-        names: &[HostPattern],
-    ) -> Result<Vec<Arc<Bundle>>, StorageError> {
-        let mut found = Vec::new();
-        for key in self.storage.list(&format!("certs/{}", Key::new(&[issuer.as_str()]))).await? {
-            let stored = match self.storage.load(&key).await {
-                Ok(Some(stored)) => stored,
-                // One that is damaged is told of when its own turn comes.
-                Ok(None) | Err(StorageError::Damaged { .. }) => continue,
-                Err(error) => return Err(error),
-            };
-            if let Ok(cert) = parse(&stored.value, &[], 0)
-                && names.iter().any(|name| cert.bundle.covers(std::slice::from_ref(name)))
-            {
-                found.push(cert.bundle);
-            }
-        }
-        Ok(found)
     }
 }
 

@@ -12,6 +12,7 @@ use super::jobs::Job;
 use super::manager::{News, Update, Wanted};
 use super::policy::{self, Terms};
 use super::record::{CertId, CertRecords, HeldCert, cert_key};
+use super::stand_ins::StandIns;
 use super::state::{Action, Event, Machine, State};
 use super::view::{CertObserver, CertView, Phase, Reason, Views};
 use crate::backoff;
@@ -45,13 +46,15 @@ pub(super) struct Shared {
     pub(super) hours: Arc<Hours>,
 }
 
-/// Told once each, by whichever start of the worker gets there first.
+/// For whichever start of the worker gets there first: told or used once each.
 #[derive(Default)]
 pub(super) struct Milestones {
     /// What storage holds was sent to the manager.
     pub(super) loaded: Option<oneshot::Sender<()>>,
     /// The first attempt ended, or none is due.
     pub(super) settled: Option<oneshot::Sender<()>>,
+    /// Shared with the workers that start at the same time.
+    pub(super) stand_ins: Option<Arc<StandIns>>,
 }
 
 pub(super) struct Worker {
@@ -116,7 +119,7 @@ impl Worker {
         let shutdown = self.stop.clone();
         let inbox = self.inbox.clone();
         let mut inbox = inbox.lock().await;
-        let mut machine = self.load().await;
+        let mut machine = self.load(milestones.stand_ins.take()).await;
         self.show(&machine, None);
         done(&mut milestones.loaded);
         self.after_a_crash(&mut machine).await;
@@ -198,7 +201,7 @@ impl Worker {
         self.wanted.issuers.iter().map(terms).collect()
     }
 
-    async fn load(&mut self) -> Machine {
+    async fn load(&mut self, stand_ins: Option<Arc<StandIns>>) -> Machine {
         let terms = self.terms();
         let (records, now) = (self.shared.records.clone(), self.shared.clock.now());
         let fingerprint = &self.wanted.fingerprint;
@@ -223,16 +226,10 @@ impl Worker {
                 Some(format!("{error}. Nothing is ordered while the state directory cannot be read"))
             }
         };
+        let stand_ins = stand_ins.unwrap_or_else(|| Arc::new(StandIns::new(records)));
         for issuer in self.wanted.issuers.iter() {
-            match records.stand_ins(issuer.id(), &self.wanted.names).await {
-                Ok(bundles) => {
-                    for bundle in bundles {
-                        self.send(News::StandIn(bundle)).await;
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(certificate = %self.id, %error, "cannot look for another certificate to serve meanwhile");
-                }
+            for bundle in stand_ins.find(issuer.id(), &self.wanted.names).await {
+                self.send(News::StandIn(bundle)).await;
             }
         }
         let mut machine = Machine::new(&terms, None, None, attempts, now);

@@ -3,6 +3,8 @@
 use tokio::sync::watch;
 
 use super::*;
+use crate::certs::inventory::Noted;
+use crate::certs::record::CertRecords;
 use crate::storage::dying_tests::Dying;
 use crate::storage::{Lease, Revision, StorageError, Stored};
 
@@ -12,6 +14,8 @@ struct Faulty {
     inner: MemoryStorage,
     broken: AtomicBool,
     open: watch::Sender<bool>,
+    reads: AtomicU32,
+    stores: AtomicU32,
 }
 
 impl Faulty {
@@ -20,6 +24,8 @@ impl Faulty {
             inner: inner.clone(),
             broken: AtomicBool::new(false),
             open: watch::Sender::new(true),
+            reads: AtomicU32::new(0),
+            stores: AtomicU32::new(0),
         })
     }
 
@@ -37,6 +43,7 @@ impl Faulty {
 impl Storage for Faulty {
     async fn load(&self, key: &Key) -> Result<Option<Stored>, StorageError> {
         self.check()?;
+        self.reads.fetch_add(1, Ordering::SeqCst);
         self.inner.load(key).await
     }
 
@@ -47,6 +54,7 @@ impl Storage for Faulty {
 
     async fn store(&self, key: &Key, value: &[u8], expect: Expect) -> Result<Revision, StorageError> {
         self.check()?;
+        self.stores.fetch_add(1, Ordering::SeqCst);
         self.open.subscribe().wait_for(|open| *open).await.unwrap();
         self.inner.store(key, value, expect).await
     }
@@ -337,4 +345,48 @@ async fn an_issuer_that_panics_is_asked_on_the_schedule_and_told_of() {
     assert!(view.phase == Phase::Waiting && view.last_error.unwrap().contains("on purpose"));
     assert_eq!(process.served("example.com"), first);
     process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_new_names_do_not_each_read_all_that_storage_holds() {
+    const MANY: u32 = 60;
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let ca = ModelCa::new(&clock, 45 * DAY);
+    let sets = |zone: &str| (0..MANY).map(|n| vec![format!("host-{n}.{zone}")]).collect::<Vec<_>>();
+    let want = |sets: &[Vec<String>]| -> Vec<Wanted> {
+        sets.iter().map(|set| wanted(&ca, &set.iter().map(String::as_str).collect::<Vec<_>>())).collect()
+    };
+    let process = Process::start(&storage, &clock);
+    process.manager.set_wanted(want(&sets("old.example")), vec![], None).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(ca.signed(), MANY);
+    process.stop().await;
+
+    ca.down.store(true, Ordering::SeqCst);
+    let faulty = Faulty::over(&storage);
+    let process = Process::on(faulty.clone(), &clock);
+    let mut sets = sets("new.example");
+    sets[0].push("host-7.old.example".to_owned());
+    process.manager.set_wanted(want(&sets), vec![], None).await;
+    let reads = faulty.reads.load(Ordering::SeqCst);
+    assert!(reads < 20 * MANY, "{reads} reads for {MANY} names");
+    assert!(process.served("host-7.old.example").is_some(), "what is there for it is found all the same");
+    assert!(process.served("host-8.old.example").is_none());
+    process.stop().await;
+}
+
+#[tokio::test]
+async fn notes_that_wait_for_the_disk_are_written_together() {
+    let storage = Faulty::over(&MemoryStorage::new());
+    let records = CertRecords::new(storage.clone());
+    let keys: Vec<Key> = (0..1000).map(|n| Key::new(&["certs", "ca", &format!("h{n}")])).collect();
+    storage.open.send_replace(false);
+    let notes = futures_util::future::join_all(keys.iter().map(|key| records.note(key, Noted::Stored)));
+    let (results, _) = tokio::join!(notes, async { storage.open.send_replace(true) });
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    for key in &keys {
+        assert_eq!(records.noted(key).await.unwrap(), Some(Noted::Stored), "{key}");
+    }
+    let stores = storage.stores.load(Ordering::SeqCst);
+    assert!(stores <= 2 * 64, "{stores} stores of 64 parts");
 }
