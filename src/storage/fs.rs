@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -25,7 +25,10 @@ const LOCK_POLL: Duration = Duration::from_millis(2);
 ///
 /// `~` never occurs in a key, so `NAME~previous` and `NAME~damaged-N` cannot be taken for values. Cloning shares the directory.
 #[derive(Clone, Debug)]
-pub struct FsStorage(Arc<Path>);
+pub struct FsStorage {
+    path: Arc<Path>,
+    turn: Arc<Turn>,
+}
 
 impl FsStorage {
     /// Opens the directory, making it if it is missing. Blocking.
@@ -37,7 +40,7 @@ impl FsStorage {
         let failed = |what: &str, error: io::Error| io_error(what, path, &error);
         make_dir(path).map_err(|e| failed("cannot make the state directory", e))?;
         let path = fs::canonicalize(path).map_err(|e| failed("cannot open the state directory", e))?;
-        let this = Self(path.into());
+        let this = Self { path: path.into(), turn: Arc::default() };
         let mut warnings = this.narrow_rights()?;
         warnings.extend(this.volatile());
         // Fails now, with the path, rather than at the first certificate.
@@ -48,26 +51,27 @@ impl FsStorage {
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     fn narrow_rights(&self) -> Result<Vec<String>, StorageError> {
-        let meta = fs::metadata(&self.0).map_err(|e| io_error("cannot read the rights of", &self.0, &e))?;
+        let meta =
+            fs::metadata(&self.path).map_err(|e| io_error("cannot read the rights of", &self.path, &e))?;
         let (mode, ours) = (meta.mode() & 0o777, rustix::process::geteuid().as_raw());
         if meta.uid() != ours {
             let owner = meta.uid();
             let text = format!(
                 "the state directory {} belongs to uid {owner}, this process runs as {ours}",
-                self.0.display()
+                self.path.display()
             );
             return Ok(vec![text]);
         }
         if mode & 0o077 == 0 {
             return Ok(Vec::new());
         }
-        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700))
-            .map_err(|e| io_error("cannot narrow the rights of", &self.0, &e))?;
-        let path = self.0.display();
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700))
+            .map_err(|e| io_error("cannot narrow the rights of", &self.path, &e))?;
+        let path = self.path.display();
         Ok(vec![format!(
             "the state directory {path} had mode {mode:04o} and holds private keys: set to 0700"
         )])
@@ -78,13 +82,13 @@ impl FsStorage {
         const RAMFS: i64 = 0x8584_58f6;
         const OVERLAY: i64 = 0x794c_7630;
         #[allow(clippy::unnecessary_cast, reason = "the type differs between targets")]
-        let kind = rustix::fs::statfs(&*self.0).ok()?.f_type as i64;
+        let kind = rustix::fs::statfs(&*self.path).ok()?.f_type as i64;
         let name = match kind {
             TMPFS | RAMFS => "memory",
             OVERLAY => "a container's own layer",
             _ => return None,
         };
-        let path = self.0.display();
+        let path = self.path.display();
         Some(format!(
             "the state directory {path} lies in {name}: certificates are lost with it and ordered again, which a CA limits; \
              mount a durable volume there"
@@ -93,15 +97,15 @@ impl FsStorage {
 
     /// Temporary files of a process that died while writing: they were never values.
     fn sweep_temporaries(&self) -> Result<(), StorageError> {
-        let _lock = self.lock().map_err(|e| io_error("cannot lock", &self.0, &e))?;
-        let mut stack = vec![self.0.to_path_buf()];
+        let _lock = self.lock().map_err(|e| io_error("cannot lock", &self.path, &e))?;
+        let mut stack = vec![self.path.to_path_buf()];
         while let Some(dir) = stack.pop() {
             for entry in fs::read_dir(&dir).map_err(|e| io_error("cannot list", &dir, &e))? {
                 let path = entry.map_err(|e| io_error("cannot list", &dir, &e))?.path();
                 let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
                 if path.is_dir() {
                     stack.push(path);
-                } else if name.starts_with(".tmp-") {
+                } else if name.starts_with(".tmp-") && Temporary::is_nobodys(&path) {
                     fs::remove_file(&path).map_err(|e| io_error("cannot remove", &path, &e))?;
                 }
             }
@@ -109,26 +113,29 @@ impl FsStorage {
         Ok(())
     }
 
-    /// Held for the time of one store, so that `Expect` holds between processes too. Waits at most [`LOCK_LIMIT`].
-    fn lock(&self) -> io::Result<File> {
+    /// Held while values are moved into place, so that `Expect` holds between processes too. Waits at most [`LOCK_LIMIT`].
+    fn lock(&self) -> io::Result<Lock<'_>> {
         self.lock_within(LOCK_LIMIT)
     }
 
-    pub(super) fn lock_within(&self, limit: Duration) -> io::Result<File> {
-        let file = private().create(true).truncate(false).write(true).open(self.0.join(".lock"))?;
+    pub(super) fn lock_within(&self, limit: Duration) -> io::Result<Lock<'_>> {
         let begun = Instant::now();
+        let held = || {
+            let text =
+                format!("another process, or a disk that does not answer, has held .lock for {limit:?}");
+            io::Error::new(io::ErrorKind::TimedOut, text)
+        };
+        let turn = self.turn.take(limit).ok_or_else(held)?;
+        let file = private().create(true).truncate(false).write(true).open(self.path.join(".lock"))?;
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < limit => {
                     std::thread::sleep(LOCK_POLL); // blocking, as every call here is
                 }
-                Err(rustix::io::Errno::WOULDBLOCK) => {
-                    let text = format!("another process has held .lock for {limit:?}");
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, text));
-                }
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(held()),
                 other => {
                     other?;
-                    return Ok(file);
+                    return Ok(Lock { _file: file, _turn: turn });
                 }
             }
         }
@@ -137,16 +144,16 @@ impl FsStorage {
     /// Makes a directory of ours, and never the state directory itself: one that was deleted or unmounted under a running
     /// process must not come back empty.
     fn make_dir_below(&self, dir: &Path) -> io::Result<()> {
-        fs::metadata(&self.0)?;
+        fs::metadata(&self.path)?;
         make_dir(dir)
     }
 
     fn file(&self, key: &Key) -> PathBuf {
-        self.0.join(format!("{key}.json"))
+        self.path.join(format!("{key}.json"))
     }
 
     fn previous(&self, key: &Key) -> PathBuf {
-        self.0.join(format!("{key}~previous.json"))
+        self.path.join(format!("{key}~previous.json"))
     }
 
     fn read(&self, key: &Key, path: &Path) -> Result<Option<Stored>, StorageError> {
@@ -154,7 +161,7 @@ impl FsStorage {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // A directory that vanished is not a value that was never there.
-                fs::metadata(&self.0).map_err(|e| io_error("cannot read", &self.0, &e))?;
+                fs::metadata(&self.path).map_err(|e| io_error("cannot read", &self.path, &e))?;
                 return Ok(None);
             }
             Err(error) => return Err(io_error("cannot read", path, &error)),
@@ -173,10 +180,19 @@ impl FsStorage {
 
     fn write(&self, key: &Key, value: &[u8], expect: &Expect) -> Result<Revision, StorageError> {
         let (path, previous) = (self.file(key), self.previous(key));
-        let dir = path.parent().unwrap_or(&self.0).to_owned();
+        let dir = path.parent().unwrap_or(&self.path).to_owned();
         let failed = |error: io::Error| io_error("cannot store", &path, &error);
         self.make_dir_below(&dir).map_err(failed)?;
-        let _lock = self.lock().map_err(failed)?;
+        let name = || dir.join(format!(".tmp-{:016x}", rand::random::<u64>()));
+        // Before anything is replaced: without a file left, the store must fail as a whole.
+        let directory = File::open(&dir).map_err(failed)?;
+        let mut temporary = {
+            let _lock = self.lock().map_err(failed)?; // so that whoever sweeps finds it in use
+            Temporary::create(name()).map_err(failed)?
+        };
+        // What waits for the disk is done without the lock: many stores wait together.
+        temporary.file.write_all(value).and_then(|()| temporary.file.sync_all()).map_err(failed)?;
+        let lock = self.lock().map_err(failed)?;
         let current = self.read(key, &path)?;
         let holds = match expect {
             Expect::Anything => true,
@@ -189,37 +205,29 @@ impl FsStorage {
         if current.as_ref().is_some_and(|c| c.value == value) {
             return Ok(revision(value)); // the same again: the previous generation stays what it is
         }
-        let name = || dir.join(format!(".tmp-{:016x}", rand::random::<u64>()));
-        let (temporary, second) = (name(), name());
-        let result = (|| {
-            // Before anything is replaced: without a file left, the store must fail as a whole.
-            let directory = File::open(&dir)?;
-            let mut file = private().create_new(true).write(true).open(&temporary)?;
-            file.write_all(value)?;
-            file.sync_all()?;
+        let replaced = (|| {
             if current.is_some() {
                 // A second name for the current file, moved into place: at no moment is there no current value.
-                fs::hard_link(&path, &second)?;
-                fs::rename(&second, &previous)?;
+                let second = Removed(name());
+                fs::hard_link(&path, &second.0)?;
+                fs::rename(&second.0, &previous)?;
             }
-            fs::rename(&temporary, &path)?;
-            directory.sync_all()
+            fs::rename(&temporary.path.0, &path)
         })();
-        if let Err(error) = result {
-            for path in [&temporary, &second] {
-                if let Err(error) = fs::remove_file(path)
-                    && error.kind() != io::ErrorKind::NotFound
-                {
-                    tracing::warn!(path = %path.display(), %error, "a temporary file stays behind until the next start");
-                }
-            }
-            return Err(failed(error));
-        }
+        replaced.map_err(failed)?;
+        drop(lock);
+        directory.sync_all().map_err(failed)?;
         Ok(revision(value))
     }
 
     fn delete(&self, key: &Key) -> Result<(), StorageError> {
-        let _lock = self.lock().map_err(|e| io_error("cannot lock", &self.0, &e))?;
+        // Most of what is removed was never there, and the lock and the disk are slow.
+        if [self.previous(key), self.file(key)].iter().all(|path| is_missing(path)) {
+            // A directory that vanished is not a value that was never there.
+            fs::metadata(&self.path).map_err(|e| io_error("cannot remove from", &self.path, &e))?;
+            return Ok(());
+        }
+        let lock = self.lock().map_err(|e| io_error("cannot lock", &self.path, &e))?;
         for path in [self.previous(key), self.file(key)] {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -228,16 +236,17 @@ impl FsStorage {
                 _ => {}
             }
         }
+        drop(lock);
         sync_parent(&self.file(key))
     }
 
     fn move_away(&self, key: &Key) -> Result<String, StorageError> {
-        let _lock = self.lock().map_err(|e| io_error("cannot lock", &self.0, &e))?;
+        let _lock = self.lock().map_err(|e| io_error("cannot lock", &self.path, &e))?;
         let path = self.file(key);
         let aside = (1..1000)
-            .map(|n| self.0.join(format!("{key}~damaged-{n}.json")))
+            .map(|n| self.path.join(format!("{key}~damaged-{n}.json")))
             .find(|candidate| !candidate.exists())
-            .unwrap_or_else(|| self.0.join(format!("{key}~damaged-1000.json")));
+            .unwrap_or_else(|| self.path.join(format!("{key}~damaged-1000.json")));
         fs::rename(&path, &aside).map_err(|e| io_error("cannot set aside", &path, &e))?;
         sync_parent(&path)?;
         Ok(aside.display().to_string())
@@ -245,12 +254,12 @@ impl FsStorage {
 
     fn keys(&self, prefix: &str) -> Result<Vec<Key>, StorageError> {
         let mut keys = Vec::new();
-        let mut stack = vec![(self.0.join(prefix), prefix.to_owned())];
+        let mut stack = vec![(self.path.join(prefix), prefix.to_owned())];
         while let Some((dir, prefix)) = stack.pop() {
             let entries = match fs::read_dir(&dir) {
                 Ok(entries) => entries,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    fs::metadata(&self.0).map_err(|e| io_error("cannot list", &self.0, &e))?;
+                    fs::metadata(&self.path).map_err(|e| io_error("cannot list", &self.path, &e))?;
                     continue;
                 }
                 Err(error) => return Err(io_error("cannot list", &dir, &error)),
@@ -274,9 +283,9 @@ impl FsStorage {
     }
 
     fn lease(&self, name: &Key) -> Result<Option<FsLease>, StorageError> {
-        let path = self.0.join("leases").join(name.as_str().replace('/', "~"));
+        let path = self.path.join("leases").join(name.as_str().replace('/', "~"));
         let failed = |error: io::Error| io_error("cannot take the lease", &path, &error);
-        self.make_dir_below(&self.0.join("leases")).map_err(failed)?;
+        self.make_dir_below(&self.path.join("leases")).map_err(failed)?;
         let mut file =
             private().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -347,10 +356,87 @@ impl Lease for FsLease {
     }
 }
 
+/// Who of this process has the lock of the directory. Between threads a wait ends when the lock is free, not at the next look.
+#[derive(Debug, Default)]
+struct Turn {
+    taken: Mutex<bool>,
+    freed: Condvar,
+}
+
+impl Turn {
+    /// `None` if it is not free within `limit`.
+    fn take(&self, limit: Duration) -> Option<TurnGuard<'_>> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut taken, waited) = self
+            .freed
+            .wait_timeout_while(taken, limit, |taken| *taken)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return None;
+        }
+        *taken = true;
+        Some(TurnGuard(self))
+    }
+}
+
+#[derive(Debug)]
+struct TurnGuard<'a>(&'a Turn);
+
+impl Drop for TurnGuard<'_> {
+    fn drop(&mut self) {
+        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.freed.notify_one();
+    }
+}
+
+/// The lock of the directory. The file is closed first: the next thread must find it free.
+#[derive(Debug)]
+pub(super) struct Lock<'a> {
+    _file: File,
+    _turn: TurnGuard<'a>,
+}
+
+/// A new file, locked for as long as it is being written: one that is not locked is nobody's.
+struct Temporary {
+    file: File,
+    path: Removed,
+}
+
+impl Temporary {
+    fn create(path: PathBuf) -> io::Result<Self> {
+        let file = private().create_new(true).write(true).open(&path)?;
+        let this = Self { file, path: Removed(path) };
+        flock(&this.file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(this)
+    }
+
+    fn is_nobodys(path: &Path) -> bool {
+        File::open(path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
+    }
+}
+
+/// Removed when dropped, unless it has become something else.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            let path = self.0.display();
+            tracing::warn!(%path, %error, "a temporary file stays behind until the next start");
+        }
+    }
+}
+
 fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(0o600);
     options
+}
+
+fn is_missing(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {

@@ -196,6 +196,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn of_many_who_expect_the_same_one_stores_and_the_others_leave_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = StorageSpec { path: dir.path().to_owned() };
+        let processes = [FsStorage::open(&spec).unwrap().0, FsStorage::open(&spec).unwrap().0];
+        let key = Key::new(&["certs", "a"]);
+        let value = |n: usize| format!("value {n}").into_bytes();
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..32 {
+            let (storage, key, value) = (processes[n % 2].clone(), key.clone(), value(n));
+            tasks.spawn(async move { storage.store(&key, &value, Expect::Absent).await.map(|_| value) });
+        }
+        let results = tasks.join_all().await;
+        let stored: Vec<_> = results.iter().flatten().collect();
+        assert_eq!(stored, [&processes[0].load(&key).await.unwrap().unwrap().value]);
+        let conflicts = results.iter().filter(|r| matches!(r, Err(StorageError::Conflict(_)))).count();
+        assert_eq!(conflicts, 31);
+        let names: Vec<_> =
+            std::fs::read_dir(dir.path().join("certs")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["a.json"]);
+    }
+
+    #[tokio::test]
     async fn a_directory_that_vanished_is_not_made_again_by_whoever_writes_next() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
@@ -286,8 +308,11 @@ mod tests {
             |path: &str| std::fs::metadata(dir.path().join(path)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("certs/a.json"), mode("certs"), mode("")), (0o600, 0o700, 0o700));
         std::fs::write(dir.path().join("certs/.tmp-0123"), b"half a file").unwrap();
+        let used = std::fs::File::create(dir.path().join("certs/.tmp-4567")).unwrap();
+        used.lock().unwrap();
         let (storage, warnings) = FsStorage::open(&spec).unwrap();
         assert!(!dir.path().join("certs/.tmp-0123").exists());
+        assert!(dir.path().join("certs/.tmp-4567").exists(), "another process is writing it");
         assert!(!warnings.iter().any(|w| w.contains("mode")), "{warnings:?}");
         assert_eq!(storage.load(&key).await.unwrap().unwrap().value, b"secret");
     }
