@@ -22,13 +22,8 @@ impl Worker {
     pub(super) async fn attempt(&mut self, machine: &mut Machine, ca: usize) -> Event {
         let Some(issuer) = self.wanted.issuers.get(ca).cloned() else { return Event::Busy };
         // An order that asks nobody does not queue behind those that wait for CAs.
-        let _permit = match issuer.is_instant() {
-            true => None,
-            false => match self.shared.orders.clone().acquire_owned().await {
-                Ok(permit) => Some(permit),
-                Err(_never_closed) => return Event::Busy,
-            },
-        };
+        let orders = if issuer.is_instant() { &self.shared.instant } else { &self.shared.orders };
+        let Ok(_permit) = orders.clone().acquire_owned().await else { return Event::Busy };
         let (records, now) = (self.shared.records.clone(), self.shared.clock.now());
         let _lease = match records.storage.try_lease(&cert_key(self.preferred(), &self.id)).await {
             Ok(Some(lease)) => lease,

@@ -24,6 +24,11 @@ impl CertRecords {
         self.storage.store(&unproven_key(issuer, id), &value, Expect::Anything).await.map(|_| ())
     }
 
+    /// Whether something was signed and is not proven.
+    pub(super) async fn has_unproven(&self, issuer: &IssuerId, id: &CertId) -> Result<bool, StorageError> {
+        Ok(self.storage.load(&unproven_key(issuer, id)).await?.is_some())
+    }
+
     /// What was signed and is not proven. A damaged one is set aside.
     pub(super) async fn unproven(
         &self,

@@ -27,6 +27,8 @@ use crate::tls::{Bundle, CertPublisher, CertTable};
 
 /// Orders that run at once: enough to catch up, few enough not to look like an attack to a CA or a DNS provider.
 const CONCURRENT_ORDERS: usize = 8;
+/// Orders that ask nobody and run at once: each holds a lease, which is an open file.
+const CONCURRENT_INSTANT: usize = 32;
 /// Questions about renewal windows that run at once; they are small and wait for nobody.
 const CONCURRENT_POLLS: usize = 4;
 /// Commands that one certificate keeps for later.
@@ -119,6 +121,7 @@ impl CertManager {
             views: views.clone(),
             updates,
             orders: Arc::new(Semaphore::new(CONCURRENT_ORDERS)),
+            instant: Arc::new(Semaphore::new(CONCURRENT_INSTANT)),
             roots: Arc::default(),
             polls: Arc::new(Semaphore::new(CONCURRENT_POLLS)),
             size: Arc::default(),

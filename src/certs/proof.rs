@@ -28,6 +28,16 @@ impl Worker {
         self.prove_and_serve(Pending { issuer, request, issued, cert }, stored.err()).await
     }
 
+    /// Whether [`Self::settle_unproven`] has something to look after, or storage does not say.
+    pub(super) async fn may_have_unproven(&self) -> bool {
+        for issuer in self.wanted.issuers.iter() {
+            if self.shared.records.has_unproven(issuer.id(), &self.id).await.unwrap_or(true) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Looks after what was signed and not served: it is proven now, or makes way if it has grown old. Never a reason to order.
     pub(super) async fn settle_unproven(&mut self, now: SystemTime) -> Option<Event> {
         let names = self.wanted.names.clone();

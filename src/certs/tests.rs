@@ -39,6 +39,9 @@ struct ModelCa {
     confused: Mutex<Option<Vec<String>>>,
     asked: AtomicU32,
     signed: AtomicU32,
+    /// Orders under way, and how many there were at most.
+    running: AtomicU32,
+    most: AtomicU32,
     /// Whose limits are known.
     budget: Option<Budget>,
     /// What it says of renewals; an error for `None`.
@@ -67,6 +70,8 @@ impl ModelCa {
             confused: Mutex::default(),
             asked: AtomicU32::new(0),
             signed: AtomicU32::new(0),
+            running: AtomicU32::new(0),
+            most: AtomicU32::new(0),
             budget: None,
             hint: Mutex::new(Some(None)),
             polled: AtomicU32::new(0),
@@ -91,7 +96,9 @@ impl Issuer for ModelCa {
     async fn issue(&self, request: &IssueRequest, progress: &dyn Progress) -> Result<IssuedCert, IssueError> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         progress.step(Step::Validate);
+        self.most.fetch_max(self.running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
         tokio::time::sleep(self.takes).await;
+        self.running.fetch_sub(1, Ordering::SeqCst);
         if self.down.load(Ordering::SeqCst) {
             return Err(IssueError::new(FailureClass::CaDown, Retry::Backoff, "the model CA is down"));
         }

@@ -36,6 +36,8 @@ pub(super) struct Shared {
     pub(super) updates: mpsc::Sender<Update>,
     /// Bounds the orders that run at once.
     pub(super) orders: Arc<Semaphore>,
+    /// Bounds those of CAs that ask nobody.
+    pub(super) instant: Arc<Semaphore>,
     /// What this machine trusts; read when the first certificate is proven.
     pub(super) roots: Arc<OnceCell<Roots>>,
     /// Bounds the questions about renewal windows that run at once.
@@ -280,6 +282,10 @@ impl Worker {
     async fn after_a_crash(&mut self, machine: &mut Machine) {
         if self.current.is_none() {
             return; // it is ordered next, and that looks first
+        }
+        // Hardly ever is there any: ten thousand names need no lease each at a start.
+        if !self.may_have_unproven().await {
+            return;
         }
         let lease = self.shared.records.storage.try_lease(&cert_key(self.preferred(), &self.id)).await;
         if !matches!(lease, Ok(Some(_))) {

@@ -202,10 +202,10 @@ impl FsStorage {
         if !holds {
             return Err(StorageError::Conflict(key.clone()));
         }
-        if current.as_ref().is_some_and(|c| c.value == value) {
-            return Ok(revision(value)); // the same again: the previous generation stays what it is
-        }
         let replaced = (|| {
+            if current.as_ref().is_some_and(|c| c.value == value) {
+                return Ok(()); // the same again: the previous generation stays what it is
+            }
             if current.is_some() {
                 // A second name for the current file, moved into place: at no moment is there no current value.
                 let second = Removed(name());

@@ -375,6 +375,22 @@ async fn many_new_names_do_not_each_read_all_that_storage_holds() {
     process.stop().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn orders_that_ask_nobody_do_not_all_hold_a_lease_at_once() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let mut ca = ModelCa::new(&clock, 45 * DAY);
+    Arc::get_mut(&mut ca).unwrap().instant = true;
+    let names: Vec<String> = (0..200).map(|n| format!("host-{n}.example.com")).collect();
+    let process = Process::start(&storage, &clock);
+    let sets = names.iter().map(|name| wanted(&ca, &[name])).collect();
+    process.manager.set_wanted(sets, vec![], None).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let most = ca.most.load(Ordering::SeqCst);
+    assert_eq!(ca.signed(), 200);
+    assert!((9..=32).contains(&most), "{most} at once: an open file each, and more than CAs get");
+    process.stop().await;
+}
+
 #[tokio::test]
 async fn notes_that_wait_for_the_disk_are_written_together() {
     let storage = Faulty::over(&MemoryStorage::new());
