@@ -247,7 +247,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         let begun = Instant::now();
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            drop(kill_process(pid, Signal::TERM));
+            kill_process(pid, Signal::TERM).ok(); // it may have ended by itself
         }
         while self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
             if begun.elapsed() > STOP_LIMIT {
