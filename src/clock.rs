@@ -52,6 +52,13 @@ impl Clock for ManualClock {
     }
 }
 
+/// That many seconds after 1970, and never after the year 9999: what was written down may be damaged, and nobody counts further.
+pub fn at(seconds: u64) -> SystemTime {
+    /// 9999-12-31T23:59:59Z, the last second that RFC 3339 and X.509 can write.
+    const LAST: u64 = 253_402_300_799;
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(LAST))
+}
+
 fn millis(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -81,5 +88,17 @@ impl TokioClock {
 impl Clock for TokioClock {
     fn now(&self) -> SystemTime {
         self.base + self.started.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_number_of_seconds_is_beyond_time() {
+        assert_eq!(rfc3339(at(0)), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(at(1_800_000_000)), "2027-01-15T08:00:00Z");
+        assert_eq!(at(u64::MAX), at(253_402_300_799));
     }
 }

@@ -103,7 +103,7 @@ fn bounded(mut names: Vec<String>) -> Vec<String> {
 fn is_parameter(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 1000
-        && text.bytes().all(|b| b.is_ascii_graphic() && b != b';' && b != b'"')
+        && text.bytes().all(|b| b.is_ascii_graphic() && !b";\"\\".contains(&b))
 }
 
 #[cfg(test)]
@@ -133,5 +133,10 @@ mod tests {
             facts.notice(junk.as_bytes());
         }
         assert_eq!(facts.issuers(None), ["a.example"], "junk changes nothing");
+        // In a zone file a backslash and a quote mean something else.
+        for prefix in ["https://ca/\\\\h/", "https://ca/\\\"h/", "https://ca/;h/", "https://ca/ h/", ""] {
+            let body = format!(r#"{{"newOrder":"https://ca/o","meta":{{"accountHashPrefix":"{prefix}"}}}}"#);
+            assert_eq!(names_in_dns(body.as_bytes()).1, None, "{body}");
+        }
     }
 }

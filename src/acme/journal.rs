@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use crate::issuer::{FailureClass, IssueError, IssueRequest, IssuerId, Retry};
 use crate::secret::Secret;
-use crate::storage::{Expect, Key, Storage, StorageError};
+use crate::storage::{Expect, Key, Storage, StorageError, json_fault};
 
 /// What is kept of an order: the certificate's key before the CA is asked, the order's URL as soon as there is one.
 pub(super) struct PendingOrder {
@@ -49,7 +49,12 @@ impl<'a> OrderJournal<'a> {
             Ok(_) => Ok(None),
             Err(error) => {
                 let place = self.storage.set_aside(&self.key).await?;
-                tracing::warn!(%error, place, "the record of an order is damaged and was set aside; a new order is made");
+                let error = json_fault(&error);
+                tracing::warn!(
+                    error,
+                    place,
+                    "the record of an order is damaged and was set aside; a new order is made"
+                );
                 Ok(None)
             }
         }

@@ -10,7 +10,7 @@ use super::jws::AccountKey;
 use super::problem;
 use super::session::Session;
 use crate::issuer::IssuerId;
-use crate::storage::{Expect, Key, Revision, Storage, StorageError};
+use crate::storage::{Expect, Key, Revision, Storage, StorageError, json_fault};
 
 /// A request that was cut off has been taken, or lost, after this time: its nonce has grown old too.
 const ON_ITS_WAY: Duration = Duration::from_secs(600);
@@ -47,7 +47,7 @@ impl Kept {
         let key = storage_key(ca);
         let Some(found) = storage.load(&key).await? else { return Ok(None) };
         let account = serde_json::from_slice(&found.value)
-            .map_err(|e| StorageError::Damaged { key: key.clone(), reason: e.to_string() })?;
+            .map_err(|e| StorageError::Damaged { key: key.clone(), reason: json_fault(&e) })?;
         Ok(Some(Self { account, key, revision: found.revision }))
     }
 

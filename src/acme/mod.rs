@@ -49,6 +49,7 @@ pub use facts::names_in_dns;
 pub use import::import_account;
 pub use known::{KNOWN_CAS, KnownCa, LETS_ENCRYPT, LETS_ENCRYPT_STAGING};
 pub use manage::{AccountError as ManageError, AccountInfo, Accounts};
+pub use renewal::{certificate_id, renewal_window};
 pub use spec::{AcmeSpec, EabSpec};
 
 /// For one exchange with the CA.

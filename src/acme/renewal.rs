@@ -57,15 +57,23 @@ pub(super) async fn hint(
         Err(Error::Json(_)) if client.says_gone() => return Ok(None),
         Err(error) => return Err(error),
     };
-    let info: RenewalInfo = serde_json::from_slice(&answer.body)?;
-    let hint = judge(&info, client.retry_after(), now, backoff::dice());
+    let hint = renewal_window(&answer.body, client.retry_after(), now, backoff::dice())?;
     if hint.is_none() {
-        tracing::warn!(
-            certificate = id, start = %info.suggested_window.start, end = %info.suggested_window.end,
-            "the CA's renewal window begins after its end; it is ignored"
-        );
+        let said = plain(&String::from_utf8_lossy(&answer.body));
+        tracing::warn!(certificate = id, said, "the CA's renewal window begins after its end; it is ignored");
     }
     Ok(hint)
+}
+
+/// What a CA's renewal information (RFC 9773 section 4.2) means; `None` if its window is none. `retry_after` is what the CA said beside
+/// it. `dice`, from 0 to 1, spreads the polls of many certificates.
+pub fn renewal_window(
+    body: &[u8],
+    retry_after: Option<SystemTime>,
+    now: SystemTime,
+    dice: f64,
+) -> Result<Option<RenewalHint>, serde_json::Error> {
+    Ok(judge(&serde_json::from_slice(body)?, retry_after, now, dice))
 }
 
 /// The window if it is one. The next poll is when the CA said, not before an hour and not after a day, ten percent more or less.
@@ -91,7 +99,7 @@ fn plain(text: &str) -> String {
 }
 
 /// RFC 9773 section 4.1: the issuer's key identifier and the serial. `None` without the former.
-pub(super) fn certificate_id(leaf: &[u8]) -> Option<String> {
+pub fn certificate_id(leaf: &[u8]) -> Option<String> {
     let id = identifier(leaf)?;
     Some(id.to_string())
 }

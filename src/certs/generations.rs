@@ -7,7 +7,7 @@ use super::record::{CertId, CertRecords, HeldCert, StoredCert, cert_key, encode,
 use crate::issuer::{IssuedCert, IssuerId, Spent};
 use crate::name::HostPattern;
 use crate::secret::Secret;
-use crate::storage::{Expect, Key, StorageError};
+use crate::storage::{Expect, Key, StorageError, json_fault};
 
 const UNPROVEN: &str = "unproven";
 
@@ -96,7 +96,7 @@ impl CertRecords {
 }
 
 fn issued(value: &[u8]) -> Result<IssuedCert, String> {
-    let stored: StoredCert = serde_json::from_slice(value).map_err(|e| e.to_string())?;
+    let stored: StoredCert = serde_json::from_slice(value).map_err(|e| json_fault(&e))?;
     Ok(IssuedCert {
         chain_pem: stored.chain,
         key_pem: Secret::new(stored.key),

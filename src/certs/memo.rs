@@ -1,13 +1,14 @@
 //! What is remembered of a certificate beside itself: failed attempts, and what its CA said of it.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use super::policy::Window;
 use super::record::{CertId, CertRecords, encode, seconds};
 use super::state::{Ari, Attempts, Barred, Failure};
+use crate::clock;
 use crate::issuer::{FailureClass, IssuerId};
 use crate::storage::{Expect, Key, StorageError};
 
@@ -65,7 +66,7 @@ impl CertRecords {
             }
         };
         let stored: StoredAttempts = serde_json::from_slice(&found.value).ok()?;
-        let barred = |failures, until, parked| Barred::until(failures, time(until), parked, now);
+        let barred = |failures, until, parked| Barred::until(failures, clock::at(until), parked, now);
         (stored.fingerprint == fingerprint).then(|| Attempts {
             failures: stored.failures,
             everywhere: barred(stored.everywhere.unwrap_or(stored.failures), stored.until, stored.parked),
@@ -115,9 +116,9 @@ impl CertRecords {
         };
         let stored: StoredAri = serde_json::from_slice(&found.value).ok()?;
         (stored.serial == serial).then(|| Ari {
-            window: stored.window.map(|(start, end)| Window { start: time(start), end: time(end) }),
+            window: stored.window.map(|(start, end)| Window { start: clock::at(start), end: clock::at(end) }),
             throw: stored.throw,
-            poll_at: time(stored.poll_at),
+            poll_at: clock::at(stored.poll_at),
             misses: stored.misses,
             revoked: stored.revoked,
         })
@@ -171,8 +172,4 @@ fn attempts_key(issuer: &IssuerId, id: &CertId) -> Key {
 
 fn ari_key(issuer: &IssuerId, id: &CertId) -> Key {
     Key::new(&[ARI, issuer.as_str(), id.as_str()])
-}
-
-fn time(seconds: u64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
 }

@@ -2,16 +2,17 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::inventory::{Noted, PartLocks};
 use super::policy::Held;
+use crate::clock;
 use crate::issuer::{IssuedCert, Issuer, IssuerId};
 use crate::name::HostPattern;
-use crate::storage::{Expect, Key, Storage, StorageError};
+use crate::storage::{Expect, Key, Storage, StorageError, json_fault};
 use crate::tls::Bundle;
 
 /// One set of names: the first name and a digest of all of them. Safe in a storage key.
@@ -292,12 +293,12 @@ pub(super) fn cert_key(issuer: &IssuerId, id: &CertId) -> Key {
 }
 
 pub(super) fn parse(value: &[u8], names: &[HostPattern], issuer: u8) -> Result<HeldCert, String> {
-    let stored: StoredCert = serde_json::from_slice(value).map_err(|e| e.to_string())?;
+    let stored: StoredCert = serde_json::from_slice(value).map_err(|e| json_fault(&e))?;
     let bundle = prove(&stored.chain, &stored.key, names)?;
     let held = Held {
         not_before: bundle.not_before(),
         not_after: bundle.not_after(),
-        stored_at: SystemTime::UNIX_EPOCH + Duration::from_secs(stored.stored_at),
+        stored_at: clock::at(stored.stored_at),
         seed: seed(&bundle),
         issuer,
         hurried: stored.hurried,

@@ -10,11 +10,15 @@ use crate::acme::AcmeSpec;
 use crate::challenge::ChallengeKind;
 use crate::config::{AcmePlan, CertificatePlan, Expect, IssuerPlan, Loaded, Plan};
 use crate::dns::ProviderKind;
-use crate::doctor::records;
+use crate::doctor::records::{self, KnownAccounts};
 use crate::name::HostPattern;
 use crate::proxy::{ActionSpec, RouteHost, RouteSpec, Router};
 
-/// `offline`: secrets and roots are not read.
+/// Where a URL comes from that could not be read in the state directory.
+const UNKNOWN_ACCOUNT: &str = "no account can be read in the state directory. The first order registers it; then `starlock accounts list` \
+     shows its URL, and so does this command, as the user that Starlock runs as";
+
+/// `offline`: secrets, roots and state are not read.
 pub(super) fn run(config: &ConfigArgs, offline: bool) -> ExitCode {
     let (path, loaded) = match config.load() {
         Ok(loaded) => loaded,
@@ -32,14 +36,15 @@ pub(super) fn run(config: &ConfigArgs, offline: bool) -> ExitCode {
         eprintln!("{}\n", loaded.warnings.render(colours()));
     }
     let (expectations, failed) = expectations(&loaded.plan, &loaded.expects);
-    let code = print(&format!("{}{expectations}", report(&path, &loaded)));
+    let accounts = if offline { KnownAccounts::default() } else { KnownAccounts::read(&loaded.plan) };
+    let code = print(&format!("{}{expectations}", report(&path, &loaded, &accounts)));
     if failed > 0 {
         return fail(CONFIG, &format!("{} of {} failed", failed, count(loaded.expects.len(), "expectation")));
     }
     code
 }
 
-fn report(path: &Path, loaded: &Loaded) -> String {
+fn report(path: &Path, loaded: &Loaded, accounts: &KnownAccounts) -> String {
     let plan = &loaded.plan;
     let mut out = String::new();
     let summary = [
@@ -61,19 +66,37 @@ fn report(path: &Path, loaded: &Loaded) -> String {
             let _ = writeln!(out, "    for {}", reason(plan, certificate));
         }
     }
-    dns_records(&mut out, plan);
-    let lasting = records::persistent(plan);
+    dns_records(&mut out, plan, accounts);
+    account_records(&mut out, plan, accounts);
+    out
+}
+
+/// What depends on the account: the records of dns-persist-01, and the names of dns-account-01.
+fn account_records(out: &mut String, plan: &Plan, accounts: &KnownAccounts) {
+    let lasting = records::persistent(plan, accounts);
     if !lasting.is_empty() {
         let _ = writeln!(out, "\nRecords to add at your DNS, once, for dns-persist-01");
-        for line in lasting {
+        for line in &lasting {
             let _ = writeln!(out, "  {line}");
+        }
+        if lasting.iter().any(|line| line.contains("accounturi=ACCOUNT")) {
+            let _ = writeln!(out, "  ; ACCOUNT: {UNKNOWN_ACCOUNT}");
         }
         let _ = writeln!(
             out,
-            "  ; ACCOUNT (and CA) are filled in by the first attempt: the log and `starlock certs` then show each record as it has to be"
+            "  ; starlock doctor asks each CA what it calls itself and how it wants the account written, and shows the record that is missing"
         );
     }
-    out
+    let labelled = records::labelled(plan, accounts);
+    if !labelled.is_empty() {
+        let _ = writeln!(out, "\nNames at which TXT records are written, for dns-account-01");
+        for line in &labelled {
+            let _ = writeln!(out, "  {line}");
+        }
+        if labelled.iter().any(|line| line.starts_with("_LABEL")) {
+            let _ = writeln!(out, "  ; _LABEL is made from the account's URL: {UNKNOWN_ACCOUNT}");
+        }
+    }
 }
 
 fn listeners(out: &mut String, plan: &Plan) {
@@ -207,7 +230,7 @@ fn reason(plan: &Plan, certificate: &CertificatePlan) -> String {
     }
 }
 
-fn dns_records(out: &mut String, plan: &Plan) {
+fn dns_records(out: &mut String, plan: &Plan, accounts: &KnownAccounts) {
     let records = records::to_add(plan);
     if records.is_empty() {
         return;
@@ -216,17 +239,18 @@ fn dns_records(out: &mut String, plan: &Plan) {
     for line in records {
         let _ = writeln!(out, "{}", format!("  {line}").trim_end());
     }
-    let caa = records::caa(plan);
+    let caa = records::caa(plan, accounts);
     if !caa.is_empty() {
         let _ = writeln!(
             out,
             "\nWhoever holds the responder's address can issue for these names. To keep others out, add as well"
         );
-        for line in caa {
+        for line in &caa {
             let _ = writeln!(out, "  {line}");
         }
-        let _ =
-            writeln!(out, "  ; ACCOUNT is the URL of the account, which the log names after the first order");
+        if caa.iter().any(|line| line.contains("accounturi=ACCOUNT")) {
+            let _ = writeln!(out, "  ; ACCOUNT: {UNKNOWN_ACCOUNT}");
+        }
     }
 }
 
@@ -300,7 +324,7 @@ status = 404
     fn the_report_says_what_would_be_served() {
         let env = Environment { state_dir: "/state".into(), runtime_dir: "/runtime".into() };
         let loaded = parse(FILE, "starlock.toml", &env).unwrap_or_else(|p| panic!("{p}"));
-        let text = report(Path::new("starlock.toml"), &loaded);
+        let text = report(Path::new("starlock.toml"), &loaded, &KnownAccounts::default());
         for line in [
             "starlock.toml is good: 4 routes, 2 upstreams, 2 certificates",
             "  https  [::]:443",
@@ -350,7 +374,7 @@ status = 404
         ] {
             let text = format!("{top}\nroutes.\"example.com\" = {{ respond = 200 }}");
             let loaded = parse(&text, "starlock.toml", &env).unwrap_or_else(|p| panic!("{p}"));
-            let text = report(Path::new("starlock.toml"), &loaded);
+            let text = report(Path::new("starlock.toml"), &loaded, &KnownAccounts::default());
             assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
         }
     }

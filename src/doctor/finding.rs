@@ -105,6 +105,13 @@ impl Note {
         Self::new(id, if strict { Severity::Failure } else { Severity::Warning }, what)
     }
 
+    /// About a CA that is asked only when another cannot be: what would fail there is no failure yet.
+    pub(super) fn of_fallback(mut self, ca: &str) -> Self {
+        self.severity = self.severity.max(Severity::Warning);
+        self.what = format!("at the fallback {ca}: {}", self.what);
+        self
+    }
+
     pub(super) fn about(self, about: &About) -> Finding {
         Finding { about: about.clone(), note: self }
     }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::caa::{Account, Asker, CaaFacts};
 use super::challenge::ChallengeFacts;
 use super::delegation::{self, LeadFacts};
-use super::finding::{About, Finding, Note};
+use super::finding::{About, Finding, Note, Severity};
 use super::hosts::{self, HostFacts};
 use super::provider::{self, Tried};
 use super::way::{self, Known, Way};
@@ -48,10 +48,13 @@ pub(super) fn ca_wanted(spec: &AcmeSpec) -> ca::Wanted {
     }
 }
 
-/// One name to prove, for one certificate.
+/// One name to prove, for one certificate, to one CA.
 struct Subject<'a> {
     about: About,
     acme: &'a AcmePlan,
+    /// The CA, and whether others are asked before it.
+    spec: &'a AcmeSpec,
+    fallback: bool,
     way: Way,
     base: HostName,
     /// Whether the certificate has the name itself, and whether it has the wildcard below it.
@@ -171,13 +174,6 @@ async fn subjects<'a>(with: &With<'a>, cas: &Cas) -> Vec<Subject<'a>> {
     let thumbprints = thumbprints(with).await;
     for certificate in &with.plan.certificates {
         let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
-        let directory = &acme.acme.directory;
-        let url = match with.accounts.get(directory) {
-            Some(Ok(url)) => url.as_deref().map(Ok),
-            Some(Err(())) | None => Some(Err(())),
-        };
-        let thumbprint = thumbprints.get(directory).map(String::as_str);
-        let known = Known { url, thumbprint, ca: of_ca(cas, directory) };
         let names = certificate.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let mut bases: BTreeMap<&HostName, (bool, bool)> = BTreeMap::new();
         for name in &certificate.names {
@@ -186,10 +182,20 @@ async fn subjects<'a>(with: &With<'a>, cas: &Cas) -> Vec<Subject<'a>> {
                 if name.is_wildcard() { entry.1 = true } else { entry.0 = true }
             }
         }
-        for (base, (exact, wildcard)) in bases {
-            let about = About::Certificate(names.clone());
-            let way = way::of(acme, wildcard, &known);
-            subjects.push(Subject { about, acme, way, base: base.clone(), exact, wildcard });
+        for spec in specs(acme) {
+            let url = match with.accounts.get(&spec.directory) {
+                Some(Ok(url)) => url.as_deref().map(Ok),
+                Some(Err(())) | None => Some(Err(())),
+            };
+            let thumbprint = thumbprints.get(&spec.directory).map(String::as_str);
+            let known = Known { url, thumbprint, ca: of_ca(cas, &spec.directory) };
+            let fallback = !std::ptr::eq(spec, &raw const acme.acme);
+            for (base, (exact, wildcard)) in &bases {
+                let about = About::Certificate(names.clone());
+                let way = way::of(acme, *wildcard, &known);
+                let (base, exact, wildcard) = ((*base).clone(), *exact, *wildcard);
+                subjects.push(Subject { about, acme, spec, fallback, way, base, exact, wildcard });
+            }
         }
     }
     subjects
@@ -202,13 +208,18 @@ async fn thumbprints(with: &With<'_>) -> BTreeMap<String, String> {
     let accounts = Accounts::new(storage.clone(), with.clock.clone());
     for certificate in &with.plan.certificates {
         let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
-        if acme.challenge.contains(&ChallengeKind::DnsPersist01)
-            && let Ok(info) = accounts.kept(&acme.acme).await
-        {
-            found.extend(info.thumbprint.map(|thumbprint| (acme.acme.directory.clone(), thumbprint)));
+        for spec in specs(acme).filter(|_| acme.challenge.contains(&ChallengeKind::DnsPersist01)) {
+            if let Ok(info) = accounts.kept(spec).await {
+                found.extend(info.thumbprint.map(|thumbprint| (spec.directory.clone(), thumbprint)));
+            }
         }
     }
     found
+}
+
+/// The preferred CA first.
+fn specs(acme: &AcmePlan) -> impl Iterator<Item = &AcmeSpec> {
+    std::iter::once(&acme.acme).chain(&acme.fallback)
 }
 
 fn of_ca<'c>(cas: &'c Cas, directory: &str) -> Option<&'c ca::CaFacts> {
@@ -299,7 +310,9 @@ async fn writes(
     networks: &BTreeMap<Vec<SocketAddr>, Network>,
 ) -> BTreeMap<WriteKey, Tried> {
     let mut items: BTreeMap<WriteKey, (&ProviderSpec, &Network, Zone)> = BTreeMap::new();
-    for subject in subjects.iter().filter(|subject| subject.way.writes() && with.how.write) {
+    for subject in
+        subjects.iter().filter(|subject| subject.way.writes() && !subject.fallback && with.how.write)
+    {
         let target = names.get(&key(subject)).and_then(|facts| facts.challenge.target.as_ref().ok());
         let network = networks.get(&subject.resolvers());
         if let (Some(target), Some(network), Some(dns)) = (target, network, subject.dns())
@@ -387,7 +400,7 @@ fn judge(
     let key = key(subject);
     let Some(facts) = names.get(&key) else { return vec![unfinished(subject.base.to_string())] };
     let mut notes = Vec::new();
-    let spec = &subject.acme.acme;
+    let spec = subject.spec;
     let identities = ca::identities(&spec.directory, of_ca(cas, &spec.directory));
     let account = match with.accounts.get(&spec.directory) {
         Some(Ok(Some(url))) => Account::Known(url),
@@ -402,6 +415,19 @@ fn judge(
         if wanted {
             notes.push(caa::judge(&base, wildcard, &facts.caa, &asker));
         }
+    }
+    if subject.fallback {
+        // The rest is the same for every CA, but for what stands in DNS of the account.
+        notes.retain(|note| note.severity != Severity::Ok);
+        match &key.way {
+            Way::Persist(known, wildcard) => {
+                notes.push(persist::judge(&subject.base, known, *wildcard, facts.missing.as_ref()));
+            }
+            Way::Label(None) => notes.push(challenge::unlabelled(&subject.base, &ca, account)),
+            Way::Label(Some(_)) => notes.extend(challenge::judge(&facts.challenge)),
+            Way::Builtin | Way::Provider | Way::Listeners(_) => {}
+        }
+        return notes.into_iter().map(|note| note.of_fallback(&ca)).collect();
     }
     match (&key.way, &facts.lead, &with.plan.responder, &facts.host) {
         (_, Some(lead), Some(responder), _) => notes.extend(delegation::judge_lead(lead, &base, responder)),

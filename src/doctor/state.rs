@@ -18,6 +18,12 @@ pub(super) type Account = Result<Option<String>, ()>;
 
 /// The accounts at every CA of the plan, by directory.
 pub(super) async fn accounts(plan: &Plan) -> BTreeMap<String, Account> {
+    let (specs, state) = (specs(plan), plan.storage.path.clone());
+    task::blocking(move || kept(&specs, &state)).await
+}
+
+/// Every CA of the plan, fallbacks included.
+pub(super) fn specs(plan: &Plan) -> Vec<AcmeSpec> {
     let mut specs: Vec<AcmeSpec> = Vec::new();
     for certificate in &plan.certificates {
         let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
@@ -27,12 +33,13 @@ pub(super) async fn accounts(plan: &Plan) -> BTreeMap<String, Account> {
             }
         }
     }
-    let state = plan.storage.path.clone();
-    task::blocking(move || {
-        let path = |spec: &AcmeSpec| state.join(format!("{}.json", AcmeIssuer::account_key(spec)));
-        specs.iter().map(|spec| (spec.directory.clone(), account(&path(spec)))).collect()
-    })
-    .await
+    specs
+}
+
+/// The accounts at `specs` in the state directory. Blocking.
+pub(super) fn kept(specs: &[AcmeSpec], state: &Path) -> BTreeMap<String, Account> {
+    let path = |spec: &AcmeSpec| state.join(format!("{}.json", AcmeIssuer::account_key(spec)));
+    specs.iter().map(|spec| (spec.directory.clone(), account(&path(spec)))).collect()
 }
 
 fn account(path: &Path) -> Account {

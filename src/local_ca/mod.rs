@@ -18,7 +18,7 @@ use self::scope::Scope;
 use crate::clock::{self, SharedClock};
 use crate::issuer::{FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Progress, Retry};
 use crate::name::HostPattern;
-use crate::storage::{Expect, Key, Storage, StorageError};
+use crate::storage::{Expect, Key, Storage, StorageError, json_fault};
 
 /// The local CA. Its roots are made at the first signature and kept; trust them once and every certificate is trusted.
 #[derive(Debug)]
@@ -237,7 +237,7 @@ impl Issuer for LocalCa {
 
 fn read_root(key: &Key, value: &[u8]) -> Result<(StoredRoot, Facts), StorageError> {
     let damaged = |reason: String| StorageError::Damaged { key: key.clone(), reason };
-    let root: StoredRoot = serde_json::from_slice(value).map_err(|e| damaged(e.to_string()))?;
+    let root: StoredRoot = serde_json::from_slice(value).map_err(|e| damaged(json_fault(&e)))?;
     let facts = Facts::read(&root.certificate).map_err(damaged)?;
     Ok((root, facts))
 }

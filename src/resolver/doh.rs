@@ -27,12 +27,11 @@ impl Doh {
     /// What the resolver at `url` says about the TXT records of `name`. Ask only for what is published: resolvers keep a
     /// negative answer.
     pub async fn txt(&self, url: &str, name: &DnsName) -> Result<TxtReply, String> {
-        let wire = Name::from_ascii(name.to_fqdn()).map_err(|e| e.to_string())?;
         let mut query = Message::query();
         // RFC 8484 section 4.1: the same question is the same request.
         query.metadata.id = 0;
         query.metadata.recursion_desired = true;
-        query.add_query(Query::query(wire, RecordType::TXT));
+        query.add_query(question(name)?);
         let body = Bytes::from(query.to_vec().map_err(|e| e.to_string())?);
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, MEDIA_TYPE);
@@ -42,15 +41,25 @@ impl Doh {
         if answer.status != http::StatusCode::OK {
             return Err(format!("HTTP {}", answer.status));
         }
-        let message = Message::from_vec(&answer.body).map_err(|e| format!("the answer is not DNS: {e}"))?;
-        if message.queries != query.queries {
-            return Err("the answer belongs to another question".to_owned());
-        }
-        Ok(match (message.metadata.response_code, txt_reply(&message, name)) {
-            // A resolver speaks without authority.
-            (ResponseCode::NoError, TxtReply::Unhelpful(_) | TxtReply::Referral(_)) => TxtReply::Absent,
-            (ResponseCode::NoError | ResponseCode::NXDomain, reply) => reply,
-            (code, _) => TxtReply::Unhelpful(code_text(code)),
-        })
+        doh_reply(&answer.body, name)
     }
+}
+
+/// What the body of a resolver's answer says about the TXT records of `name`, which it was asked for (RFC 8484 section 4.2).
+pub fn doh_reply(body: &[u8], name: &DnsName) -> Result<TxtReply, String> {
+    let message = Message::from_vec(body).map_err(|e| format!("the answer is not DNS: {e}"))?;
+    if message.queries != [question(name)?] {
+        return Err("the answer belongs to another question".to_owned());
+    }
+    Ok(match (message.metadata.response_code, txt_reply(&message, name)) {
+        // A resolver speaks without authority.
+        (ResponseCode::NoError, TxtReply::Unhelpful(_) | TxtReply::Referral(_)) => TxtReply::Absent,
+        (ResponseCode::NoError | ResponseCode::NXDomain, reply) => reply,
+        (code, _) => TxtReply::Unhelpful(code_text(code)),
+    })
+}
+
+fn question(name: &DnsName) -> Result<Query, String> {
+    let wire = Name::from_ascii(name.to_fqdn()).map_err(|e| e.to_string())?;
+    Ok(Query::query(wire, RecordType::TXT))
 }

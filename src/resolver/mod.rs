@@ -11,7 +11,7 @@ mod probe;
 mod reply;
 mod zone;
 
-pub use doh::Doh;
+pub use doh::{Doh, doh_reply};
 pub(crate) use exchange::roundtrip;
 pub use exchange::{AskError, ask};
 pub use hosts::{Hosts, ResolveError};

@@ -123,6 +123,17 @@ pub enum StorageError {
     },
 }
 
+/// What is wrong with a value that is not the JSON it should be, without what stands there: it may be a key.
+pub fn json_fault(error: &serde_json::Error) -> String {
+    use serde_json::error::Category;
+    let what = match error.classify() {
+        Category::Data => "it is JSON of another shape",
+        Category::Eof => "it ends in the middle",
+        Category::Syntax | Category::Io => "it is not JSON",
+    };
+    format!("{what} (line {}, column {})", error.line(), error.column())
+}
+
 /// Keeps values durably.
 ///
 /// A store that has returned is on disk. A crash at any moment leaves either the old or the new value, whole.
@@ -162,6 +173,23 @@ pub trait Lease: Send + Sync + fmt::Debug {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_wrong_with_json_is_told_without_what_stands_there() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Account {
+            #[allow(dead_code, reason = "only its shape matters")]
+            key: u8,
+        }
+        for (text, fault) in [
+            (r#"{"key": "hunter2"}"#, "it is JSON of another shape (line 1, column 17)"),
+            (r#"{"hunter2": "#, "it ends in the middle (line 1, column 12)"),
+            ("hunter2", "it is not JSON (line 1, column 1)"),
+            (r#""hunter2""#, "it is JSON of another shape (line 1, column 9)"),
+        ] {
+            assert_eq!(json_fault(&serde_json::from_str::<Account>(text).unwrap_err()), fault);
+        }
+    }
 
     #[test]
     fn keys_cannot_leave_their_place() {

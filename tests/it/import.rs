@@ -169,6 +169,72 @@ fn caddys_certificate_is_served_and_renewed_by_its_account() {
     assert_eq!(accounts(), before, "no account was registered");
 }
 
+/// An account's key signs requests and is of one kind; a certificate's key is only served, and programs make all kinds.
+#[test]
+fn a_certificate_is_served_whatever_its_key_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let theirs = dir.path().join("letsencrypt");
+    let names = ["rsa.test", "pkcs1.test", "p384.test"];
+    for name in names {
+        let live = theirs.join("live").join(name);
+        std::fs::create_dir_all(&live).unwrap();
+        let file = |name: &str| live.join(name).to_str().unwrap().to_owned();
+        let (chain, key, made) = (file("fullchain.pem"), file("privkey.pem"), file("made.pem"));
+        let kind: &[&str] = match name {
+            "p384.test" => &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384"],
+            _ => &["-newkey", "rsa:2048"],
+        };
+        let (subject, san) = (format!("/CN={name}"), format!("subjectAltName=DNS:{name}"));
+        let rest =
+            ["-nodes", "-days", "30", "-subj", &subject, "-addext", &san, "-keyout", &made, "-out", &chain];
+        output("openssl", &[&["req", "-x509"], kind, &rest].concat());
+        // As certbot and others wrote them: PKCS#8, PKCS#1, SEC 1.
+        match name {
+            "rsa.test" => drop(std::fs::copy(&made, &key).unwrap()),
+            "pkcs1.test" => drop(output("openssl", &["rsa", "-traditional", "-in", &made, "-out", &key])),
+            _ => drop(output("openssl", &["ec", "-in", &made, "-out", &key])),
+        }
+        let begin = std::fs::read_to_string(&key).unwrap().lines().next().unwrap_or_default().to_owned();
+        let form = match name {
+            "rsa.test" => "-----BEGIN PRIVATE KEY-----",
+            "pkcs1.test" => "-----BEGIN RSA PRIVATE KEY-----",
+            _ => "-----BEGIN EC PRIVATE KEY-----",
+        };
+        assert_eq!(begin, form);
+        put(
+            &theirs.join(format!("renewal/{name}.conf")),
+            "server = https://ca.example.invalid/directory\n[renewalparams]\n",
+        );
+    }
+    let routes: String = names.iter().map(|name| format!("\"{name}\" = {{ respond = 204 }}\n")).collect();
+    let state = dir.path().join("state");
+    let config = format!(
+        "[acme]\nca = \"https://ca.example.invalid/directory\"\n[dns]\nprovider = \"exec\"\nprogram = \"/bin/true\"\n\
+         [listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\n[storage]\npath = \"{}\"\n[routes]\n{routes}",
+        state.display()
+    );
+    write_config(dir.path(), &config);
+    let said = text(&command(dir.path(), &["import", "certbot", theirs.to_str().unwrap()]));
+    assert!(said.contains("3 of 3 taken"), "{said}");
+
+    let starlock = Starlock::start(&config);
+    let https = starlock.address("https").to_string();
+    for (name, signed_by) in names.into_iter().zip(["RSA-PSS", "RSA-PSS", "ECDSA"]) {
+        let client = Command::new("openssl")
+            .args(["s_client", "-connect", &https, "-servername", name])
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        let shown = text(&client);
+        let signature = shown.lines().find(|line| line.starts_with("Peer signature type:")).unwrap_or(&shown);
+        assert!(signature.ends_with(signed_by), "{name}: {shown}");
+        let pem = dir.path().join(format!("{name}.pem"));
+        let begin = shown.find("-----BEGIN CERTIFICATE-----").unwrap_or_else(|| panic!("{name}: {shown}"));
+        std::fs::write(&pem, &shown[begin..]).unwrap();
+        assert_eq!(serial(&pem), serial(&theirs.join("live").join(name).join("fullchain.pem")), "{name}");
+    }
+}
+
 struct Made {
     chain: String,
     key: KeyPair,
