@@ -1,184 +1,369 @@
-//! Which server gets a request, and which servers there are.
+//! One upstream: its servers, who of them gets a request, and what comes of it.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use tokio::sync::Notify;
+
+use super::budget::Budget;
 use super::endpoint::{Endpoint, InFlight};
-use super::spec::{UpstreamSpec, UpstreamTimeouts};
-use crate::telemetry::Metrics;
+use super::health::{Outcome, now_ms};
+use super::request::{Ask, Preference, Tried, cookie};
+use super::spec::{BalanceSpec, RetrySpec, ServerHost, ServerSpec, UpstreamSpec, UpstreamTimeouts};
+use super::sticky::{Sticky, Token};
+use super::table::{Pick, Table};
+use crate::secret::SecretError;
+use crate::telemetry::{Counter, Metrics, RETRY_REASONS};
 
 /// One upstream, shared by all workers.
 #[derive(Debug)]
 pub struct Balancer {
-    name: Arc<str>,
-    endpoints: Box<[Arc<Endpoint>]>,
-    timeouts: UpstreamTimeouts,
+    spec: UpstreamSpec,
+    sticky: Option<Sticky>,
+    /// Swapped when a name resolves to other addresses.
+    table: ArcSwap<Table>,
+    /// What is behind the names among the servers. Not for requests.
+    names: Mutex<Names>,
+    resolved: Notify,
+    memory: Arc<Memory>,
+    /// Somebody is looking whether one more server may be left out.
+    ejecting: AtomicBool,
+    retries: [Counter; RETRY_REASONS.len()],
+    metrics: Arc<Metrics>,
+    common: Arc<Common>,
 }
 
-/// The upstream has no server. Cannot happen with a plan that was validated.
+/// What of an upstream outlives a reload, apart from its servers.
+#[derive(Debug)]
+struct Memory {
+    budget: Budget,
+    cursor: AtomicUsize,
+}
+
+/// What all upstreams of a process share.
+#[derive(Debug, Default)]
+pub(super) struct Common {
+    pub(super) next_id: AtomicU64,
+    /// Counts changes of servers.
+    pub(super) version: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Names {
+    /// For each server of the plan; `None`: not known yet. A server with an address needs none.
+    found: Vec<Option<Vec<Found>>>,
+    /// Another plan is in force: changes are of no concern any more.
+    is_retired: bool,
+}
+
+/// A place that a name or a service resolved to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Found {
+    /// Where it is.
+    pub address: IpAddr,
+    /// For a target of a service.
+    pub target: Option<Target>,
+}
+
+/// What a record of a service says (RFC 2782).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// The host's name.
+    pub name: Arc<str>,
+    /// Its port.
+    pub port: u16,
+    /// 1 to 256.
+    pub weight: u16,
+    /// Whether others have a better priority.
+    pub backup: bool,
+}
+
+/// Why no server gets the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the upstream has no server")]
-pub struct NoEndpoint;
+pub enum NoEndpoint {
+    /// None is left: all are drained, or have been tried.
+    #[error("no server of the upstream can be used")]
+    Nobody,
+    /// All that could take it have as many requests as they may.
+    #[error("every server of the upstream has as many requests as it may")]
+    Full,
+    /// Its names were not resolved yet: wait for [`Balancer::resolved`].
+    #[error("the upstream's names are being resolved")]
+    Pending,
+    /// Its names do not resolve.
+    #[error("the upstream's names do not resolve")]
+    Unresolved,
+}
 
 impl Balancer {
-    /// Picks by power of two choices: of two servers at random, the one with fewer requests in flight. Takes no lock.
-    pub fn pick(&self) -> Result<InFlight, NoEndpoint> {
-        let chosen = match &*self.endpoints {
-            [] => return Err(NoEndpoint),
-            [only] => only,
-            several => &several[choose(several.len(), rand::random(), |n| several[n].in_flight())],
+    /// Takes over what `previous` knows of the same servers. `Err` if a secret cannot be read. Blocking for a file at most.
+    pub(super) fn new(
+        spec: &UpstreamSpec,
+        previous: Option<&Balancer>,
+        is_start: bool,
+        common: &Arc<Common>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, SecretError> {
+        let known = |server: &ServerSpec| -> Option<Vec<Found>> {
+            let previous = previous?;
+            let n = previous.spec.servers.iter().position(|other| other.place() == server.place())?;
+            previous.names().found[n].clone()
         };
-        Ok(InFlight::new(chosen.clone()))
+        let found = spec.servers.iter().map(known).collect();
+        let memory = previous.map_or_else(
+            || Arc::new(Memory { budget: Budget::new(now_ms()), cursor: AtomicUsize::new(0) }),
+            |previous| previous.memory.clone(),
+        );
+        let balancer = Self {
+            sticky: spec.sticky.as_ref().map(Sticky::new).transpose()?,
+            table: ArcSwap::from_pointee(Table::default()),
+            names: Mutex::new(Names { found, is_retired: false }),
+            resolved: Notify::new(),
+            memory,
+            ejecting: AtomicBool::new(false),
+            retries: RETRY_REASONS.map(|reason| metrics.retries(&spec.name, reason)),
+            metrics: metrics.clone(),
+            common: common.clone(),
+            spec: spec.clone(),
+        };
+        let held = previous.map(|p| p.table.load_full());
+        let table = balancer.make_table(
+            &balancer.names().found,
+            held.as_ref().map_or(&[], |t| &t.endpoints),
+            is_start,
+        );
+        balancer.table.store(Arc::new(table));
+        Ok(balancer)
+    }
+
+    /// What `ask` says about the server that is to answer it.
+    pub fn prefer(&self, ask: &Ask<'_>) -> Preference {
+        let key = match &self.spec.balance {
+            BalanceSpec::Hash(key) => key.of(ask).max(1),
+            _ => 0,
+        };
+        let token = self.sticky.as_ref().and_then(|s| Token::parse(cookie(ask.headers, &s.cookie)?));
+        Preference { key, token }
+    }
+
+    /// Picks a server that was not tried, and counts a request for it. Takes no lock and allocates nothing.
+    ///
+    /// Servers that are up come first, then backups, then all that are not drained: if all are down, all are tried.
+    pub fn pick(&self, preference: &Preference, tried: &Tried) -> Result<InFlight, NoEndpoint> {
+        let table = self.table.load();
+        let slow_start = u64::try_from(self.spec.slow_start.as_millis()).unwrap_or(u64::MAX);
+        let pick = Pick { preference, tried, cursor: &self.memory.cursor, slow_start };
+        table.pick(&pick).ok_or_else(|| {
+            if !table.endpoints.is_empty() {
+                return if table.has_full(tried) { NoEndpoint::Full } else { NoEndpoint::Nobody };
+            }
+            if self.is_pending() { NoEndpoint::Pending } else { NoEndpoint::Unresolved }
+        })
+    }
+
+    /// Takes note of how a request went, and leaves the server out for a while if that was too much.
+    pub fn report(&self, in_flight: &InFlight, outcome: Outcome) {
+        let Some(passive) = &self.spec.passive else { return };
+        let endpoint = in_flight.endpoint();
+        if outcome == Outcome::Fine && endpoint.health.is_untroubled() {
+            return;
+        }
+        let now = now_ms();
+        if !endpoint.health.note(outcome, passive, now)
+            || endpoint.health.is_ejected()
+            || self.ejecting.swap(true, Ordering::AcqRel)
+        {
+            return;
+        }
+        let table = self.table.load();
+        let out = |e: &&Arc<Endpoint>| e.health.is_ejected() && !e.health.readmit(now);
+        // At most half: one bad URL must not empty the upstream.
+        if (table.endpoints.iter().filter(out).count() + 1) * 2 <= table.endpoints.len() {
+            let length = endpoint.health.eject(passive, now);
+            endpoint.show();
+            tracing::warn!(
+                upstream = %self.spec.name,
+                server = %endpoint.label(),
+                seconds = length / 1000,
+                "requests to a server fail; it gets none for a while"
+            );
+        }
+        self.ejecting.store(false, Ordering::Release);
+    }
+
+    /// How many servers could be asked that were not tried.
+    pub fn others(&self, tried: &Tried) -> usize {
+        self.table.load().others(tried)
+    }
+
+    /// Whether an upstream of several servers has none that could be reached: each was tried, or is known to fail.
+    pub fn is_out(&self, tried: &Tried) -> bool {
+        let table = self.table.load();
+        table.endpoints.len() > 1
+            && table.endpoints.iter().all(|e| {
+                tried.has(e.id()) || e.health.is_drained() || e.health.is_down() || e.health.is_ailing()
+            })
+    }
+
+    /// Counts a request: a share of them may be repeated.
+    pub fn count_request(&self) {
+        self.memory.budget.request();
+    }
+
+    /// The right to repeat a request that a server has had already, if the budget has one left.
+    pub fn may_repeat(&self) -> bool {
+        self.memory.budget.withdraw(self.spec.retries.budget, now_ms())
+    }
+
+    /// Counts a retry; `reason` is an index of [`RETRY_REASONS`].
+    pub fn count_retry(&self, reason: usize) {
+        self.retries[reason].inc();
+    }
+
+    /// The cookie that an answer of `endpoint` has to set, unless the request had it. `secure`: the client came by TLS.
+    pub fn cookie(&self, endpoint: &Endpoint, preference: &Preference, secure: bool) -> Option<HeaderValue> {
+        self.sticky.as_ref()?;
+        let table = self.table.load();
+        let cookie = table.cookie(endpoint)?;
+        (preference.token != Some(cookie.token))
+            .then(|| if secure { cookie.secure.clone() } else { cookie.plain.clone() })
     }
 
     /// Its name in the file, or the URL.
     pub fn name(&self) -> &Arc<str> {
-        &self.name
+        &self.spec.name
     }
 
-    /// Its servers.
-    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
-        &self.endpoints
+    /// What the configuration says of it.
+    pub fn spec(&self) -> &UpstreamSpec {
+        &self.spec
+    }
+
+    /// Its servers at this moment.
+    pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        self.table.load().endpoints.to_vec()
     }
 
     /// How long its servers may take.
     pub fn timeouts(&self) -> &UpstreamTimeouts {
-        &self.timeouts
+        &self.spec.timeouts
     }
-}
 
-/// Of `len` (at least two) servers, two different ones by `dice`, and of these the less loaded; the first one if they are equal.
-fn choose(len: usize, dice: u64, load: impl Fn(usize) -> i64) -> usize {
-    let first = (dice & 0xffff_ffff) as usize % len;
-    let second = (first + 1 + (dice >> 32) as usize % (len - 1)) % len;
-    if load(second) < load(first) { second } else { first }
-}
+    /// When a request is tried elsewhere.
+    pub fn retries(&self) -> &RetrySpec {
+        &self.spec.retries
+    }
 
-/// Every upstream of a plan.
-#[derive(Debug, Default)]
-pub struct Upstreams {
-    by_name: HashMap<Arc<str>, Arc<Balancer>>,
-    next_id: u64,
-}
-
-impl Upstreams {
-    /// Builds the upstreams of a plan. Servers that `previous` holds under the same upstream are taken over.
-    pub fn build(specs: &[UpstreamSpec], previous: Option<&Upstreams>, metrics: &Metrics) -> Self {
-        let mut next_id = previous.map_or(0, |p| p.next_id);
-        let by_name = specs
+    /// Whether requests have to wait: nothing is known of its names yet.
+    fn is_pending(&self) -> bool {
+        let names = self.names();
+        self.spec
+            .servers
             .iter()
-            .map(|spec| {
-                let held = previous.and_then(|p| p.by_name.get(&spec.name));
-                let endpoints = spec
-                    .servers
-                    .iter()
-                    .map(|server| {
-                        let known = held.and_then(|b| b.endpoints.iter().find(|e| e.spec() == server));
-                        known.cloned().unwrap_or_else(|| {
-                            next_id += 1;
-                            Arc::new(Endpoint::new(next_id, spec.name.clone(), server.clone(), metrics))
-                        })
-                    })
-                    .collect();
-                let balancer = Balancer { name: spec.name.clone(), endpoints, timeouts: spec.timeouts };
-                (spec.name.clone(), Arc::new(balancer))
-            })
-            .collect();
-        Self { by_name, next_id }
+            .zip(&names.found)
+            .any(|(server, found)| server.ip().is_none() && found.is_none())
     }
 
-    /// The upstream of this name.
-    pub fn get(&self, name: &str) -> Option<&Arc<Balancer>> {
-        self.by_name.get(name)
-    }
-
-    /// Every server.
-    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.by_name.values().flat_map(|balancer| balancer.endpoints.iter())
-    }
-
-    /// Forgets the metrics of servers that `next` does not hold any more. To be called when `next` is in force.
-    pub fn retire(&self, next: &Upstreams, metrics: &Metrics) {
-        let kept: std::collections::HashSet<u64> = next.endpoints().map(|e| e.id()).collect();
-        for endpoint in self.endpoints().filter(|e| !kept.contains(&e.id())) {
-            metrics.forget_server(endpoint.upstream(), endpoint.label());
-        }
-        for name in self.by_name.keys().filter(|name| !next.by_name.contains_key(*name)) {
-            metrics.forget_upstream(name);
+    /// Waits until its names have been resolved, well or not.
+    pub async fn resolved(&self) {
+        loop {
+            let resolved = self.resolved.notified();
+            if !self.is_pending() {
+                return;
+            }
+            resolved.await;
         }
     }
+
+    /// The servers that are names, with their index for [`Balancer::found`].
+    pub fn unresolved(&self) -> impl Iterator<Item = (usize, &ServerSpec)> {
+        self.spec.servers.iter().enumerate().filter(|(_, server)| server.ip().is_none())
+    }
+
+    /// Takes note of where the server `index` is found. Addresses that stay keep their health and their counts. An empty list
+    /// means that it does not resolve: what was found before stays.
+    pub fn found(&self, index: usize, found: Vec<Found>) {
+        {
+            let mut names = self.names();
+            let Some(slot) = names.found.get(index) else { return };
+            let is_news = match slot {
+                Some(known) => !found.is_empty() && *known != found,
+                None => true,
+            };
+            if names.is_retired || !is_news {
+                return;
+            }
+            names.found[index] = Some(found);
+            let held = self.table.load_full();
+            let is_start = held.endpoints.is_empty();
+            let next = Arc::new(self.make_table(&names.found, &held.endpoints, is_start));
+            next.enforce();
+            self.table.store(next.clone());
+            for gone in held.endpoints.iter().filter(|e| !next.endpoints.iter().any(|n| n.id() == e.id())) {
+                self.metrics.forget_server(gone.upstream(), gone.label());
+            }
+            self.common.version.fetch_add(1, Ordering::Release);
+        }
+        self.resolved.notify_waiters();
+    }
+
+    /// Ends changes: another plan is in force.
+    pub(super) fn retire(&self) {
+        self.names().is_retired = true;
+    }
+
+    pub(super) fn enforce(&self) {
+        self.table.load().enforce();
+    }
+
+    fn names(&self) -> std::sync::MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make_table(&self, found: &[Option<Vec<Found>>], held: &[Arc<Endpoint>], is_start: bool) -> Table {
+        let mut servers: Vec<(ServerSpec, Arc<Endpoint>)> = Vec::new();
+        for (server, found) in self.spec.servers.iter().zip(found) {
+            for spec in places(server, found.as_deref().unwrap_or_default()) {
+                let place = spec.place();
+                if servers.iter().any(|(_, endpoint)| *endpoint.spec() == place) {
+                    continue;
+                }
+                let known = held.iter().find(|endpoint| *endpoint.spec() == place);
+                let endpoint = known.cloned().unwrap_or_else(|| {
+                    let id = 1 + self.common.next_id.fetch_add(1, Ordering::Relaxed);
+                    Arc::new(Endpoint::new(id, self.spec.name.clone(), place, !is_start, &self.metrics))
+                });
+                servers.push((spec, endpoint));
+            }
+        }
+        Table::new(&self.spec.name, servers, &self.spec.balance, self.sticky.as_ref())
+    }
+}
+
+/// The servers that one line of the plan stands for.
+fn places(server: &ServerSpec, found: &[Found]) -> Vec<ServerSpec> {
+    if server.ip().is_some() {
+        return vec![server.clone()];
+    }
+    let place = |found: &Found| {
+        let address = Some(found.address);
+        match &found.target {
+            None => ServerSpec { address, ..server.clone() },
+            Some(target) => ServerSpec {
+                host: ServerHost::Name(target.name.clone()),
+                port: target.port,
+                weight: target.weight,
+                backup: server.backup || target.backup,
+                address,
+                ..server.clone()
+            },
+        }
+    };
+    found.iter().map(place).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::super::spec::{ServerHost, ServerSpec};
-    use super::*;
-
-    fn spec(name: &str, ports: &[u16]) -> UpstreamSpec {
-        UpstreamSpec {
-            name: name.into(),
-            servers: ports
-                .iter()
-                .map(|port| ServerSpec { host: ServerHost::Ip([127, 0, 0, 1].into()), port: *port })
-                .collect(),
-            timeouts: UpstreamTimeouts::default(),
-        }
-    }
-
-    #[test]
-    fn servers_outlive_a_reload_with_their_counts() {
-        let metrics = Metrics::new("0");
-        let first = Upstreams::build(&[spec("a", &[1, 2])], None, &metrics);
-        let busy = first.get("a").unwrap().pick().unwrap();
-        let second = Upstreams::build(&[spec("a", &[2, 1, 3]), spec("b", &[1])], Some(&first), &metrics);
-        let ids = |u: &Upstreams, name: &str| -> Vec<u64> {
-            u.get(name).unwrap().endpoints().iter().map(|e| e.id()).collect()
-        };
-        assert_eq!(ids(&first, "a"), [1, 2]);
-        assert_eq!(ids(&second, "a"), [2, 1, 3]);
-        assert_eq!(ids(&second, "b"), [4], "the same address under another name is another server");
-        let count: i64 = second.endpoints().map(|e| e.in_flight()).sum();
-        assert_eq!(count, 1);
-        drop(busy);
-        assert_eq!(second.endpoints().map(|e| e.in_flight()).sum::<i64>(), 0);
-        let third = Upstreams::build(&[spec("a", &[1])], Some(&second), &metrics);
-        second.retire(&third, &metrics);
-        let text = metrics.render();
-        assert!(text.contains("upstream_up{upstream=\"a\",server=\"http://127.0.0.1:1\"} 1"));
-        assert!(
-            !text.contains(":2\"") && !text.contains(":3\"") && !text.contains("upstream=\"b\""),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn a_busy_server_gets_less() {
-        let metrics = Metrics::new("0");
-        let upstreams = Upstreams::build(&[spec("a", &[1, 2])], None, &metrics);
-        let balancer = upstreams.get("a").unwrap();
-        let held: Vec<_> = (0..100).map(|_| balancer.pick().unwrap()).collect();
-        let counts: Vec<i64> = balancer.endpoints().iter().map(|e| e.in_flight()).collect();
-        assert_eq!(counts, [50, 50], "two choices of two are all");
-        drop(held);
-        let empty =
-            Balancer { name: "x".into(), endpoints: Box::default(), timeouts: UpstreamTimeouts::default() };
-        assert!(matches!(empty.pick(), Err(NoEndpoint)));
-    }
-
-    proptest! {
-        #[test]
-        fn two_different_ones_are_compared(len in 2_usize..50, dice: u64, loads in prop::collection::vec(0_i64..10, 50)) {
-            let asked = std::cell::RefCell::new(Vec::new());
-            let chosen = choose(len, dice, |n| {
-                asked.borrow_mut().push(n);
-                loads[n]
-            });
-            let asked = asked.into_inner();
-            prop_assert!(asked.len() == 2 && asked[0] != asked[1] && asked.iter().all(|n| *n < len));
-            prop_assert!(asked.contains(&chosen));
-            prop_assert_eq!(loads[chosen], asked.iter().map(|n| loads[*n]).min().unwrap());
-        }
-    }
-}
+mod tests;

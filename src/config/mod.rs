@@ -4,6 +4,7 @@
 //! what was read becomes a plan (`resolve` and the files for each idea). Every step records problems and goes on.
 
 mod admission;
+mod balancing;
 mod certificate_files;
 mod certificates;
 mod challenge;

@@ -15,7 +15,6 @@ use super::plan::Plan;
 use super::routes::{self, Action, Route};
 use super::value::{At, Fields, Slot, Value};
 use super::{mtls, passing, responder, upstreams};
-use crate::balance::UpstreamTimeouts;
 use crate::dns::ProviderKind;
 use crate::listen::{Limits, ListenSpec, ListenTimeouts};
 use crate::name::{HostName, HostPattern};
@@ -28,7 +27,7 @@ pub(super) fn resolve(decoder: &mut Decoder<'_>, file: &Fields, env: &Environmen
     let section = |name: &str| file.value::<Fields>(name).unwrap_or_else(Fields::empty);
     let listen_section = section("listen");
     let (listen, metrics) = listen(decoder, &listen_section, &section("timeouts"), &section("limits"));
-    let upstream_defaults = upstreams::time_outs(&section("timeouts"), UpstreamTimeouts::default());
+    let upstream_defaults = upstreams::time_outs(&section("timeouts"), upstreams::Usual::default());
 
     let mut read_routes = routes::read(decoder, file.value("routes").unwrap_or_default());
     let client_auth = mtls::read(decoder, file, &mut read_routes, !listen.https.is_empty());

@@ -297,7 +297,7 @@ pub(super) fn web_url(text: &str) -> Result<WebUrl, Wrong> {
     Ok(WebUrl { tls, host, port: parts.port, path: parts.path.to_owned() })
 }
 
-/// Parses where a server is: `http://host[:port]`.
+/// Parses where a server is: `http://host[:port]`, `srv://_service._proto.name`.
 pub(super) fn server(text: &str) -> Result<ServerSpec, Wrong> {
     if text.starts_with("unix:") {
         return Err(Wrong::later("`unix:`"));
@@ -312,6 +312,7 @@ pub(super) fn server(text: &str) -> Result<ServerSpec, Wrong> {
     let parts = parts(text)?;
     match parts.scheme.to_ascii_lowercase().as_str() {
         "http" => {}
+        "srv" => return service(&parts),
         "https" | "h2c" => return Err(Wrong::later(format!("`{}://` to a server", parts.scheme))),
         other => {
             return Err(Wrong::new(format!("`{other}://` is not a way to reach a server"))
@@ -327,7 +328,15 @@ pub(super) fn server(text: &str) -> Result<ServerSpec, Wrong> {
         // Names of containers and of SRV owners have underscores, which host names do not.
         Err(_) => ServerHost::Name(dns_name(parts.host)?.as_str().into()),
     };
-    Ok(ServerSpec { host, port: parts.port.unwrap_or(80) })
+    Ok(ServerSpec::new(host, parts.port.unwrap_or(80)))
+}
+
+fn service(parts: &Parts<'_>) -> Result<ServerSpec, Wrong> {
+    if parts.port.is_some() || !matches!(parts.path, "" | "/") {
+        return Err(Wrong::new("a service has neither port nor path")
+            .fix("ports come from its SRV records; write \"srv://_http._tcp.example.com\""));
+    }
+    Ok(ServerSpec::new(ServerHost::Service(dns_name(parts.host)?.as_str().into()), 0))
 }
 
 #[cfg(test)]

@@ -188,7 +188,7 @@ mod tests {
             assert!(text.contains(&format!("\"const\":\"{}\"", vendor.name)), "{}", vendor.name);
         }
         assert_eq!(schema["properties"]["routes"]["type"], "object");
-        assert!(!text.contains("round_robin"), "what is refused is not offered");
+        assert!(!text.contains("\"etcd\""), "what is refused is not offered");
         let reference = reference();
         for word in
             ["strip_prefix", "provider = \"rfc2136\"", "key_name", "[upstreams.NAME]", "not supported yet"]

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::balancing;
 use super::decode::{Decoder, refusal, toml_key};
 use super::error::Problem;
 use super::expect::unknown_upstream;
@@ -10,16 +12,33 @@ use super::resolve::is_empty_list;
 use super::routes::{self, Action, Destination, Route};
 use super::scalar;
 use super::value::{At, Entry, Fields, Value};
-use crate::balance::{ServerSpec, UpstreamSpec, UpstreamTimeouts};
+use crate::balance::{RetrySpec, ServerSpec, UpstreamSpec, UpstreamTimeouts};
 use crate::proxy::{ActionSpec, RouteSpec};
 
+/// Time-outs that an upstream may have of its own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Usual {
+    timeouts: UpstreamTimeouts,
+    attempt: Duration,
+}
+
+impl Default for Usual {
+    fn default() -> Self {
+        Self { timeouts: UpstreamTimeouts::default(), attempt: RetrySpec::default().attempt }
+    }
+}
+
 /// The time-outs that a section says, with `usual` for the others.
-pub(super) fn time_outs(section: &Fields, usual: UpstreamTimeouts) -> UpstreamTimeouts {
-    UpstreamTimeouts {
-        connect: section.value("connect").unwrap_or(usual.connect),
-        response: section.value("response").unwrap_or(usual.response),
-        stall: section.value("stall").unwrap_or(usual.stall),
-        upstream_idle: section.value("upstream_idle").unwrap_or(usual.upstream_idle),
+pub(super) fn time_outs(section: &Fields, usual: Usual) -> Usual {
+    let Usual { timeouts, attempt } = usual;
+    Usual {
+        timeouts: UpstreamTimeouts {
+            connect: section.value("connect").unwrap_or(timeouts.connect),
+            response: section.value("response").unwrap_or(timeouts.response),
+            stall: section.value("stall").unwrap_or(timeouts.stall),
+            upstream_idle: section.value("upstream_idle").unwrap_or(timeouts.upstream_idle),
+        },
+        attempt: section.value("attempt").unwrap_or(attempt),
     }
 }
 
@@ -31,7 +50,7 @@ pub(super) struct Declared {
 }
 
 /// Reads all sections, used or not.
-pub(super) fn declared(decoder: &mut Decoder<'_>, file: &Fields, usual: UpstreamTimeouts) -> Vec<Declared> {
+pub(super) fn declared(decoder: &mut Decoder<'_>, file: &Fields, usual: Usual) -> Vec<Declared> {
     let entries: Vec<Entry> = file.value("upstreams").unwrap_or_default();
     let mut all = Vec::new();
     for Entry { key, value } in entries {
@@ -52,7 +71,7 @@ fn upstream(
     decoder: &mut Decoder<'_>,
     key: &At<String>,
     fields: &Fields,
-    usual: UpstreamTimeouts,
+    usual: Usual,
 ) -> Option<UpstreamSpec> {
     let tables: Vec<At<Fields>> = fields.list("servers")?;
     if decoder.text.get(fields.span_of("servers")).is_some_and(is_empty_list) {
@@ -64,13 +83,15 @@ fn upstream(
     for table in tables {
         let Some(url) = table.value.slot::<String>("url").given() else { continue };
         match scalar::server(&url.value) {
-            Ok(server) => match servers.iter().find(|other| other.value == server) {
+            Ok(server) => match servers.iter().find(|other| other.value.place() == server.place()) {
                 Some(first) => decoder.push(
                     Problem::error(url.span, format!("{server} is there twice"))
                         .label("again here")
                         .also(first.span.clone(), "first here"),
                 ),
-                None => servers.push(At { value: server, span: url.span }),
+                None => {
+                    servers.push(At { value: balancing::shares(&table.value, server), span: url.span });
+                }
             },
             Err(wrong) => {
                 decoder.push(refusal(
@@ -83,11 +104,24 @@ fn upstream(
         }
     }
     let timeouts = fields.value::<Fields>("timeouts").unwrap_or_else(Fields::empty);
-    Some(UpstreamSpec {
-        name: key.value.as_str().into(),
-        servers: servers.into_iter().map(|at| at.value).collect(),
-        timeouts: time_outs(&timeouts, usual),
-    })
+    let Usual { timeouts, attempt } = time_outs(&timeouts, usual);
+    let spec = UpstreamSpec {
+        balance: balancing::balance(decoder, fields),
+        sticky: balancing::sticky(decoder, fields),
+        slow_start: fields.value("slow_start").unwrap_or(Duration::ZERO),
+        passive: balancing::passive(decoder, fields),
+        active: balancing::active(decoder, fields),
+        retries: balancing::retries(fields, attempt),
+        ..UpstreamSpec::new(key.value.as_str(), servers.into_iter().map(|at| at.value).collect(), timeouts)
+    };
+    if let (Some(first), true) = (
+        fields.list::<Fields>("servers").and_then(|list| list.into_iter().next()),
+        !spec.servers.is_empty() && spec.servers.iter().all(|s| s.backup),
+    ) {
+        let message = format!("every server of [upstreams.{}] is a backup", toml_key(&key.value));
+        decoder.push(Problem::warning(first.span, message).help("`backup = true` means nothing then"));
+    }
+    Some(spec)
 }
 
 /// Looks up where routes go. Gives the routes of the plan, and the upstreams that are used, sorted by name.
@@ -95,15 +129,14 @@ pub(super) fn destinations(
     decoder: &mut Decoder<'_>,
     routes: &[Route],
     declared: &[Declared],
-    usual: UpstreamTimeouts,
+    usual: Usual,
 ) -> (Vec<RouteSpec>, Vec<UpstreamSpec>) {
     let names: Vec<&str> = declared.iter().map(|d| d.name.value.as_str()).collect();
     let mut used: BTreeMap<Arc<str>, UpstreamSpec> = BTreeMap::new();
     let mut specs = Vec::new();
     let direct = |server: &ServerSpec| UpstreamSpec {
-        name: server.to_string().into(),
-        servers: vec![server.clone()],
-        timeouts: usual,
+        retries: RetrySpec { attempt: usual.attempt, ..RetrySpec::default() },
+        ..UpstreamSpec::new(server.to_string(), vec![server.clone()], usual.timeouts)
     };
     for route in routes {
         if let Some(server) = &route.asks {

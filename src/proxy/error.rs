@@ -51,6 +51,7 @@ impl Refusal {
                 Failure::ClientBodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
                 Failure::Resolve => (StatusCode::BAD_GATEWAY, "upstream_unresolved"),
                 Failure::NoServer => (StatusCode::SERVICE_UNAVAILABLE, "upstream_none"),
+                Failure::Full => (StatusCode::SERVICE_UNAVAILABLE, "upstream_full"),
                 Failure::ConnectRefused => (StatusCode::BAD_GATEWAY, "upstream_connect_refused"),
                 Failure::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_connect_timeout"),
                 Failure::Connect => (StatusCode::BAD_GATEWAY, "upstream_connect_failed"),
@@ -70,6 +71,11 @@ impl Refusal {
             Self::Upstream(failure)
                 if !matches!(failure, Failure::ClientBody | Failure::ClientBodyTimeout | Failure::ClientBodyTooLarge)
         )
+    }
+
+    /// Whether another attempt a moment later may well go better: the answer says so in Retry-After.
+    pub(super) fn is_transient(self) -> bool {
+        matches!(self, Self::Upstream(Failure::NoServer | Failure::Full))
     }
 
     /// Whether the rest of the request is not worth reading, so that the connection has to end.

@@ -5,17 +5,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{Request, Response, StatusCode, Uri, Version};
+use http::{Request, Response, Uri, Version, header};
 use http_body::Body;
 use hyper::body::Incoming;
 
+use super::attempts::Attempts;
 use super::body::Answer;
 use super::error::Refusal;
 use super::handler::{Shared, refuse};
 use super::headers;
 use super::record::Record;
-use crate::balance::Balancer;
-use crate::upstream::{Exchange, ExchangeLimits, Failure, RequestBody};
+use crate::balance::{Ask, Balancer};
+use crate::upstream::{Exchange, ExchangeLimits, Failure, Upload};
 
 /// The target for the server: `path`, which was matched, and the query as it came. Nothing is copied if `path` is what came.
 pub(super) fn target(uri: &Uri, path: &str) -> Option<Uri> {
@@ -51,32 +52,39 @@ pub(super) async fn forward(
     if limits.max_body.is_some_and(|max| hint.lower() > max) {
         return refuse(Refusal::BodyTooLarge, record);
     }
-    let Ok(in_flight) = balancer.pick() else {
-        return refuse(Refusal::Upstream(Failure::NoServer), record);
-    };
-    let exchange = Rc::new(Exchange::new(limits));
-    record.endpoint = Some(in_flight.endpoint().clone());
-    record.exchange = Some(exchange.clone());
-
     let (mut parts, body) = request.into_parts();
+    let ask = Ask { client: record.client, headers: &parts.headers, path: parts.uri.path() };
+    let preference = balancer.prefer(&ask);
     headers::announce_body(&mut parts.headers, &parts.method, hint.exact());
     parts.version = Version::HTTP_11;
-    let request = Request::from_parts(parts, RequestBody::new(body, exchange.clone()));
-
-    let answered = shared.pools.to(in_flight.endpoint()).send(&exchange, request).await;
-    let response = match answered {
-        // We never ask for another protocol, so there is none to switch to.
-        Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Err(Failure::Malformed),
-        other => other,
-    };
-    match response {
-        Ok(response) => {
-            let (mut head, body) = response.into_parts();
-            headers::to_client(&mut head.headers);
-            head.version = Version::HTTP_11;
-            record.answered(head.status);
-            Response::from_parts(head, Answer::server(body, in_flight, record))
+    let mut attempts = Attempts::new(balancer, &parts.method, |keep| Upload::new(body, keep));
+    let mut parts = Some(parts);
+    loop {
+        let in_flight = match attempts.pick(&preference).await {
+            Ok(in_flight) => in_flight,
+            Err(failure) => return refuse(Refusal::Upstream(failure), record),
+        };
+        let exchange = Rc::new(Exchange::new(attempts.limits(limits)));
+        record.endpoint = Some(in_flight.endpoint().clone());
+        record.exchange = Some(exchange.clone());
+        // Copied only if there may be another attempt.
+        let head = if attempts.others() > 0 { parts.clone() } else { parts.take() };
+        let Some(head) = head else { return refuse(Refusal::Upstream(Failure::NoServer), record) };
+        let request = Request::from_parts(head, attempts.upload.body(exchange.clone()));
+        let pool = shared.pools.to(in_flight.endpoint());
+        let response = match attempts.send(&pool, &exchange, request, &in_flight).await {
+            Ok(Some(response)) => response,
+            Ok(None) => continue,
+            Err(failure) => return refuse(Refusal::Upstream(failure), record),
+        };
+        let (mut head, body) = response.into_parts();
+        headers::to_client(&mut head.headers);
+        let cookie = balancer.cookie(in_flight.endpoint(), &preference, record.tls_resumed.is_some());
+        if let Some(cookie) = cookie {
+            head.headers.append(header::SET_COOKIE, cookie);
         }
-        Err(failure) => refuse(Refusal::Upstream(failure), record),
+        head.version = Version::HTTP_11;
+        record.answered(head.status);
+        return Response::from_parts(head, Answer::server(body, in_flight, record));
     }
 }

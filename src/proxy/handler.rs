@@ -58,13 +58,16 @@ type Series = (Option<usize>, bool, &'static str, u16);
 #[derive(Debug)]
 pub(super) struct Local {
     pub(super) snapshot: Arc<Snapshot>,
+    /// Of the upstreams' servers, when connections were last held against them.
+    version: Cell<u64>,
     counters: RefCell<HashMap<Series, Counter>>,
     durations: RefCell<HashMap<Option<usize>, Histogram>>,
 }
 
 impl Local {
     fn new(snapshot: Arc<Snapshot>) -> Rc<Self> {
-        Rc::new(Self { snapshot, counters: RefCell::default(), durations: RefCell::default() })
+        let version = Cell::new(snapshot.upstreams.version());
+        Rc::new(Self { snapshot, version, counters: RefCell::default(), durations: RefCell::default() })
     }
 
     /// Counts a request that has ended.
@@ -116,13 +119,17 @@ impl Proxy {
         Self { shared: Rc::new(Shared { pools, metrics, access, clock }), reader, local, next_id }
     }
 
-    /// The snapshot in force. After a reload, connections to servers that are gone are let go.
+    /// The snapshot in force. When servers are gone, by a reload or because a name resolves to others, connections to them are
+    /// let go.
     fn local(&self) -> Rc<Local> {
         let held = self.local.borrow().clone();
-        if self.reader.is_current(&held.snapshot) {
-            return held;
-        }
-        let local = Local::new(self.reader.load());
+        let version = held.snapshot.upstreams.version();
+        let local = match self.reader.is_current(&held.snapshot) {
+            true if held.version.get() == version => return held,
+            true => held,
+            false => Local::new(self.reader.load()),
+        };
+        local.version.set(local.snapshot.upstreams.version());
         *self.local.borrow_mut() = local.clone();
         let ids: std::collections::HashSet<u64> =
             local.snapshot.upstreams.endpoints().map(|e| e.id()).collect();
@@ -335,6 +342,9 @@ pub(super) fn refuse(refusal: Refusal, mut record: Box<Record>) -> Response<Answ
     }
     if refusal == Refusal::Method {
         response.headers_mut().insert(header::ALLOW, ALLOW);
+    }
+    if refusal.is_transient() {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     if refusal.closes() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

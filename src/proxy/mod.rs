@@ -1,6 +1,7 @@
 //! Requests: normalise, route, forward, stream back. What was matched is exactly what is forwarded.
 
 mod admit;
+mod attempts;
 mod body;
 mod client;
 mod error;

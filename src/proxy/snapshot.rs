@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::route::Router;
 use super::spec::{ActionSpec, ProxySpec};
-use crate::balance::{Balancer, UpstreamSpec, Upstreams};
+use crate::balance::{Balancer, StickyError, UpstreamSpec, Upstreams};
 use crate::conn::TlsPolicies;
 use crate::policy::{Memory, Policy, Turns, UsersError};
 use crate::telemetry::Metrics;
@@ -24,7 +24,7 @@ pub struct Snapshot {
     pub(super) targets: Box<[Target]>,
     /// One for each route of the router.
     pub(super) policies: Box<[Policy]>,
-    pub(super) upstreams: Upstreams,
+    pub(super) upstreams: Arc<Upstreams>,
     pub(super) trusted: Box<[IpNet]>,
     pub(super) body_timeout: Duration,
     pub(super) max_body: Option<u64>,
@@ -45,7 +45,7 @@ pub(super) enum Target {
 }
 
 /// A plan that cannot be put into force. `config` refuses such plans, so whoever made this one without it is at fault.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// A route names an upstream that the plan does not have.
     #[error("route `{route}` names the upstream `{upstream}`, which does not exist")]
@@ -79,6 +79,9 @@ pub enum BuildError {
         /// Where it redirects to.
         to: String,
     },
+    /// A secret is not there. The only one of these that a good configuration can meet.
+    #[error(transparent)]
+    Sticky(#[from] StickyError),
 }
 
 impl Snapshot {
@@ -90,9 +93,9 @@ impl Snapshot {
         upstreams: &[UpstreamSpec],
         https_port: Option<u16>,
         previous: Option<&Snapshot>,
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
     ) -> Result<Self, BuildError> {
-        let upstreams = Upstreams::build(upstreams, previous.map(|p| &p.upstreams), metrics);
+        let upstreams = Arc::new(Upstreams::build(upstreams, previous.map(|p| &*p.upstreams), metrics)?);
         let targets = spec
             .routes
             .iter()
@@ -177,13 +180,14 @@ impl Snapshot {
     }
 
     /// The upstreams.
-    pub fn upstreams(&self) -> &Upstreams {
+    pub fn upstreams(&self) -> &Arc<Upstreams> {
         &self.upstreams
     }
 }
 
 /// Makes the two ends of what requests are decided by: one writer, any number of readers.
 pub fn snapshot_cell(first: Snapshot, metrics: Arc<Metrics>) -> (SnapshotPublisher, SnapshotReader) {
+    first.upstreams.enforce();
     let cell = Arc::new(ArcSwap::from_pointee(first));
     (SnapshotPublisher { cell: cell.clone(), metrics }, SnapshotReader(cell))
 }

@@ -18,8 +18,10 @@ pub type Counter = PlainCounter;
 /// A number that goes up and down. Cloning shares it.
 pub type Gauge = PlainGauge;
 
-/// The reason of a retry that cost nothing: the request had not been sent.
+/// The reason of a retry that cost nothing: an idle connection had been closed before the request was sent.
 pub const UNSENT: &str = "unsent";
+/// Why a request was tried on another server: no connection, no answer, none in time, an answer as good as none.
+pub const RETRY_REASONS: [&str; 4] = ["connect", "no_answer", "timeout", "status"];
 
 type Labels<const N: usize> = [(&'static str, Arc<str>); N];
 type Seconds = PlainGauge<f64, AtomicU64>;
@@ -212,10 +214,12 @@ impl Metrics {
 
     /// Forgets the series of an upstream that no plan names any more.
     pub fn forget_upstream(&self, upstream: &Arc<str>) {
-        self.retries.remove(&[("upstream", upstream.clone()), ("reason", UNSENT.into())]);
+        for reason in RETRY_REASONS.into_iter().chain([UNSENT]) {
+            self.retries.remove(&[("upstream", upstream.clone()), ("reason", reason.into())]);
+        }
     }
 
-    /// `starlock_retries_total`; `reason` is [`UNSENT`] for now.
+    /// `starlock_retries_total`; `reason` is [`UNSENT`] or one of [`RETRY_REASONS`].
     pub fn retries(&self, upstream: &Arc<str>, reason: &'static str) -> Counter {
         self.retries.get_or_create_owned(&[("upstream", upstream.clone()), ("reason", reason.into())])
     }

@@ -8,5 +8,5 @@ mod spec;
 
 pub use access::{AccessFormat, AccessLog, AccessRecord, AccessTarget, AccessWriter};
 pub use logs::{LogFormat, init};
-pub use metrics::{Counter, Gauge, Histogram, Metrics, NONE, UNSENT};
+pub use metrics::{Counter, Gauge, Histogram, Metrics, NONE, RETRY_REASONS, UNSENT};
 pub use spec::{AccessLogSpec, TelemetrySpec};

@@ -1,10 +1,12 @@
 //! Bodies on their way to and from a server. They mark progress and count; they hold no piece back.
 
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -15,27 +17,120 @@ use super::exchange::{Exchange, Failure};
 #[error("the body broke off: {0:?}")]
 pub struct BodyError(pub Failure);
 
+/// What is kept of a body, so that it can be sent again.
+const KEPT: usize = 64 * 1024;
+
+/// A client's body, for all attempts to deliver its request.
+#[derive(Debug)]
+pub struct Upload(
+    /// `None`: the request has no body.
+    Option<Rc<Shared>>,
+);
+
+#[derive(Debug)]
+struct Shared {
+    inner: RefCell<Incoming>,
+    /// The attempt that may read; a former one that is not gone yet may not.
+    attempt: Cell<usize>,
+    kept: RefCell<Kept>,
+}
+
+/// What has been read, in one piece: the client's own pieces may be tiny, and each would hold on to a whole buffer.
+#[derive(Debug, Default)]
+struct Kept {
+    data: Vec<u8>,
+    trailers: Option<HeaderMap>,
+    /// All of it has been read.
+    is_whole: bool,
+    /// Something was read that is not here.
+    is_lost: bool,
+    is_wanted: bool,
+}
+
+impl Upload {
+    /// Takes what the client sends. `keep`: at most 64 KiB of it are kept, so that it can be sent again.
+    pub fn new(inner: Incoming, keep: bool) -> Self {
+        let kept = || RefCell::new(Kept { is_wanted: keep, ..Kept::default() });
+        Self(
+            (!inner.is_end_stream())
+                .then(|| Rc::new(Shared { inner: RefCell::new(inner), attempt: Cell::new(0), kept: kept() })),
+        )
+    }
+
+    /// No body: a question of our own.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Whether the next attempt would send all of it: nothing was read yet, or everything that was is kept.
+    pub fn can_start_over(&self) -> bool {
+        self.0.as_ref().is_none_or(|shared| !shared.kept.borrow().is_lost)
+    }
+
+    /// Whether the client has sent all of it.
+    pub fn is_whole(&self) -> bool {
+        self.0.as_ref().is_none_or(|shared| shared.kept.borrow().is_whole)
+    }
+
+    /// The body of one more attempt, from its beginning. Those of former attempts end.
+    pub fn body(&self, exchange: Rc<Exchange>) -> RequestBody {
+        let Some(shared) = &self.0 else { return RequestBody::none(exchange) };
+        let attempt = shared.attempt.get() + 1;
+        shared.attempt.set(attempt);
+        let kept = shared.kept.borrow();
+        let (replay, trailers_due) = (!kept.data.is_empty(), kept.trailers.is_some());
+        if kept.is_whole && !replay && !trailers_due {
+            exchange.uploaded();
+        }
+        RequestBody { shared: Some(shared.clone()), attempt, replay, trailers_due, exchange }
+    }
+}
+
 /// A client's body on its way to a server.
 #[derive(Debug)]
 pub struct RequestBody {
-    /// `None`: nothing is sent.
-    inner: Option<Incoming>,
+    shared: Option<Rc<Shared>>,
+    attempt: usize,
+    /// What is kept has to be sent first.
+    replay: bool,
+    trailers_due: bool,
     exchange: Rc<Exchange>,
 }
 
 impl RequestBody {
-    /// No body: a question of our own.
-    pub fn none(exchange: Rc<Exchange>) -> Self {
+    fn none(exchange: Rc<Exchange>) -> Self {
         exchange.uploaded();
-        Self { inner: None, exchange }
+        Self { shared: None, attempt: 0, replay: false, trailers_due: false, exchange }
     }
 
-    /// Wraps what the client sends.
-    pub fn new(inner: Incoming, exchange: Rc<Exchange>) -> Self {
-        if inner.is_end_stream() {
-            exchange.uploaded();
+    /// What was sent before, as far as it is due now.
+    fn again(&mut self, kept: &Kept) -> Option<Frame<Bytes>> {
+        if std::mem::take(&mut self.replay) {
+            return Some(Frame::data(Bytes::copy_from_slice(&kept.data)));
         }
-        Self { inner: Some(inner), exchange }
+        kept.trailers
+            .as_ref()
+            .filter(|_| std::mem::take(&mut self.trailers_due))
+            .cloned()
+            .map(Frame::trailers)
+    }
+}
+
+impl Kept {
+    fn take_note(&mut self, frame: &Frame<Bytes>, is_end: bool) {
+        self.is_whole |= is_end;
+        let fits = |data: &Bytes| self.data.len() + data.len() <= KEPT;
+        match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) if self.is_wanted && !self.is_lost && fits(data) => {
+                self.data.extend_from_slice(data)
+            }
+            (Some(data), _) if data.is_empty() => {}
+            (_, Some(trailers)) if self.is_wanted && !self.is_lost => self.trailers = Some(trailers.clone()),
+            _ => {
+                self.is_lost = true;
+                self.data = Vec::new();
+            }
+        }
     }
 }
 
@@ -48,37 +143,64 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
-        let Poll::Ready(frame) = Pin::new(&mut *inner).poll_frame(cx) else {
-            this.exchange.client_owes();
-            return Poll::Pending;
+        let Some(shared) = this.shared.clone() else { return Poll::Ready(None) };
+        if shared.attempt.get() != this.attempt {
+            return Poll::Ready(Some(Err(BodyError(Failure::Closed))));
+        }
+        let mut kept = shared.kept.borrow_mut();
+        let result = if let Some(frame) = this.again(&kept) {
+            Ok(frame)
+        } else if kept.is_whole {
+            this.exchange.uploaded();
+            return Poll::Ready(None);
+        } else {
+            let mut inner = shared.inner.borrow_mut();
+            let Poll::Ready(frame) = Pin::new(&mut *inner).poll_frame(cx) else {
+                this.exchange.client_owes();
+                return Poll::Pending;
+            };
+            match frame {
+                None => {
+                    kept.is_whole = true;
+                    this.exchange.uploaded();
+                    return Poll::Ready(None);
+                }
+                Some(Err(_)) => {
+                    kept.is_lost = true;
+                    this.exchange.fail(Failure::ClientBody);
+                    return Poll::Ready(Some(Err(BodyError(Failure::ClientBody))));
+                }
+                Some(Ok(frame)) => {
+                    kept.take_note(&frame, inner.is_end_stream());
+                    Ok(frame)
+                }
+            }
         };
-        let result = match frame {
-            None => {
-                this.exchange.uploaded();
-                return Poll::Ready(None);
-            }
-            Some(Err(_)) => {
-                this.exchange.fail(Failure::ClientBody);
-                Err(BodyError(Failure::ClientBody))
-            }
-            Some(Ok(frame)) => {
-                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
-                this.exchange.client_gave(bytes).map(|()| frame).map_err(BodyError)
-            }
-        };
-        if result.is_ok() && inner.is_end_stream() {
+        let result = result.and_then(|frame| {
+            let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+            this.exchange.client_gave(bytes).map(|()| frame).map_err(BodyError)
+        });
+        if result.is_ok() && kept.is_whole && !this.replay && !this.trailers_due {
             this.exchange.uploaded();
         }
         Poll::Ready(Some(result))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Body::is_end_stream)
+        let Some(shared) = &self.shared else { return true };
+        !self.replay && !self.trailers_due && shared.kept.borrow().is_whole
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        let Some(shared) = &self.shared else { return SizeHint::with_exact(0) };
+        let again = if self.replay { shared.kept.borrow().data.len() as u64 } else { 0 };
+        let rest = shared.inner.borrow().size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(again + rest.lower());
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(again + upper);
+        }
+        hint
     }
 }
 

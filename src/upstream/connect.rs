@@ -21,15 +21,17 @@ pub(super) async fn connect(
 ) -> Result<TcpStream, Failure> {
     let deadline = Instant::now() + limit;
     let resolved: Arc<[IpAddr]>;
-    let addresses: &[IpAddr] = match &server.host {
-        ServerHost::Ip(address) => std::slice::from_ref(address),
-        ServerHost::Name(name) => {
+    let known = server.ip();
+    let addresses: &[IpAddr] = match (&known, &server.host) {
+        (Some(address), _) => std::slice::from_ref(address),
+        (None, ServerHost::Name(name)) => {
             resolved = match timeout_at(deadline, hosts.resolve(name)).await {
                 Ok(Ok(addresses)) => addresses,
                 Ok(Err(_)) | Err(_) => return Err(Failure::Resolve),
             };
             &resolved
         }
+        (None, _) => return Err(Failure::Resolve),
     };
     let first = if addresses.len() > 1 { rand::random_range(0..addresses.len()) } else { 0 };
     let mut failure = Failure::NoServer;
@@ -70,7 +72,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let hosts = Hosts::system();
-        let server = |host| ServerSpec { host, port };
+        let server = |host| ServerSpec::new(host, port);
         let limit = Duration::from_secs(5);
         let local = server(ServerHost::Ip([127, 0, 0, 1].into()));
         assert!(connect(&local, &hosts, limit).await.is_ok());

@@ -18,8 +18,10 @@ pub enum Failure {
     ClientBodyTooLarge,
     /// The upstream's name does not resolve.
     Resolve,
-    /// The upstream has no server.
+    /// The upstream has no server that can be used.
     NoServer,
+    /// Its servers have as many requests or connections as they may.
+    Full,
     /// Nothing listens there.
     ConnectRefused,
     /// No connection in time.

@@ -5,6 +5,6 @@ mod connect;
 mod exchange;
 mod pool;
 
-pub use body::{BodyError, RequestBody, ResponseBody};
+pub use body::{BodyError, RequestBody, ResponseBody, Upload};
 pub use exchange::{Exchange, ExchangeLimits, Failure};
 pub use pool::{Pool, Pools};

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use super::body::{RequestBody, ResponseBody};
 use super::connect::connect;
 use super::exchange::{Exchange, Failure};
-use crate::balance::Endpoint;
+use crate::balance::{Connection as OpenConnection, Endpoint};
 use crate::resolver::Hosts;
 use crate::task;
 
@@ -82,6 +82,8 @@ struct Link {
     ahead: Cell<Duration>,
     /// To be woken when `ahead` shrinks.
     driver: RefCell<Option<Waker>>,
+    /// Counts it for its server.
+    _counted: OpenConnection,
 }
 
 impl Pool {
@@ -117,7 +119,12 @@ impl Pool {
                         self.endpoint.resent();
                         request = unsent;
                     }
-                    _ => {
+                    // The server closed the connection before it had anything of the request.
+                    Some(_) => {
+                        exchange.fail(Failure::Connect);
+                        return Err(exchange.failure().unwrap_or(Failure::Connect));
+                    }
+                    None => {
                         let error = error.into_error();
                         tracing::debug!(server = %self.endpoint.label(), %error, "no answer");
                         exchange.fail(if error.is_parse() { Failure::Malformed } else { Failure::Closed });
@@ -149,6 +156,7 @@ impl Pool {
         exchange: &Exchange,
     ) -> Result<(Rc<Link>, SendRequest<RequestBody>), Failure> {
         let timeouts = &exchange.limits().timeouts;
+        let counted = self.endpoint.open().ok_or(Failure::Full)?;
         let stream = connect(self.endpoint.spec(), &self.hosts, timeouts.connect).await?;
         let mut builder = http1::Builder::new();
         builder.max_buf_size(BUFFER);
@@ -162,6 +170,7 @@ impl Pool {
             idle_limit: Cell::new(timeouts.upstream_idle),
             ahead: Cell::new(exchange.shortest()),
             driver: RefCell::new(None),
+            _counted: counted,
         });
         task::spawn_local(drive(connection, link.clone()));
         Ok((link, sender))
@@ -202,7 +211,9 @@ impl Link {
             self.idle_since.set(Instant::now());
             match self.pool.upgrade() {
                 Some(pool)
-                    if pool.idle.borrow().len() < pool.idle_limit && !self.idle_limit.get().is_zero() =>
+                    if pool.idle.borrow().len() < pool.idle_limit
+                        && pool.endpoint.may_idle()
+                        && !self.idle_limit.get().is_zero() =>
                 {
                     pool.idle.borrow_mut().push(self.clone());
                 }

@@ -164,7 +164,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("psl", &["ledger"]),
     ("toml", &["config"]),
     ("listenfd", &["listen", "responder"]),
-    ("arc_swap", &["tls", "proxy", "listen", "responder", "upstream", "challenge", "app"]),
+    ("arc_swap", &["tls", "proxy", "listen", "responder", "balance", "upstream", "challenge", "app"]),
     ("reqwest", &["http_client", "dns"]),
     ("sd_notify", &["app"]),
 ];

@@ -137,7 +137,12 @@ pub(super) static TIMEOUTS: Section = section(
             "\"60s\"",
             "From the end of the request to the first byte of the answer",
         ),
-        Key::later("attempt", "To the first byte, before an idempotent request is tried elsewhere"),
+        Key::new(
+            "attempt",
+            SECONDS,
+            "\"5s\"",
+            "To the first byte, before an idempotent request is tried elsewhere",
+        ),
         Key::new("stall", SECONDS, "\"5m\"", "Without a byte of the answer's body"),
         Key::new("upstream_idle", SECONDS, "\"60s\"", "How long an idle connection to a server is kept"),
         Key::new(

@@ -116,11 +116,8 @@ impl Plan {
         strip_prefix: bool,
     ) -> Self {
         let upstream: Arc<str> = format!("to-{key}").into();
-        self.upstreams.push(UpstreamSpec {
-            name: upstream.clone(),
-            servers: vec![ServerSpec { host, port }],
-            timeouts: UpstreamTimeouts::default(),
-        });
+        let servers = vec![ServerSpec::new(host, port)];
+        self.upstreams.push(UpstreamSpec::new(upstream.clone(), servers, UpstreamTimeouts::default()));
         self.route(key, ActionSpec::Forward { upstream, strip_prefix })
     }
 

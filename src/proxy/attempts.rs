@@ -1,0 +1,233 @@
+//! The attempts to have a request answered: which server next, and whether there is a next one.
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::balance::{Balancer, InFlight, NoEndpoint, Outcome, Preference, Tried};
+use crate::upstream::{Exchange, ExchangeLimits, Failure, Pool, RequestBody, ResponseBody, Upload};
+
+/// Answers with which a server says that it, or what is behind it, cannot.
+const CANNOT: [StatusCode; 3] =
+    [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+
+/// What has become of a request so far.
+pub(super) struct Attempts<'a> {
+    balancer: &'a Arc<Balancer>,
+    pub(super) upload: Upload,
+    idempotent: bool,
+    tried: Tried,
+    /// Left of each kind.
+    connects: usize,
+    repeats: usize,
+    /// A connection must be had by then, whichever server it is to.
+    connected_by: Option<Instant>,
+    /// Why the last attempt came to nothing.
+    last: Option<Failure>,
+}
+
+/// Why a request goes to another server; an index of `RETRY_REASONS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Retry {
+    Connect = 0,
+    NoAnswer = 1,
+    Timeout = 2,
+    Status = 3,
+}
+
+impl<'a> Attempts<'a> {
+    /// `upload` makes the body, told whether it may have to be sent again.
+    pub(super) fn new(
+        balancer: &'a Arc<Balancer>,
+        method: &Method,
+        upload: impl FnOnce(bool) -> Upload,
+    ) -> Self {
+        balancer.count_request();
+        let idempotent =
+            matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
+        let retries = balancer.retries();
+        let most = |count: u8| usize::from(count).min(Tried::MOST / 2 - 1);
+        Self {
+            balancer,
+            upload: upload(idempotent && retries.idempotent > 0),
+            idempotent,
+            tried: Tried::default(),
+            connects: most(retries.connect),
+            repeats: most(retries.idempotent),
+            connected_by: None,
+            last: None,
+        }
+    }
+
+    /// The server of the next attempt.
+    pub(super) async fn pick(&mut self, preference: &Preference) -> Result<InFlight, Failure> {
+        let limit = self.balancer.timeouts().connect;
+        loop {
+            let none = match self.balancer.pick(preference, &self.tried) {
+                Ok(in_flight) => {
+                    self.tried.add(in_flight.endpoint().id());
+                    return Ok(in_flight);
+                }
+                Err(none) => none,
+            };
+            return Err(match (none, self.last) {
+                (NoEndpoint::Pending, _) => {
+                    let by = *self.connected_by.get_or_insert_with(|| Instant::now() + limit);
+                    match timeout_at(by, self.balancer.resolved()).await {
+                        Ok(()) => continue,
+                        Err(_) => Failure::Resolve,
+                    }
+                }
+                (NoEndpoint::Unresolved, _) => Failure::Resolve,
+                (_, Some(last)) => self.verdict(last),
+                (NoEndpoint::Full, None) => Failure::Full,
+                (NoEndpoint::Nobody, None) => Failure::NoServer,
+            });
+        }
+    }
+
+    /// How many servers are left to try.
+    pub(super) fn others(&self) -> usize {
+        if self.connects == 0 && self.repeats == 0 { 0 } else { self.balancer.others(&self.tried) }
+    }
+
+    /// `limits` for the next attempt: all attempts to connect share the time for one, so that a client learns in that time that
+    /// nobody is there.
+    pub(super) fn limits(&mut self, mut limits: ExchangeLimits) -> ExchangeLimits {
+        let others = self.balancer.others(&self.tried).min(self.connects);
+        if others == 0 && self.connected_by.is_none() {
+            return limits;
+        }
+        let now = Instant::now();
+        let by = *self.connected_by.get_or_insert(now + limits.timeouts.connect);
+        let left = by.saturating_duration_since(now).max(Duration::from_millis(1));
+        limits.timeouts.connect = left / u32::try_from(others + 1).unwrap_or(u32::MAX);
+        limits
+    }
+
+    /// Sends the request to the server that was picked. `None`: it came to nothing, and another attempt is due.
+    pub(super) async fn send(
+        &mut self,
+        pool: &Rc<Pool>,
+        exchange: &Rc<Exchange>,
+        request: Request<RequestBody>,
+        in_flight: &InFlight,
+    ) -> Result<Option<Response<ResponseBody>>, Failure> {
+        let failure = match self.answer(pool, exchange, request, in_flight).await {
+            None => {
+                self.again(Retry::Timeout);
+                return Ok(None);
+            }
+            // We never ask for another protocol, so there is none to switch to.
+            Some(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Failure::Malformed,
+            Some(Ok(response)) => {
+                let cannot = CANNOT.contains(&response.status());
+                self.balancer.report(in_flight, if cannot { Outcome::Failed } else { Outcome::Fine });
+                let status = response.status().as_u16();
+                if self.balancer.retries().statuses.contains(&status) && self.may_repeat() {
+                    self.again(Retry::Status);
+                    return Ok(None);
+                }
+                return Ok(Some(response));
+            }
+            Some(Err(failure)) => failure,
+        };
+        if let Some(outcome) = blame(failure) {
+            self.balancer.report(in_flight, outcome);
+        }
+        self.last = Some(failure);
+        if never_started(failure) {
+            if self.connects > 0 && self.upload.can_start_over() && self.balancer.others(&self.tried) > 0 {
+                self.again(Retry::Connect);
+                return Ok(None);
+            }
+        } else if matches!(failure, Failure::Closed | Failure::ResponseTimeout) && self.may_repeat() {
+            self.again(Retry::NoAnswer);
+            return Ok(None);
+        }
+        Err(self.verdict(failure))
+    }
+
+    /// The answer; `None` if it takes too long to begin, and another server is to be asked instead.
+    async fn answer(
+        &mut self,
+        pool: &Rc<Pool>,
+        exchange: &Rc<Exchange>,
+        request: Request<RequestBody>,
+        in_flight: &InFlight,
+    ) -> Option<Result<Response<ResponseBody>, Failure>> {
+        let mut answer = pin!(pool.send(exchange, request));
+        if self.repeats == 0 || !self.idempotent || self.balancer.others(&self.tried) == 0 {
+            return Some(answer.await);
+        }
+        let attempt = self.balancer.retries().attempt;
+        loop {
+            tokio::select! {
+                biased;
+                answered = &mut answer => return Some(answered),
+                () = sleep(attempt) => {}
+            }
+            // While the client still sends, nobody else can be to blame.
+            if self.upload.is_whole() {
+                break;
+            }
+        }
+        self.balancer.report(in_flight, Outcome::Failed);
+        if self.may_repeat() { None } else { Some(answer.await) }
+    }
+
+    /// Whether a request that a server has had already may be sent to another one; takes it from the budget.
+    fn may_repeat(&self) -> bool {
+        self.idempotent
+            && self.repeats > 0
+            && self.upload.can_start_over()
+            && self.balancer.others(&self.tried) > 0
+            && self.balancer.may_repeat()
+    }
+
+    fn again(&mut self, reason: Retry) {
+        self.balancer.count_retry(reason as usize);
+        match reason {
+            Retry::Connect => self.connects -= 1,
+            Retry::NoAnswer | Retry::Timeout | Retry::Status => {
+                self.repeats -= 1;
+                self.connected_by = None;
+            }
+        }
+    }
+
+    /// What the client is told when there is no further attempt.
+    fn verdict(&self, failure: Failure) -> Failure {
+        if never_started(failure) && failure != Failure::Full && self.balancer.is_out(&self.tried) {
+            return Failure::NoServer;
+        }
+        failure
+    }
+}
+
+/// Whether the server cannot have seen anything of the request.
+fn never_started(failure: Failure) -> bool {
+    use Failure::{Connect, ConnectRefused, ConnectTimeout, Full, Resolve};
+    matches!(failure, Resolve | ConnectRefused | ConnectTimeout | Connect | Full)
+}
+
+/// What a failure says about the server; nothing if others are to blame.
+fn blame(failure: Failure) -> Option<Outcome> {
+    match failure {
+        Failure::Resolve | Failure::ConnectRefused | Failure::ConnectTimeout | Failure::Connect => {
+            Some(Outcome::Unreachable)
+        }
+        Failure::Closed | Failure::Malformed | Failure::ResponseTimeout => Some(Outcome::Failed),
+        Failure::ClientBody
+        | Failure::ClientBodyTimeout
+        | Failure::ClientBodyTooLarge
+        | Failure::NoServer
+        | Failure::Full
+        | Failure::AnswerBroken
+        | Failure::AnswerStalled => None,
+    }
+}
