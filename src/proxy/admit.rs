@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
-use http::{HeaderValue, Response, header};
+use http::{HeaderValue, Method, Response, header};
 use http_body_util::BodyExt;
 
 use super::attempts::Attempts;

@@ -211,8 +211,8 @@ impl<'a> Attempts<'a> {
 
 /// Whether the server cannot have seen anything of the request.
 fn never_started(failure: Failure) -> bool {
-    use Failure::{Connect, ConnectRefused, ConnectTimeout, Full, Resolve};
-    matches!(failure, Resolve | ConnectRefused | ConnectTimeout | Connect | Full)
+    use Failure::{Connect, ConnectRefused, ConnectTimeout, Full, Resolve, Unsent};
+    matches!(failure, Resolve | ConnectRefused | ConnectTimeout | Connect | Unsent | Full)
 }
 
 /// What a failure says about the server; nothing if others are to blame.
@@ -221,7 +221,9 @@ fn blame(failure: Failure) -> Option<Outcome> {
         Failure::Resolve | Failure::ConnectRefused | Failure::ConnectTimeout | Failure::Connect => {
             Some(Outcome::Unreachable)
         }
-        Failure::Closed | Failure::Malformed | Failure::ResponseTimeout => Some(Outcome::Failed),
+        Failure::Unsent | Failure::Closed | Failure::Malformed | Failure::ResponseTimeout => {
+            Some(Outcome::Failed)
+        }
         Failure::ClientBody
         | Failure::ClientBodyTimeout
         | Failure::ClientBodyTooLarge
