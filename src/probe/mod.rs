@@ -124,7 +124,7 @@ async fn ask(balancer: &Balancer, endpoint: Arc<Endpoint>, spec: &ActiveSpec) ->
                 tracing::warn!(%upstream, %server, why, "the server is down; others get its requests");
             }
             (_, Err(why)) => {
-                tracing::debug!(%upstream, %server, why, "the server does not say that it is well")
+                tracing::debug!(%upstream, %server, why, "the server does not say that it is well");
             }
             _ => {}
         }

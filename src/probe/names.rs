@@ -96,8 +96,7 @@ fn targets(services: Vec<Service>) -> Vec<(Arc<str>, Target)> {
     let target = |service: Service| {
         let weight = u16::try_from(u32::from(service.weight) / scale).unwrap_or(u16::MAX).clamp(1, 256);
         let name: Arc<str> = service.target.trim_end_matches('.').into();
-        let target =
-            Target { name: name.clone(), port: service.port, weight, backup: service.priority != best };
+        let target = Target { name, port: service.port, weight, backup: service.priority != best };
         (service.target, target)
     };
     // RFC 2782: a target of "." says that there is no such service.

@@ -122,7 +122,7 @@ impl Kept {
         let fits = |data: &Bytes| self.data.len() + data.len() <= KEPT;
         match (frame.data_ref(), frame.trailers_ref()) {
             (Some(data), _) if self.is_wanted && !self.is_lost && fits(data) => {
-                self.data.extend_from_slice(data)
+                self.data.extend_from_slice(data);
             }
             (Some(data), _) if data.is_empty() => {}
             (_, Some(trailers)) if self.is_wanted && !self.is_lost => self.trailers = Some(trailers.clone()),
