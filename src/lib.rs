@@ -7,7 +7,7 @@
 //!   certificate authority looks like to the rest of the house; [`http_client`] speaks to CAs and DNS vendors.
 //! * [`telemetry`] logs and counts; [`resolver`] asks DNS questions.
 //! * [`tls`] holds the certificates being served; [`storage`] keeps state; [`dns`] writes TXT records;
-//!   [`balance`] picks servers, [`upstream`] connects to them; [`policy`] is what a route asks of requests and adds to answers.
+//!   [`balance`] picks servers, [`upstream`] connects to them, [`probe`] asks them whether they are well; [`policy`] is what a route asks of requests and adds to answers.
 //! * [`responder`] answers DNS questions; [`challenge`] proves control of a name; [`listen`] accepts
 //!   connections; [`proxy`] routes and forwards; [`local_ca`] signs for laptops, and
 //!   [`trust`] has systems and browsers believe it; [`import`] reads what other
@@ -40,6 +40,7 @@ pub mod local_ca;
 pub mod name;
 pub mod notify;
 pub mod policy;
+pub mod probe;
 pub mod proxy;
 pub mod resolver;
 pub mod responder;

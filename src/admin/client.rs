@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     AccountCommand, AccountStatus, Begun, CertificateStatus, CertificateVerb, ExportedCertificate, Health,
-    JobStatus, Refusal, ReloadReport, Status,
+    JobStatus, Refusal, ReloadReport, Status, UpstreamStatus, upstreams,
 };
 
 /// Time for an answer to a question.
@@ -95,6 +95,16 @@ impl Client {
     pub fn account(&self, ca: &str, command: &AccountCommand) -> Result<AccountStatus, ClientError> {
         let (method, path) = command.request(ca);
         self.good(method, &path, SLOW)
+    }
+
+    /// Every upstream with its servers.
+    pub fn upstreams(&self) -> Result<Vec<UpstreamStatus>, ClientError> {
+        self.good("GET", "/upstreams", QUICK)
+    }
+
+    /// Keeps new requests away from a server, or lets them come again.
+    pub fn drain(&self, upstream: &str, server: &str, drained: bool) -> Result<UpstreamStatus, ClientError> {
+        self.good("POST", &upstreams::path(upstream, server, drained), QUICK)
     }
 
     /// Whether it does its work. An unhealthy process is an answer, not an error.

@@ -8,6 +8,7 @@ mod client;
 mod http;
 mod metrics;
 mod server;
+mod upstreams;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,7 @@ pub use accounts::{AccountCommand, AccountStatus};
 pub use client::{Client, ClientError};
 pub use metrics::MetricsServer;
 pub use server::{AdminServer, BindError};
+pub use upstreams::{ServerStatus, UpstreamStatus};
 
 /// What operators may ask and command. Calls may run concurrently, and dropping one stops nothing that has begun.
 #[async_trait]
@@ -50,6 +52,13 @@ pub trait Control: Send + Sync {
     /// Does something with the account at `ca`: a word of the configuration, a host, or a directory's URL. Asks the CA and waits
     /// for it, a minute at most. The error is for a person.
     async fn account(&self, ca: &str, command: AccountCommand) -> Result<AccountStatus, String>;
+
+    /// Every upstream with its servers, by name.
+    async fn upstreams(&self) -> Vec<UpstreamStatus>;
+
+    /// Keeps new requests away from a server of an upstream until it is told otherwise, over reloads too; requests it works on
+    /// finish. The error is for a person.
+    async fn drain(&self, upstream: &str, server: &str, drained: bool) -> Result<UpstreamStatus, String>;
 }
 
 /// What may be done with a certificate: `POST /certificates/ID/` and the word; `revoke/` takes the reason's number.
@@ -148,6 +157,8 @@ pub struct Status {
     pub requests_total: u64,
     /// How many certificates there are in each state.
     pub certificates: BTreeMap<String, u64>,
+    /// How many servers of upstreams there are in each condition: `up`, `down`, `ejected`, `drained`.
+    pub servers: BTreeMap<String, u64>,
 }
 
 /// An attempt to reload.

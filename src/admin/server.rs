@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::http::{Answer, json, refuse, serve};
-use super::{Begun, CertificateVerb, Control, Health, accounts};
+use super::{Begun, CertificateVerb, Control, Health, accounts, upstreams};
 use crate::backoff::Backoff;
 use crate::task::{OnExit, Supervisor};
 
@@ -152,11 +152,17 @@ async fn answer(control: Arc<dyn Control>, method: Method, path: String) -> Answ
     {
         return accounts::answer(control, &method, rest).await;
     }
+    if let Some(rest) =
+        path.strip_prefix("/upstreams").filter(|rest| rest.is_empty() || rest.starts_with('/'))
+    {
+        return upstreams::answer(&*control, &method, rest).await;
+    }
     let wanted = match path.as_str() {
         "/status" | "/certificates" | "/health" => Method::GET,
         "/reload" => Method::POST,
         _ => {
-            let known = "GET /status, GET /certificates, GET /health, POST /reload, GET /accounts";
+            let known =
+                "GET /status, GET /certificates, GET /health, POST /reload, GET /accounts, GET /upstreams";
             return refuse(StatusCode::NOT_FOUND, &format!("there is no {path}; there are {known}"));
         }
     };
@@ -215,7 +221,7 @@ mod tests {
 
     use super::super::{
         AccountCommand, AccountStatus, CertificateStatus, Client, ClientError, ExportedCertificate,
-        JobStatus, ReloadReport, Status,
+        JobStatus, ReloadReport, Status, UpstreamStatus,
     };
     use super::*;
     use crate::task::Shutdown;
@@ -249,6 +255,19 @@ mod tests {
             match self.healthy {
                 true => Ok(AccountStatus { ca: format!("{ca} {command:?}"), ..AccountStatus::default() }),
                 false => Err("no".into()),
+            }
+        }
+
+        async fn upstreams(&self) -> Vec<UpstreamStatus> {
+            vec![UpstreamStatus { name: "app".into(), ..UpstreamStatus::default() }]
+        }
+
+        async fn drain(&self, upstream: &str, server: &str, drained: bool) -> Result<UpstreamStatus, String> {
+            match upstream {
+                "app" => {
+                    Ok(UpstreamStatus { name: format!("{server} {drained}"), ..UpstreamStatus::default() })
+                }
+                _ => Err("there is none".into()),
             }
         }
 
@@ -302,6 +321,9 @@ mod tests {
             assert_eq!(client.status().unwrap().version, "1.2.3");
             assert_eq!(client.certificates().unwrap()[0].names, ["example.com"]);
             assert!(client.reload().unwrap().changed);
+            assert_eq!(client.upstreams().unwrap()[0].name, "app");
+            assert_eq!(client.drain("app", "http://a/#b", true).unwrap().name, "http://a/#b true");
+            assert_eq!(client.drain("x", "y", false).unwrap_err().to_string(), "there is none");
             let revoke = CertificateVerb::Revoke { reason: 1 };
             assert_eq!(client.command("example.com-1", revoke).unwrap(), 7);
             assert_eq!(client.job(7).unwrap().steps, ["one"]);

@@ -7,17 +7,18 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Reloaded, accounts};
+use super::{Reloaded, accounts, upstreams};
 use crate::acme::{Accounts, AcmeSpec};
 use crate::admin::{
     AccountCommand, AccountStatus, CertificateStatus, CertificateVerb, Control, ExportedCertificate, Health,
-    JobStatus, LastReload, ListenerStatus, ReloadReport, Status,
+    JobStatus, LastReload, ListenerStatus, ReloadReport, Status, UpstreamStatus,
 };
 use crate::certs::{CertId, CertManager, CertView, JobView, Phase, Verb};
 use crate::clock::{self, SharedClock};
 use crate::deploy::Deployments;
 use crate::listen::Traffic;
 use crate::name::HostPattern;
+use crate::proxy::SnapshotReader;
 use crate::telemetry::Metrics;
 
 /// A reload asked for over the admin socket.
@@ -45,6 +46,7 @@ pub(super) struct AppControl {
     pub(super) metrics: Arc<Metrics>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) board: Board,
+    pub(super) snapshots: SnapshotReader,
     pub(super) reloads: mpsc::Sender<ReloadCommand>,
 }
 
@@ -66,7 +68,16 @@ impl Control for AppControl {
             connections_open: self.traffic.open_connections() as u64,
             requests_total: self.metrics.requests_total(),
             certificates,
+            servers: upstreams::conditions(self.snapshots.load().upstreams()),
         }
+    }
+
+    async fn upstreams(&self) -> Vec<UpstreamStatus> {
+        upstreams::list(self.snapshots.load().upstreams())
+    }
+
+    async fn drain(&self, upstream: &str, server: &str, drained: bool) -> Result<UpstreamStatus, String> {
+        upstreams::drain(self.snapshots.load().upstreams(), upstream, server, drained)
     }
 
     async fn certificates(&self) -> Vec<CertificateStatus> {

@@ -14,6 +14,7 @@ mod secrets;
 mod serve;
 mod systemd;
 mod takeover;
+mod upstreams;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::config::{Loaded, Plan};
 use crate::deploy::Deployer;
 use crate::listen::{Addresses, Inherited, PreparedListeners, Traffic};
 use crate::notify::{Notifier, PreparedNotify};
+use crate::probe::Prober;
 use crate::proxy::{Snapshot, SnapshotPublisher};
 use crate::task::{self, Supervisor};
 use crate::telemetry::{AccessLog, AccessTarget, Metrics};
@@ -52,6 +54,7 @@ struct App {
     inherited: Inherited,
     snapshots: SnapshotPublisher,
     client_auth: ClientAuthPublisher,
+    prober: Prober,
     responders: Responders,
     certs: CertManager,
     deployer: Deployer,
@@ -129,6 +132,7 @@ impl App {
         // In between, a request finds that its connection was made under another policy, and comes again.
         self.client_auth.publish(client_auth);
         self.snapshots.publish(snapshot);
+        self.prober.watch(self.snapshots.current().upstreams());
         if let Some(target) = access {
             self.access.commit(target);
         }

@@ -27,6 +27,7 @@ use crate::dns::{TxtProvider, ZoneTurns};
 use crate::listen::{Inherited, Traffic};
 use crate::local_ca::LocalCa;
 use crate::notify::Notifier;
+use crate::probe::Prober;
 use crate::proxy::{Proxy, Snapshot, snapshot_cell};
 use crate::resolver::Hosts;
 use crate::storage::{FsStorage, Key, Storage};
@@ -125,6 +126,8 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         .asking(asked)
         .minting(minting::start(LocalCa::new(storage.clone(), clock.clone(), Vec::new()), &supervisor));
     let hosts = Hosts::system();
+    let prober = Prober::new(supervisor.clone(), hosts.clone());
+    let snapshot_reader = reader.clone();
     let service = {
         let (metrics, access, clock) = (metrics.clone(), access.clone(), clock.clone());
         let answers = ground.answers.reader();
@@ -146,6 +149,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         inherited,
         snapshots,
         client_auth,
+        prober,
         responders,
         certs: certs.clone(),
         deployer: Deployer::new(deployments.clone(), certs.clone(), supervisor.clone()),
@@ -184,6 +188,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         metrics: metrics.clone(),
         traffic: traffic.clone(),
         board: board.clone(),
+        snapshots: snapshot_reader,
         reloads,
     });
     let metrics_address = serve_metrics(&app, &metrics, &supervisor)?;

@@ -278,6 +278,11 @@ impl Balancer {
         }
     }
 
+    /// Ends when its servers are others than at the time of the call.
+    pub fn changed(&self) -> impl Future<Output = ()> {
+        self.resolved.notified()
+    }
+
     /// The servers that are names, with their index for [`Balancer::found`].
     pub fn unresolved(&self) -> impl Iterator<Item = (usize, &ServerSpec)> {
         self.spec.servers.iter().enumerate().filter(|(_, server)| server.ip().is_none())

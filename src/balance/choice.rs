@@ -82,7 +82,7 @@ impl Draw {
     }
 
     fn draw(&self, dice: u64) -> usize {
-        let column = ((dice >> 32) * self.columns.len() as u64 >> 32) as usize;
+        let column = (((dice >> 32) * self.columns.len() as u64) >> 32) as usize;
         let (threshold, other) = self.columns[column];
         if dice as u32 <= threshold { column } else { other as usize }
     }
@@ -127,7 +127,7 @@ fn after<F: Fn(usize) -> bool, L>(n: usize, view: &View<'_, F, L>) -> Option<usi
 fn weighed<F: Fn(usize) -> bool, L>(view: &View<'_, F, L>, dice: u64) -> Option<usize> {
     let usable = || (0..view.weights.len()).filter(|n| (view.usable)(*n));
     let total: u64 = usable().map(|n| u64::from(view.weights[n])).sum();
-    let mut at = (u128::from(dice) * u128::from(total) >> 64) as u64;
+    let mut at = ((u128::from(dice) * u128::from(total)) >> 64) as u64;
     let found = usable().find(|n| {
         let weight = u64::from(view.weights[*n]);
         let hit = at < weight;
@@ -147,11 +147,8 @@ impl Sequence {
         let divisor = weights.iter().fold(0, |a, b| gcd(a, *b)).max(1);
         let sum = weights.iter().map(|w| (w / divisor) as usize).sum::<usize>();
         let scale = sum.div_ceil(SEQUENCE).max(1);
-        let weights: Vec<i64> = weights
-            .iter()
-            .map(|w| i64::from((w / divisor) as u32) / scale as i64)
-            .map(|w| w.max(1))
-            .collect();
+        let weights: Vec<i64> =
+            weights.iter().map(|w| i64::from(w / divisor) / scale as i64).map(|w| w.max(1)).collect();
         let total: i64 = weights.iter().sum();
         let mut credit = vec![0; weights.len()];
         let next = |_| {

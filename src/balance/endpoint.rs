@@ -136,6 +136,11 @@ impl Endpoint {
         changed
     }
 
+    /// Whether it has answered a question since it is asked.
+    pub fn was_asked(&self) -> bool {
+        self.health.was_asked()
+    }
+
     /// Nobody asks it any more: it is up as far as it says itself.
     pub fn unasked(&self) {
         self.health.unasked();

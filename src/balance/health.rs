@@ -230,6 +230,10 @@ impl Health {
         (after.is_up() != before.is_up()).then_some(after.is_up())
     }
 
+    pub(super) fn was_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire) != 0
+    }
+
     /// Nobody asks it any more.
     pub(super) fn unasked(&self) {
         self.asked.store(0, Ordering::Release);

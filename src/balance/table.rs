@@ -193,6 +193,6 @@ impl Slot {
             0 => rand::random::<u64>(),
             key => key.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15),
         };
-        (dice >> 32) * 1000 >> 32 < (age * 1000 / pick.slow_start).max(SLOWEST)
+        ((dice >> 32) * 1000) >> 32 < (age * 1000 / pick.slow_start).max(SLOWEST)
     }
 }

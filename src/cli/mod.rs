@@ -26,6 +26,7 @@ mod schema;
 mod simulate;
 mod status;
 mod trust;
+mod upstreams;
 mod verdict;
 
 use std::io::{IsTerminal, Write};
@@ -84,6 +85,8 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Show upstreams and how their servers are; keep requests away from one of them.
+    Upstreams(upstreams::Arguments),
     /// Make the running process read its configuration again, and wait for the outcome.
     Reload {
         #[command(flatten)]
@@ -140,6 +143,7 @@ pub fn main() -> ExitCode {
         Verb::Certs(arguments) => certs::run(&arguments),
         Verb::Accounts(arguments) => accounts::run(&arguments),
         Verb::Status { socket, json } => status::run(&socket, json),
+        Verb::Upstreams(arguments) => upstreams::run(&arguments),
         Verb::Reload { socket } => reload::run(&socket),
         Verb::Health { socket } => health::run(&socket),
         Verb::Simulate(arguments) => simulate::run_verb(&arguments),

@@ -1,5 +1,6 @@
 //! `starlock status`: the running process.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::ExitCode;
 
@@ -42,15 +43,15 @@ fn text(status: &Status) -> String {
     }
     let _ = writeln!(out, "connections    {} open", status.connections_open);
     let _ = writeln!(out, "requests       {} since the start", status.requests_total);
-    let states: Vec<String> = status
-        .certificates
-        .iter()
-        .filter(|(_, n)| **n > 0)
-        .map(|(state, n)| format!("{n} {state}"))
-        .collect();
-    let certificates = if states.is_empty() { "none".to_owned() } else { states.join(", ") };
-    let _ = writeln!(out, "certificates   {certificates}");
+    let _ = writeln!(out, "servers        {}", counts(&status.servers));
+    let _ = writeln!(out, "certificates   {}", counts(&status.certificates));
     out
+}
+
+fn counts(states: &BTreeMap<String, u64>) -> String {
+    let states: Vec<String> =
+        states.iter().filter(|(_, n)| **n > 0).map(|(state, n)| format!("{n} {state}")).collect();
+    if states.is_empty() { "none".to_owned() } else { states.join(", ") }
 }
 
 #[cfg(test)]
@@ -68,11 +69,18 @@ mod tests {
                 error: Some("error: x\n --> f".into()),
             }),
             listeners: vec![ListenerStatus { address: "[::]:443".into(), kind: "https".into() }],
+            servers: [("up".to_owned(), 3), ("drained".to_owned(), 1)].into(),
             certificates: [("valid".to_owned(), 2), ("parked".to_owned(), 0)].into(),
             ..Status::default()
         };
         let text = text(&status);
-        for line in ["  error: x", "   --> f", "https          [::]:443", "certificates   2 valid"] {
+        for line in [
+            "  error: x",
+            "   --> f",
+            "https          [::]:443",
+            "certificates   2 valid",
+            "servers        1 drained, 3 up",
+        ] {
             assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
         }
         assert!(text.contains("REFUSED"));

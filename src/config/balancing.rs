@@ -30,8 +30,12 @@ pub(super) fn shares(table: &Fields, server: ServerSpec) -> ServerSpec {
 }
 
 pub(super) fn balance(decoder: &mut Decoder<'_>, fields: &Fields) -> BalanceSpec {
-    let Some(table) = fields.value::<Fields>("balance") else { return BalanceSpec::P2c };
-    let by: &'static str = table.value("by").unwrap_or("p2c");
+    let table = match fields.any("balance") {
+        Some(Value::Table(table)) => table.clone(),
+        _ => Fields::empty(),
+    };
+    let word = || fields.any("balance").cloned().and_then(Option::<&'static str>::from);
+    let by = table.value("by").or_else(word).unwrap_or("p2c");
     let key = table.slot::<String>("key").given();
     if let (Some(key), true) = (&key, by != "hash") {
         let problem = Problem::error(key.span.clone(), format!("`key` means nothing to `{by}`"));
@@ -100,6 +104,13 @@ pub(super) fn active(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<Activ
             decoder.push(Problem::error(table.span_of(key), message).help("leave it out"));
         }
     }
+    let every = table.value("every").unwrap_or(Duration::from_secs(10));
+    let timeout = table.value("timeout").unwrap_or(Duration::from_secs(3));
+    if timeout > every {
+        let problem =
+            Problem::error(table.span_of("timeout"), "`timeout` of `health` is longer than `every`");
+        decoder.push(problem.help("the next question must not come before the last one is given up"));
+    }
     let question = match kind {
         "grpc" => {
             Question::Grpc { service: table.value::<String>("service").unwrap_or_default().as_str().into() }
@@ -107,19 +118,13 @@ pub(super) fn active(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<Activ
         "tcp" => Question::Tcp,
         _ => Question::Http { path: health_path(decoder, &table, path)?, status: statuses(&table, "status") },
     };
-    let spec = ActiveSpec {
+    Some(ActiveSpec {
         question,
-        every: table.value("every").unwrap_or(Duration::from_secs(10)),
-        timeout: table.value("timeout").unwrap_or(Duration::from_secs(3)),
+        every,
+        timeout,
         fall: small(&table, "fall").unwrap_or(3),
         rise: small(&table, "rise").unwrap_or(2),
-    };
-    if spec.timeout > spec.every {
-        let problem =
-            Problem::error(table.span_of("timeout"), "`timeout` of `health` is longer than `every`");
-        decoder.push(problem.help("the next question must not come before the last one is given up"));
-    }
-    Some(spec)
+    })
 }
 
 fn health_path(decoder: &mut Decoder<'_>, table: &Fields, path: Option<At<String>>) -> Option<Arc<str>> {

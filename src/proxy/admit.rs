@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
-use http::{HeaderValue, Response, header};
+use http::{HeaderValue, Method, Response, header};
 use http_body_util::BodyExt;
 
+use super::attempts::Attempts;
 use super::body::Answer;
 use super::client::Client;
 use super::error::Refusal;
@@ -15,11 +16,11 @@ use super::handler::refuse;
 use super::host::Authority;
 use super::record::Record;
 use super::{forward, headers};
-use crate::balance::{Preference, Tried};
+use crate::balance::Ask;
 use crate::conn::ConnInfo;
 use crate::policy::{Authentication, Denial, ForwardAuthSpec, Identity, Opinion};
 use crate::task;
-use crate::upstream::{Exchange, ExchangeLimits, RequestBody, ResponseBody};
+use crate::upstream::{Exchange, ExchangeLimits, ResponseBody, Upload};
 
 /// An answer of a forward-auth server is a page that says no, or a redirect to a log-in: no more than this is passed on.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -96,16 +97,27 @@ async fn ask(spec: &ForwardAuthSpec, visit: Visit<'_>, record: &Record) -> Resul
     let incoming = headers::Incoming { client, scheme: conn.scheme(), host: &host, version: parts.version };
     headers::to_server(&mut fields, &incoming);
 
-    let in_flight = balancer.pick(&Preference::default(), &Tried::default()).map_err(|_| "it has no server")?;
+    let ask = Ask { client: record.client, headers: &parts.headers, path };
+    let preference = balancer.prefer(&ask);
     let limits = ExchangeLimits {
         timeouts: *balancer.timeouts(),
         body_timeout: snapshot.body_timeout,
         max_body: None,
     };
-    let exchange = Rc::new(Exchange::new(limits));
-    let question = spec.question(&parts.method, &uri, fields).map(|()| RequestBody::none(exchange.clone()));
-    let answer = record.shared.pools.to(in_flight.endpoint()).send(&exchange, question).await;
-    let (mut head, body) = answer.map_err(|_| "it cannot be reached, or says no HTTP")?.into_parts();
+    let mut attempts = Attempts::new(balancer, &Method::GET, |_| Upload::none());
+    let (answer, _in_flight) = loop {
+        let in_flight =
+            attempts.pick(&preference).await.map_err(|_| "it has no server that can be reached")?;
+        let exchange = Rc::new(Exchange::new(attempts.limits(limits)));
+        let question = spec.question(&parts.method, &uri, fields.clone());
+        let question = question.map(|()| attempts.upload.body(exchange.clone()));
+        let pool = record.shared.pools.to(in_flight.endpoint());
+        let answer = attempts.send(&pool, &exchange, question, &in_flight).await;
+        if let Some(answer) = answer.map_err(|_| "it cannot be reached, or says no HTTP")? {
+            break (answer, in_flight);
+        }
+    };
+    let (mut head, body) = answer.into_parts();
     match spec.opinion(head.status, &head.headers) {
         Opinion::Passes(identity) => {
             // Read to its end, the connection can be used again; a long one is not worth it.

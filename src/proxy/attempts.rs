@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::balance::{Balancer, InFlight, NoEndpoint, Outcome, Preference, Tried};
@@ -41,7 +40,12 @@ enum Retry {
 }
 
 impl<'a> Attempts<'a> {
-    pub(super) fn new(balancer: &'a Arc<Balancer>, method: &Method, body: Incoming) -> Self {
+    /// `upload` makes the body, told whether it may have to be sent again.
+    pub(super) fn new(
+        balancer: &'a Arc<Balancer>,
+        method: &Method,
+        upload: impl FnOnce(bool) -> Upload,
+    ) -> Self {
         balancer.count_request();
         let idempotent =
             matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
@@ -49,7 +53,7 @@ impl<'a> Attempts<'a> {
         let most = |count: u8| usize::from(count).min(Tried::MOST / 2 - 1);
         Self {
             balancer,
-            upload: Upload::new(body, idempotent && retries.idempotent > 0),
+            upload: upload(idempotent && retries.idempotent > 0),
             idempotent,
             tried: Tried::default(),
             connects: most(retries.connect),
@@ -207,8 +211,8 @@ impl<'a> Attempts<'a> {
 
 /// Whether the server cannot have seen anything of the request.
 fn never_started(failure: Failure) -> bool {
-    use Failure::{Connect, ConnectRefused, ConnectTimeout, Full, Resolve};
-    matches!(failure, Resolve | ConnectRefused | ConnectTimeout | Connect | Full)
+    use Failure::{Connect, ConnectRefused, ConnectTimeout, Full, Resolve, Unsent};
+    matches!(failure, Resolve | ConnectRefused | ConnectTimeout | Connect | Unsent | Full)
 }
 
 /// What a failure says about the server; nothing if others are to blame.
@@ -217,7 +221,9 @@ fn blame(failure: Failure) -> Option<Outcome> {
         Failure::Resolve | Failure::ConnectRefused | Failure::ConnectTimeout | Failure::Connect => {
             Some(Outcome::Unreachable)
         }
-        Failure::Closed | Failure::Malformed | Failure::ResponseTimeout => Some(Outcome::Failed),
+        Failure::Unsent | Failure::Closed | Failure::Malformed | Failure::ResponseTimeout => {
+            Some(Outcome::Failed)
+        }
         Failure::ClientBody
         | Failure::ClientBodyTimeout
         | Failure::ClientBodyTooLarge

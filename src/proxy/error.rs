@@ -55,7 +55,7 @@ impl Refusal {
                 Failure::ConnectRefused => (StatusCode::BAD_GATEWAY, "upstream_connect_refused"),
                 Failure::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_connect_timeout"),
                 Failure::Connect => (StatusCode::BAD_GATEWAY, "upstream_connect_failed"),
-                Failure::Closed => (StatusCode::BAD_GATEWAY, "upstream_closed"),
+                Failure::Unsent | Failure::Closed => (StatusCode::BAD_GATEWAY, "upstream_closed"),
                 Failure::Malformed => (StatusCode::BAD_GATEWAY, "upstream_malformed"),
                 Failure::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
                 Failure::AnswerBroken => (StatusCode::BAD_GATEWAY, "upstream_broken"),

@@ -16,7 +16,7 @@ use super::handler::{Shared, refuse};
 use super::headers;
 use super::record::Record;
 use crate::balance::{Ask, Balancer};
-use crate::upstream::{Exchange, ExchangeLimits, Failure};
+use crate::upstream::{Exchange, ExchangeLimits, Failure, Upload};
 
 /// The target for the server: `path`, which was matched, and the query as it came. Nothing is copied if `path` is what came.
 pub(super) fn target(uri: &Uri, path: &str) -> Option<Uri> {
@@ -57,7 +57,7 @@ pub(super) async fn forward(
     let preference = balancer.prefer(&ask);
     headers::announce_body(&mut parts.headers, &parts.method, hint.exact());
     parts.version = Version::HTTP_11;
-    let mut attempts = Attempts::new(balancer, &parts.method, body);
+    let mut attempts = Attempts::new(balancer, &parts.method, |keep| Upload::new(body, keep));
     let mut parts = Some(parts);
     loop {
         let in_flight = match attempts.pick(&preference).await {

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use hickory_proto::rr::{RData, Record};
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::ResolverConfig;
+use hickory_resolver::config::{NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use tokio::time::Instant;
 
@@ -39,6 +40,21 @@ pub struct ResolveError {
 type Found = Result<(Vec<IpAddr>, Duration), String>;
 type Pending = Shared<BoxFuture<'static, Result<Arc<[IpAddr]>, ResolveError>>>;
 type Lookup = Box<dyn Fn(Arc<str>) -> BoxFuture<'static, Found> + Send + Sync>;
+type ServicesFound = Result<(Vec<Service>, Duration), String>;
+type Services = Box<dyn Fn(Arc<str>) -> BoxFuture<'static, ServicesFound> + Send + Sync>;
+
+/// An SRV record (RFC 2782).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The host's name.
+    pub target: Arc<str>,
+    /// Its port.
+    pub port: u16,
+    /// The lowest is used first.
+    pub priority: u16,
+    /// Its share among those of the same priority.
+    pub weight: u16,
+}
 
 /// Resolves names and remembers the answers. Cloning shares the memory; usable from every thread.
 #[derive(Clone)]
@@ -46,6 +62,7 @@ pub struct Hosts(Arc<Inner>);
 
 struct Inner {
     lookup: Lookup,
+    services: Services,
     names: Mutex<HashMap<Arc<str>, Entry>>,
 }
 
@@ -60,15 +77,45 @@ struct Entry {
 impl Hosts {
     /// Resolves as the system does. Reads files and opens sockets only when a name is asked for.
     pub fn system() -> Self {
-        let resolver = Arc::new(System::default());
-        Self::new(Box::new(move |name| {
-            let resolver = resolver.clone();
-            async move { resolver.lookup(&name).await }.boxed()
-        }))
+        Self::through(System::default())
     }
 
-    fn new(lookup: Lookup) -> Self {
-        Self(Arc::new(Inner { lookup, names: Mutex::default() }))
+    /// Asks these name servers and nobody else.
+    pub fn asking(servers: &[SocketAddr]) -> Self {
+        Self::through(System { servers: servers.to_vec(), ..System::default() })
+    }
+
+    fn through(system: System) -> Self {
+        let system = Arc::new(system);
+        let lookup = {
+            let system = system.clone();
+            move |name: Arc<str>| {
+                let system = system.clone();
+                async move { system.lookup(&name).await }.boxed()
+            }
+        };
+        let services = move |name: Arc<str>| {
+            let system = system.clone();
+            async move { system.services(&name).await }.boxed()
+        };
+        Self::new(Box::new(lookup), Box::new(services))
+    }
+
+    fn new(lookup: Lookup, services: Services) -> Self {
+        Self(Arc::new(Inner { lookup, services, names: Mutex::default() }))
+    }
+
+    /// The addresses of `name` and for how long they hold; asks, and remembers nothing itself. For whoever comes again by that
+    /// time.
+    pub async fn look_up(&self, name: &Arc<str>) -> Result<(Vec<IpAddr>, Duration), ResolveError> {
+        let found = (self.0.lookup)(name.clone()).await;
+        found.map_err(|why| ResolveError { name: name.clone(), why: why.into() })
+    }
+
+    /// The SRV records of `name` and for how long they hold; asks, and remembers nothing itself.
+    pub async fn services(&self, name: &Arc<str>) -> Result<(Vec<Service>, Duration), ResolveError> {
+        let found = (self.0.services)(name.clone()).await;
+        found.map_err(|why| ResolveError { name: name.clone(), why: why.into() })
     }
 
     /// At least one address for `name`. Answers at once from memory, else asks; many callers share one question. While a new
@@ -154,7 +201,11 @@ impl Inner {
 
 /// hickory with the system's files.
 #[derive(Default)]
-struct System(Mutex<Option<(TokioResolver, Instant)>>);
+struct System {
+    held: Mutex<Option<(TokioResolver, Instant)>>,
+    /// Asked instead of the system's, if there are any.
+    servers: Vec<SocketAddr>,
+}
 
 impl System {
     async fn lookup(&self, name: &str) -> Found {
@@ -168,17 +219,34 @@ impl System {
         Ok((found.iter().collect(), ttl))
     }
 
+    async fn services(&self, name: &str) -> ServicesFound {
+        let found = self.resolver()?.srv_lookup(name).await.map_err(|error| error.to_string())?;
+        let ttl = found.valid_until().saturating_duration_since(Instant::now().into_std());
+        let service = |record: &Record| match &record.data {
+            RData::SRV(srv) => Some(Service {
+                target: srv.target.to_string().into(),
+                port: srv.port,
+                priority: srv.priority,
+                weight: srv.weight,
+            }),
+            _ => None,
+        };
+        Ok((found.answers().iter().filter_map(service).collect(), ttl))
+    }
+
     fn resolver(&self) -> Result<TokioResolver, String> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((resolver, until)) = &*held
             && Instant::now() < *until
         {
             return Ok(resolver.clone());
         }
         // An image from scratch has no resolv.conf; /etc/hosts may still know the name.
-        let mut builder = TokioResolver::builder_tokio().unwrap_or_else(|_| {
-            TokioResolver::builder_with_config(ResolverConfig::default(), TokioRuntimeProvider::default())
-        });
+        let with = |config| TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        let mut builder = match self.servers.as_slice() {
+            [] => TokioResolver::builder_tokio().unwrap_or_else(|_| with(ResolverConfig::default())),
+            servers => with(ResolverConfig::from_name_servers(servers.iter().map(name_server).collect())),
+        };
         let options = builder.options_mut();
         options.timeout = Duration::from_secs(2);
         options.attempts = 2;
@@ -186,6 +254,12 @@ impl System {
         *held = Some((resolver.clone(), Instant::now() + SYSTEM));
         Ok(resolver)
     }
+}
+
+fn name_server(address: &SocketAddr) -> NameServerConfig {
+    let mut server = NameServerConfig::udp_and_tcp(address.ip());
+    server.connections.iter_mut().for_each(|connection| connection.port = address.port());
+    server
 }
 
 #[cfg(test)]
@@ -200,7 +274,7 @@ mod tests {
     fn scripted(answers: Vec<Found>) -> (Hosts, Arc<AtomicUsize>) {
         let asked = Arc::new(AtomicUsize::new(0));
         let count = asked.clone();
-        let hosts = Hosts::new(Box::new(move |_| {
+        let lookup = move |_| {
             let n = count.fetch_add(1, Ordering::SeqCst).min(answers.len() - 1);
             let answer = answers[n].clone();
             async move {
@@ -208,7 +282,9 @@ mod tests {
                 answer
             }
             .boxed()
-        }));
+        };
+        let services = |_| async { Err("no service".to_owned()) }.boxed();
+        let hosts = Hosts::new(Box::new(lookup), Box::new(services));
         (hosts, asked)
     }
 

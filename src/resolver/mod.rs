@@ -14,7 +14,7 @@ mod zone;
 pub use doh::{Doh, doh_reply};
 pub(crate) use exchange::roundtrip;
 pub use exchange::{AskError, ask};
-pub use hosts::{Hosts, ResolveError};
+pub use hosts::{Hosts, ResolveError, Service};
 pub use probe::{Probe, Transport, addresses, alias, code_words, name_servers, probe};
 pub use reply::{TxtReply, txt_reply};
 pub use zone::{Here, LookupError, Resolver, Target, Zone, ZoneServer};

@@ -57,6 +57,11 @@ impl Upload {
         )
     }
 
+    /// No body: a question of our own.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
     /// Whether the next attempt would send all of it: nothing was read yet, or everything that was is kept.
     pub fn can_start_over(&self) -> bool {
         self.0.as_ref().is_none_or(|shared| !shared.kept.borrow().is_lost)
@@ -69,9 +74,7 @@ impl Upload {
 
     /// The body of one more attempt, from its beginning. Those of former attempts end.
     pub fn body(&self, exchange: Rc<Exchange>) -> RequestBody {
-        let Some(shared) = &self.0 else {
-            return RequestBody::none(exchange);
-        };
+        let Some(shared) = &self.0 else { return RequestBody::none(exchange) };
         let attempt = shared.attempt.get() + 1;
         shared.attempt.set(attempt);
         let kept = shared.kept.borrow();
@@ -95,8 +98,7 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
-    /// No body: a question of our own.
-    pub fn none(exchange: Rc<Exchange>) -> Self {
+    fn none(exchange: Rc<Exchange>) -> Self {
         exchange.uploaded();
         Self { shared: None, attempt: 0, replay: false, trailers_due: false, exchange }
     }
@@ -120,7 +122,7 @@ impl Kept {
         let fits = |data: &Bytes| self.data.len() + data.len() <= KEPT;
         match (frame.data_ref(), frame.trailers_ref()) {
             (Some(data), _) if self.is_wanted && !self.is_lost && fits(data) => {
-                self.data.extend_from_slice(data)
+                self.data.extend_from_slice(data);
             }
             (Some(data), _) if data.is_empty() => {}
             (_, Some(trailers)) if self.is_wanted && !self.is_lost => self.trailers = Some(trailers.clone()),

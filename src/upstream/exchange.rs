@@ -28,6 +28,8 @@ pub enum Failure {
     ConnectTimeout,
     /// No connection for another reason.
     Connect,
+    /// The server closed the connection before the request was sent.
+    Unsent,
     /// The server closed the connection before an answer.
     Closed,
     /// The server's answer is not HTTP.

@@ -121,8 +121,8 @@ impl Pool {
                     }
                     // The server closed the connection before it had anything of the request.
                     Some(_) => {
-                        exchange.fail(Failure::Connect);
-                        return Err(exchange.failure().unwrap_or(Failure::Connect));
+                        exchange.fail(Failure::Unsent);
+                        return Err(exchange.failure().unwrap_or(Failure::Unsent));
                     }
                     None => {
                         let error = error.into_error();

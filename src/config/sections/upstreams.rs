@@ -32,8 +32,7 @@ static SERVER: Section = growing(
 
 static BALANCES: Words = Words { now: &["p2c", "round_robin", "random", "hash"], later: &[] };
 
-static BALANCE: Section = growing(
-    "by",
+static BALANCE: Section = section(
     "balance",
     "How a server is chosen",
     &[

@@ -12,11 +12,13 @@ use starlock::balance::{ServerHost, ServerSpec, UpstreamSpec, UpstreamTimeouts};
 use starlock::clock::SystemClock;
 use starlock::listen::{Inherited, Limits, ListenSpec, ListenTimeouts, Traffic};
 use starlock::policy::PolicySpec;
+use starlock::probe::Prober;
 use starlock::proxy::{
     ActionSpec, Proxy, ProxySpec, RedirectSpec, RouteHost, RouteSpec, Snapshot, SnapshotPublisher,
     snapshot_cell,
 };
 use starlock::resolver::Hosts;
+use starlock::task::{Shutdown, Supervisor};
 use starlock::telemetry::{AccessFormat, AccessLog, AccessLogSpec, AccessTarget, Metrics};
 use starlock::tls::{
     Bundle, CertPublisher, CertTable, ClientAuthPublisher, ClientAuthSpec, TlsServer, cert_store,
@@ -36,6 +38,8 @@ pub(crate) struct Plan {
     pub(crate) upstreams: Vec<UpstreamSpec>,
     pub(crate) client_auth: Vec<ClientAuthSpec>,
     pub(crate) workers: usize,
+    /// Who is asked for upstreams' names.
+    pub(crate) hosts: Hosts,
 }
 
 impl Plan {
@@ -58,6 +62,7 @@ impl Plan {
             upstreams: vec![],
             client_auth: vec![],
             workers: 2,
+            hosts: Hosts::system(),
         }
     }
 
@@ -73,7 +78,7 @@ impl Plan {
         listen.http = vec![local()];
         listen.https = if tls { vec![local()] } else { vec![] };
         let starlock::config::Plan { proxy, upstreams, client_auth, .. } = loaded.plan;
-        Self { listen, proxy, upstreams, client_auth, workers: 2 }
+        Self { listen, proxy, upstreams, client_auth, workers: 2, hosts: Hosts::system() }
     }
 
     /// Listens with TLS as well; its certificate is for `a.test`, `b.test`, `*.wild.test` and `127.0.0.1`.
@@ -151,6 +156,8 @@ pub(crate) struct Rig {
     pub(crate) traffic: Traffic,
     pub(crate) publisher: SnapshotPublisher,
     pub(crate) metrics: Arc<Metrics>,
+    prober: Prober,
+    stop: Shutdown,
     certs: CertPublisher,
     client_auth: ClientAuthPublisher,
     trusted: RootCertStore,
@@ -175,14 +182,28 @@ impl Rig {
 
         let first = Snapshot::build(&plan.proxy, &plan.upstreams, None, None, &metrics).unwrap();
         let (publisher, snapshots) = snapshot_cell(first, metrics.clone());
-        let (hosts, counts, access, workers) = (Hosts::system(), metrics.clone(), log.clone(), plan.workers);
+        let stop = Shutdown::new();
+        let prober = Prober::new(Supervisor::new(stop.clone()), plan.hosts.clone());
+        let (hosts, counts, access, workers) =
+            (plan.hosts.clone(), metrics.clone(), log.clone(), plan.workers);
         let traffic = Traffic::start(workers, tls, metrics.clone(), move |_| {
             let pools = Pools::new(256 / workers, hosts.clone());
             Proxy::new(snapshots.clone(), pools, counts.clone(), access.writer(), Arc::new(SystemClock))
         })
         .unwrap();
-        let mut rig =
-            Self { traffic, publisher, metrics, certs, client_auth, trusted, log, log_path, _dir: dir };
+        let mut rig = Self {
+            traffic,
+            publisher,
+            metrics,
+            prober,
+            stop,
+            certs,
+            client_auth,
+            trusted,
+            log,
+            log_path,
+            _dir: dir,
+        };
         rig.load(&plan).await;
         rig
     }
@@ -198,6 +219,7 @@ impl Rig {
             .asking(client_auth.policies());
         self.client_auth.publish(client_auth);
         self.publisher.publish(next);
+        self.prober.watch(self.publisher.current().upstreams());
         listeners.commit();
     }
 
@@ -274,6 +296,13 @@ impl Rig {
         }
     }
 
+    /// The server at `address`, of whichever upstream.
+    pub(crate) fn endpoint(&self, address: SocketAddr) -> Arc<starlock::balance::Endpoint> {
+        let current = self.publisher.current();
+        let mut all = current.upstreams().endpoints();
+        all.find(|e| e.spec().ip() == Some(address.ip()) && e.spec().port == address.port()).unwrap()
+    }
+
     /// The value of the metric whose line begins with `series`; 0 if there is none.
     pub(crate) fn metric(&self, series: &str) -> i64 {
         let text = self.metrics.render();
@@ -286,6 +315,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
+        self.stop.trigger();
         self.traffic.abort();
         self.log.close(PATIENCE);
     }
