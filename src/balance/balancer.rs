@@ -121,7 +121,7 @@ mod tests {
             name: name.into(),
             servers: ports
                 .iter()
-                .map(|port| ServerSpec { host: ServerHost::Ip([127, 0, 0, 1].into()), port: *port })
+                .map(|port| ServerSpec::new(ServerHost::Ip([127, 0, 0, 1].into()), *port))
                 .collect(),
             timeouts: UpstreamTimeouts::default(),
         }

@@ -3,7 +3,9 @@
 mod balancer;
 mod endpoint;
 mod spec;
+mod transport;
 
 pub use balancer::{Balancer, NoEndpoint, Upstreams};
 pub use endpoint::{Endpoint, InFlight};
 pub use spec::{ServerHost, ServerSpec, UpstreamSpec, UpstreamTimeouts};
+pub use transport::{ProxyProtocol, TlsHttp, TlsIdentity, TlsSpec, Transport};

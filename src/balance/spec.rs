@@ -2,8 +2,11 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+use super::transport::{ProxyProtocol, Transport};
 
 /// An `[upstreams.NAME]` section, or the URL of a route that names its server directly.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +24,19 @@ pub struct UpstreamSpec {
 pub struct ServerSpec {
     /// Where it is.
     pub host: ServerHost,
-    /// Its port.
+    /// Its port; 0 for a socket in the file system.
     pub port: u16,
+    /// What is spoken to it.
+    pub transport: Transport,
+    /// Whether it is told who the client is, at the start of each connection.
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+impl ServerSpec {
+    /// A server that speaks HTTP/1.1 in clear.
+    pub fn new(host: ServerHost, port: u16) -> Self {
+        Self { host, port, transport: Transport::Http, proxy_protocol: None }
+    }
 }
 
 /// Where a server is.
@@ -32,14 +46,18 @@ pub enum ServerHost {
     Ip(IpAddr),
     /// At whatever this name resolves to; resolved while running, so a name that does not resolve stops nothing else.
     Name(Arc<str>),
+    /// At a socket in this machine's file system.
+    Unix(Arc<Path>),
 }
 
 impl fmt::Display for ServerSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = self.transport.scheme();
         match &self.host {
-            ServerHost::Ip(IpAddr::V6(address)) => write!(f, "http://[{address}]:{}", self.port),
-            ServerHost::Ip(address) => write!(f, "http://{address}:{}", self.port),
-            ServerHost::Name(name) => write!(f, "http://{name}:{}", self.port),
+            ServerHost::Ip(IpAddr::V6(address)) => write!(f, "{scheme}://[{address}]:{}", self.port),
+            ServerHost::Ip(address) => write!(f, "{scheme}://{address}:{}", self.port),
+            ServerHost::Name(name) => write!(f, "{scheme}://{name}:{}", self.port),
+            ServerHost::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -47,7 +65,7 @@ impl fmt::Display for ServerSpec {
 /// Bounds of an exchange with a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UpstreamTimeouts {
-    /// TCP connect.
+    /// TCP connect, and as long again for TLS.
     pub connect: Duration,
     /// From the request's last byte to the first byte of the answer's head.
     pub response: Duration,

@@ -54,7 +54,7 @@ pub(super) async fn forward(
     let Ok(in_flight) = balancer.pick() else {
         return refuse(Refusal::Upstream(Failure::NoServer), record);
     };
-    let exchange = Rc::new(Exchange::new(limits));
+    let exchange = Rc::new(Exchange::new(limits).of_client(record.addresses()));
     record.endpoint = Some(in_flight.endpoint().clone());
     record.exchange = Some(exchange.clone());
 

@@ -42,7 +42,7 @@ fn pool_to(spec: ServerSpec) -> Rc<Pool> {
         UpstreamSpec { name: "a".into(), servers: vec![spec], timeouts: UpstreamTimeouts::default() };
     let upstreams = Upstreams::build(&[upstream], None, &Metrics::new("0"));
     let endpoint = upstreams.endpoints().next().unwrap().clone();
-    Pools::new(8, Hosts::system()).to(&endpoint)
+    Pools::new(8, Hosts::system(), super::client_tls().1).to(&endpoint)
 }
 
 /// Sends the request that `text` is through `pool`, as a worker does.
@@ -93,7 +93,7 @@ fn a_connection_that_switches_is_handed_over_with_what_was_read_ahead() {
             assert_eq!(stream.read(&mut said).await.unwrap(), 0, "dropping it closes the connection");
             stream.write_all(b"late").await.ok();
         });
-        let pool = pool_to(ServerSpec { host: ServerHost::Ip(address.ip()), port: address.port() });
+        let pool = pool_to(ServerSpec::new(ServerHost::Ip(address.ip()), address.port()));
         let request = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: chatter\r\n\r\n";
         let mut response = send(&pool, request).await.unwrap();
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
@@ -121,7 +121,7 @@ fn a_refused_upgrade_is_an_answer_like_any_other() {
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
             }
         });
-        let pool = pool_to(ServerSpec { host: ServerHost::Ip(address.ip()), port: address.port() });
+        let pool = pool_to(ServerSpec::new(ServerHost::Ip(address.ip()), address.port()));
         let request = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: chatter\r\n\r\n";
         for _ in 0..2 {
             let mut response = send(&pool, request).await.unwrap();

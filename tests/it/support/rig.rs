@@ -22,7 +22,7 @@ use starlock::tls::{
     Bundle, CertPublisher, CertTable, ClientAuthPublisher, ClientAuthSpec, TlsServer, cert_store,
     client_auth_cell,
 };
-use starlock::upstream::Pools;
+use starlock::upstream::{Pools, TlsPublisher, client_tls};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -118,7 +118,7 @@ impl Plan {
         let upstream: Arc<str> = format!("to-{key}").into();
         self.upstreams.push(UpstreamSpec {
             name: upstream.clone(),
-            servers: vec![ServerSpec { host, port }],
+            servers: vec![ServerSpec::new(host, port)],
             timeouts: UpstreamTimeouts::default(),
         });
         self.route(key, ActionSpec::Forward { upstream, strip_prefix })
@@ -156,7 +156,9 @@ pub(crate) struct Rig {
     pub(crate) metrics: Arc<Metrics>,
     certs: CertPublisher,
     client_auth: ClientAuthPublisher,
+    upstream_tls: TlsPublisher,
     trusted: RootCertStore,
+    root_pem: String,
     log: AccessLog,
     log_path: PathBuf,
     _dir: tempfile::TempDir,
@@ -171,7 +173,7 @@ impl Rig {
         let log = AccessLog::start(target, AccessFormat::Json, metrics.access_dropped().clone()).unwrap();
 
         let (mut certs, reader) = cert_store();
-        let (bundle, trusted) = certificate(&["a.test", "b.test", "*.wild.test", "127.0.0.1"]);
+        let (bundle, trusted, root_pem) = certificate(&["a.test", "b.test", "*.wild.test", "127.0.0.1"]);
         certs.publish(CertTable::new([bundle], None));
         let (client_auth, asked) = client_auth_cell();
         let tls = TlsServer::new(reader).unwrap().asking(asked);
@@ -179,13 +181,25 @@ impl Rig {
         let first = Snapshot::build(&plan.proxy, &plan.upstreams, None, None, &metrics).unwrap();
         let (publisher, snapshots) = snapshot_cell(first, metrics.clone());
         let (hosts, counts, access, workers) = (Hosts::system(), metrics.clone(), log.clone(), plan.workers);
+        let (upstream_tls, tls_reader) = client_tls();
         let traffic = Traffic::start(workers, tls, metrics.clone(), move |_| {
-            let pools = Pools::new(256 / workers, hosts.clone());
+            let pools = Pools::new(256 / workers, hosts.clone(), tls_reader.clone());
             Proxy::new(snapshots.clone(), pools, counts.clone(), access.writer(), Arc::new(SystemClock))
         })
         .unwrap();
-        let mut rig =
-            Self { traffic, publisher, metrics, certs, client_auth, trusted, log, log_path, _dir: dir };
+        let mut rig = Self {
+            traffic,
+            publisher,
+            metrics,
+            certs,
+            client_auth,
+            upstream_tls,
+            trusted,
+            root_pem,
+            log,
+            log_path,
+            _dir: dir,
+        };
         rig.load(&plan).await;
         rig
     }
@@ -200,13 +214,27 @@ impl Rig {
             .unwrap()
             .asking(client_auth.policies());
         self.client_auth.publish(client_auth);
+        let tls = self.upstream_tls.prepare(&plan.upstreams).await.unwrap_or_else(|error| panic!("{error}"));
+        self.upstream_tls.commit(tls);
         self.publisher.publish(next);
         listeners.commit();
     }
 
+    /// Waits for a file of the servers' TLS to change, and uses it: what the running process does all the time.
+    pub(crate) async fn upstream_tls_changed(&mut self) {
+        let fresh = self.upstream_tls.changed().await;
+        self.upstream_tls.commit(fresh);
+    }
+
+    /// The root that clients need to know.
+    pub(crate) fn root_pem(&self) -> &str {
+        &self.root_pem
+    }
+
     /// Serves another certificate from now on.
     pub(crate) fn renew(&mut self, names: &[&str]) {
-        let (bundle, trusted) = certificate(names);
+        let (bundle, trusted, root_pem) = certificate(names);
+        self.root_pem = root_pem;
         self.certs.publish(CertTable::new([bundle], None));
         self.trusted = trusted;
     }
@@ -294,11 +322,12 @@ impl Drop for Rig {
     }
 }
 
-fn certificate(names: &[&str]) -> (Arc<Bundle>, RootCertStore) {
+/// A certificate, and the root that signed it: itself.
+fn certificate(names: &[&str]) -> (Arc<Bundle>, RootCertStore, String) {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).unwrap();
     let cert = params.self_signed(&key).unwrap();
     let mut trusted = RootCertStore::empty();
     trusted.add(cert.der().clone()).unwrap();
-    (Arc::new(Bundle::from_pem(&cert.pem(), &key.serialize_pem()).unwrap()), trusted)
+    (Arc::new(Bundle::from_pem(&cert.pem(), &key.serialize_pem()).unwrap()), trusted, cert.pem())
 }
