@@ -33,6 +33,7 @@ use crate::proxy::{Snapshot, SnapshotPublisher};
 use crate::task::{self, Supervisor};
 use crate::telemetry::{AccessLog, AccessTarget, Metrics};
 use crate::tls::{ClientAuth, ClientAuthPublisher};
+use crate::upstream::{PreparedTls, TlsPublisher};
 
 pub use offline::local_roots;
 pub use serve::{Failure, serve};
@@ -55,6 +56,7 @@ struct App {
     snapshots: SnapshotPublisher,
     client_auth: ClientAuthPublisher,
     prober: Prober,
+    upstream_tls: TlsPublisher,
     responders: Responders,
     certs: CertManager,
     deployer: Deployer,
@@ -72,6 +74,7 @@ struct Prepared<'a> {
     responders: PreparedResponders,
     snapshot: Snapshot,
     client_auth: ClientAuth,
+    upstream_tls: PreparedTls,
     issuers: Issuers,
     notify: PreparedNotify,
     secrets: secrets::Seen,
@@ -111,19 +114,41 @@ impl App {
         let notify = Notifier::prepare(plan.notify.as_ref())?;
         let client_auth =
             self.client_auth.current().next(&plan.client_auth).map_err(|error| error.to_string())?;
+        let upstream_tls = self.upstream_tls.prepare(&plan.upstreams).await.map_err(|e| e.to_string())?;
         let https_port = listeners.addresses().https_port();
         let current = self.snapshots.current();
         let snapshot =
             Snapshot::build(&plan.proxy, &plan.upstreams, https_port, Some(&*current), &self.metrics)
                 .map_err(|e| e.to_string())?
                 .asking(client_auth.policies());
-        Ok(Prepared { plan, listeners, responders, snapshot, client_auth, issuers, notify, secrets, access })
+        Ok(Prepared {
+            plan,
+            listeners,
+            responders,
+            snapshot,
+            client_auth,
+            upstream_tls,
+            issuers,
+            notify,
+            secrets,
+            access,
+        })
     }
 
     /// Puts a prepared plan into force: answers for DNS first, then certificates, then routes, then doors.
     async fn commit(&mut self, prepared: Prepared<'_>) {
-        let Prepared { plan, listeners, responders, snapshot, client_auth, issuers, notify, secrets, access } =
-            prepared;
+        let Prepared {
+            plan,
+            listeners,
+            responders,
+            snapshot,
+            client_auth,
+            upstream_tls,
+            issuers,
+            notify,
+            secrets,
+            access,
+        } = prepared;
         self.responders.commit(responders, plan.responder.as_ref());
         self.secrets = secrets;
         self.notifier.commit(notify);
@@ -131,6 +156,7 @@ impl App {
         self.certs.set_wanted(issuers.wanted, issuers.files, plan.listen.default_sni.clone()).await;
         // In between, a request finds that its connection was made under another policy, and comes again.
         self.client_auth.publish(client_auth);
+        self.upstream_tls.commit(upstream_tls);
         self.snapshots.publish(snapshot);
         self.prober.watch(self.snapshots.current().upstreams());
         if let Some(target) = access {

@@ -34,7 +34,7 @@ use crate::storage::{FsStorage, Key, Storage};
 use crate::task::{OnExit, Shutdown, Supervisor};
 use crate::telemetry::{AccessFormat, AccessLog, AccessTarget, Metrics};
 use crate::tls::{TlsServer, Validations, cert_store, client_auth_cell};
-use crate::upstream::Pools;
+use crate::upstream::{Pools, client_tls};
 
 /// Idle connections kept to one server, over all workers.
 const IDLE_PER_SERVER: usize = 256;
@@ -126,13 +126,14 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         .asking(asked)
         .minting(minting::start(LocalCa::new(storage.clone(), clock.clone(), Vec::new()), &supervisor));
     let hosts = Hosts::system();
-    let prober = Prober::new(supervisor.clone(), hosts.clone());
+    let (upstream_tls, tls_reader) = client_tls();
+    let prober = Prober::new(supervisor.clone(), hosts.clone(), tls_reader.clone());
     let snapshot_reader = reader.clone();
     let service = {
         let (metrics, access, clock) = (metrics.clone(), access.clone(), clock.clone());
         let answers = ground.answers.reader();
         move |_worker: usize| {
-            let pools = Pools::new(IDLE_PER_SERVER.div_ceil(workers), hosts.clone());
+            let pools = Pools::new(IDLE_PER_SERVER.div_ceil(workers), hosts.clone(), tls_reader.clone());
             let proxy = Proxy::new(reader.clone(), pools, metrics.clone(), access.writer(), clock.clone());
             WellKnown::new(proxy, answers.clone())
         }
@@ -150,6 +151,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         snapshots,
         client_auth,
         prober,
+        upstream_tls,
         responders,
         certs: certs.clone(),
         deployer: Deployer::new(deployments.clone(), certs.clone(), supervisor.clone()),
@@ -209,6 +211,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
             () = traffic.failed() => break Err("a traffic thread has ended; the log says why".to_owned()),
             () = supervisor.fatal() => break Err("a task that Starlock needs has ended; the log says which".to_owned()),
             seen = secrets.changed(sources, app.secrets.clone()) => app.renew_secrets(seen).await,
+            fresh = app.upstream_tls.changed() => app.upstream_tls.commit(fresh),
             _ = reopen.recv() => app.access.reopen(),
             _ = hangup.recv() => tokio::select! {
                 result = reload(&mut app, &board, metrics_address) => drop(result),

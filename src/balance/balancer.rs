@@ -264,7 +264,7 @@ impl Balancer {
             .servers
             .iter()
             .zip(&names.found)
-            .any(|(server, found)| server.ip().is_none() && found.is_none())
+            .any(|(server, found)| !server.is_fixed() && found.is_none())
     }
 
     /// Waits until its names have been resolved, well or not.
@@ -285,7 +285,7 @@ impl Balancer {
 
     /// The servers that are names, with their index for [`Balancer::found`].
     pub fn unresolved(&self) -> impl Iterator<Item = (usize, &ServerSpec)> {
-        self.spec.servers.iter().enumerate().filter(|(_, server)| server.ip().is_none())
+        self.spec.servers.iter().enumerate().filter(|(_, server)| !server.is_fixed())
     }
 
     /// Takes note of where the server `index` is found. Addresses that stay keep their health and their counts. An empty list
@@ -350,7 +350,7 @@ impl Balancer {
 
 /// The servers that one line of the plan stands for.
 fn places(server: &ServerSpec, found: &[Found]) -> Vec<ServerSpec> {
-    if server.ip().is_some() {
+    if server.is_fixed() {
         return vec![server.clone()];
     }
     let place = |found: &Found| {

@@ -9,6 +9,7 @@ mod request;
 mod spec;
 mod sticky;
 mod table;
+mod transport;
 mod upstreams;
 
 pub use balancer::{Balancer, Found, NoEndpoint, Target};
@@ -19,4 +20,5 @@ pub use spec::{
     ActiveSpec, BalanceSpec, HashKey, PassiveSpec, Question, RetrySpec, ServerHost, ServerSpec, StickySpec,
     UpstreamSpec, UpstreamTimeouts,
 };
+pub use transport::{ProxyProtocol, TlsHttp, TlsIdentity, TlsSpec, Transport};
 pub use upstreams::{StickyError, Upstreams};

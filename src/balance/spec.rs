@@ -3,11 +3,13 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
 
+use super::transport::{ProxyProtocol, Transport};
 use crate::secret::SecretSource;
 
 /// An `[upstreams.NAME]` section, or the URL of a route that names its server directly.
@@ -55,8 +57,12 @@ impl UpstreamSpec {
 pub struct ServerSpec {
     /// Where it is.
     pub host: ServerHost,
-    /// Its port. Of a service it is what the service's record says.
+    /// Its port. Of a service it is what the service's record says; 0 for a socket in the file system.
     pub port: u16,
+    /// What is spoken to it.
+    pub transport: Transport,
+    /// Whether it is told who the client is, at the start of each connection.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// The address that `host` resolved to; the configuration has none.
     pub address: Option<IpAddr>,
     /// Its share of requests, 1 to 256, against those of the others.
@@ -70,11 +76,13 @@ pub struct ServerSpec {
 }
 
 impl ServerSpec {
-    /// A server like all others.
+    /// A server like all others, that speaks HTTP/1.1 in clear.
     pub fn new(host: ServerHost, port: u16) -> Self {
         Self {
             host,
             port,
+            transport: Transport::Http,
+            proxy_protocol: None,
             address: None,
             weight: 1,
             backup: false,
@@ -95,6 +103,11 @@ impl ServerSpec {
             _ => self.address,
         }
     }
+
+    /// Whether there is nothing to look up: an address, or a socket in the file system.
+    pub fn is_fixed(&self) -> bool {
+        matches!(self.host, ServerHost::Ip(_) | ServerHost::Unix(_))
+    }
 }
 
 /// Where a server is.
@@ -107,16 +120,20 @@ pub enum ServerHost {
     /// At every target of this service's SRV records (RFC 2782): `_http._tcp.example.com`. The lowest priority is used first,
     /// the others are backups.
     Service(Arc<str>),
+    /// At a socket in this machine's file system.
+    Unix(Arc<Path>),
 }
 
 impl fmt::Display for ServerSpec {
     /// The URL, and after `#` the address that its name resolved to.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = self.transport.scheme();
         match &self.host {
-            ServerHost::Ip(IpAddr::V6(address)) => write!(f, "http://[{address}]:{}", self.port)?,
-            ServerHost::Ip(address) => write!(f, "http://{address}:{}", self.port)?,
-            ServerHost::Name(name) => write!(f, "http://{name}:{}", self.port)?,
+            ServerHost::Ip(IpAddr::V6(address)) => write!(f, "{scheme}://[{address}]:{}", self.port)?,
+            ServerHost::Ip(address) => write!(f, "{scheme}://{address}:{}", self.port)?,
+            ServerHost::Name(name) => write!(f, "{scheme}://{name}:{}", self.port)?,
             ServerHost::Service(name) => write!(f, "srv://{name}")?,
+            ServerHost::Unix(path) => write!(f, "unix:{}", path.display())?,
         }
         match self.address {
             Some(address) => write!(f, "#{address}"),
@@ -128,7 +145,7 @@ impl fmt::Display for ServerSpec {
 /// Bounds of an exchange with a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UpstreamTimeouts {
-    /// TCP connect.
+    /// TCP connect, and as long again for TLS.
     pub connect: Duration,
     /// From the request's last byte to the first byte of the answer's head.
     pub response: Duration,

@@ -23,6 +23,8 @@ pub(super) enum Reference {
     ClientCa(PathBuf),
     /// Users and hashes of their passwords.
     Users(PathBuf),
+    /// For TLS to servers.
+    Certificates(PathBuf),
 }
 
 /// Everything that a file points to, with its places.
@@ -64,6 +66,12 @@ impl References {
                 Reference::Users(path) => check_users_file(path)
                     .err()
                     .map(|error| Problem::error(span.clone(), error.to_string()).label("Starlock does not start with it")),
+                Reference::Certificates(path) => root(path).err().map(|reason| {
+                    let what = format!("the certificates in {} cannot be used: {reason}", path.display());
+                    Problem::error(span.clone(), what)
+                        .label("Starlock does not start without them")
+                        .help("wanted is a PEM file; `starlock check --offline` looks at the configuration alone")
+                }),
             };
             problems.extend(problem);
         }

@@ -443,6 +443,6 @@ mod tests {
             "write \"http://127.0.0.1:4000\""
         );
         assert!(destination("App!").is_err());
-        assert!(destination("https://a").unwrap_err().later);
+        assert!(destination("ws://a").unwrap_err().fix.unwrap().contains("https://"));
     }
 }

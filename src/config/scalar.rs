@@ -1,11 +1,13 @@
 //! Texts that stand for something: durations, sizes, addresses, URLs. Pure; an error is what a person reads.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::balance::{ServerHost, ServerSpec};
+use crate::balance::{ServerHost, ServerSpec, Transport};
 use crate::name::{DnsName, HostPattern, NameError};
 
 /// What is wrong with a text, and what to write instead.
@@ -297,10 +299,11 @@ pub(super) fn web_url(text: &str) -> Result<WebUrl, Wrong> {
     Ok(WebUrl { tls, host, port: parts.port, path: parts.path.to_owned() })
 }
 
-/// Parses where a server is: `http://host[:port]`, `srv://_service._proto.name`.
+/// Parses where a server is: `http://host[:port]`, `https://`, `h2c://`, `srv://_service._proto.name`, or `unix:/path`. TLS is as it
+/// is without a `tls` table.
 pub(super) fn server(text: &str) -> Result<ServerSpec, Wrong> {
-    if text.starts_with("unix:") {
-        return Err(Wrong::later("`unix:`"));
+    if let Some(path) = text.strip_prefix("unix:") {
+        return socket(path);
     }
     if !text.contains("://") {
         let wrong = Wrong::new("this is not a URL");
@@ -310,15 +313,17 @@ pub(super) fn server(text: &str) -> Result<ServerSpec, Wrong> {
         });
     }
     let parts = parts(text)?;
-    match parts.scheme.to_ascii_lowercase().as_str() {
-        "http" => {}
+    let (transport, port) = match parts.scheme.to_ascii_lowercase().as_str() {
+        "http" => (Transport::Http, 80),
+        "https" => (Transport::Tls(Arc::default()), 443),
+        "h2c" => (Transport::H2c, 80),
         "srv" => return service(&parts),
-        "https" | "h2c" => return Err(Wrong::later(format!("`{}://` to a server", parts.scheme))),
+        "grpc" => return Err(Wrong::new("`grpc://` is not a scheme").fix("write h2c:// or https://")),
         other => {
             return Err(Wrong::new(format!("`{other}://` is not a way to reach a server"))
-                .fix("write http://host:port"));
+                .fix("write http://, https:// or h2c:// with host and port, or unix:/path"));
         }
-    }
+    };
     if !matches!(parts.path, "" | "/") {
         return Err(Wrong::new(format!("a server has no path, and `{}` is one", parts.path))
             .fix("the request's own path is sent; put a path into the route, and `strip_prefix = true` to take it off"));
@@ -328,7 +333,7 @@ pub(super) fn server(text: &str) -> Result<ServerSpec, Wrong> {
         // Names of containers and of SRV owners have underscores, which host names do not.
         Err(_) => ServerHost::Name(dns_name(parts.host)?.as_str().into()),
     };
-    Ok(ServerSpec::new(host, parts.port.unwrap_or(80)))
+    Ok(ServerSpec { transport, ..ServerSpec::new(host, parts.port.unwrap_or(port)) })
 }
 
 fn service(parts: &Parts<'_>) -> Result<ServerSpec, Wrong> {
@@ -337,6 +342,23 @@ fn service(parts: &Parts<'_>) -> Result<ServerSpec, Wrong> {
             .fix("ports come from its SRV records; write \"srv://_http._tcp.example.com\""));
     }
     Ok(ServerSpec::new(ServerHost::Service(dns_name(parts.host)?.as_str().into()), 0))
+}
+
+/// Parses the path of a socket.
+fn socket(path: &str) -> Result<ServerSpec, Wrong> {
+    let path = path.strip_prefix("//").unwrap_or(path);
+    // What the system's address of a socket has room for.
+    const LONGEST: usize = 107;
+    if !path.starts_with('/') {
+        return Err(Wrong::new("the path of a socket starts with `/`").fix("write \"unix:/run/app.sock\""));
+    }
+    if path.len() > LONGEST {
+        return Err(Wrong::new(format!("the path of a socket has at most {LONGEST} bytes")));
+    }
+    if path.contains(|c: char| c.is_control()) {
+        return Err(Wrong::new("a path cannot hold control characters"));
+    }
+    Ok(ServerSpec::new(ServerHost::Unix(Path::new(path).into()), 0))
 }
 
 #[cfg(test)]
@@ -381,8 +403,14 @@ mod tests {
         assert_eq!(good("http://10.0.0.1"), "http://10.0.0.1:80");
         assert_eq!(good("http://My_App:3000/"), "http://my_app:3000");
         assert_eq!(good("http://[::1]:3000"), "http://[::1]:3000");
-        assert!(server("https://a").unwrap_err().later);
-        assert!(server("unix:/run/x").unwrap_err().later);
+        assert_eq!(good("https://a"), "https://a:443");
+        assert_eq!(good("h2c://[::1]:50051"), "h2c://[::1]:50051");
+        assert_eq!(good("unix:/run/x.sock"), "unix:/run/x.sock");
+        assert_eq!(good("unix:///run/x.sock"), "unix:/run/x.sock");
+        let long = format!("unix:/{}", "x".repeat(107));
+        for bad in ["unix:run/x", "unix:", "unix:/a\n", "https://a/b", "grpc://a:1", &long] {
+            assert!(server(bad).is_err(), "{bad}");
+        }
         for bad in [
             "http://",
             "http://a:0",

@@ -1,6 +1,7 @@
 //! `[upstreams]`: servers by name, and the routes that lead to them.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +9,17 @@ use super::balancing;
 use super::decode::{Decoder, refusal, toml_key};
 use super::error::Problem;
 use super::expect::unknown_upstream;
+use super::references::Reference;
 use super::resolve::is_empty_list;
 use super::routes::{self, Action, Destination, Route};
 use super::scalar;
 use super::value::{At, Entry, Fields, Value};
-use crate::balance::{RetrySpec, ServerSpec, UpstreamSpec, UpstreamTimeouts};
+use crate::balance::{
+    ProxyProtocol, RetrySpec, ServerSpec, TlsHttp, TlsIdentity, TlsSpec, Transport, UpstreamSpec,
+    UpstreamTimeouts,
+};
 use crate::proxy::{ActionSpec, RouteSpec};
+use crate::secret::SecretSource;
 
 /// Time-outs that an upstream may have of its own.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +111,7 @@ fn upstream(
     }
     let timeouts = fields.value::<Fields>("timeouts").unwrap_or_else(Fields::empty);
     let Usual { timeouts, attempt } = time_outs(&timeouts, usual);
+    transport(decoder, key, fields, &mut servers);
     let spec = UpstreamSpec {
         balance: balancing::balance(decoder, fields),
         sticky: balancing::sticky(decoder, fields),
@@ -122,6 +129,82 @@ fn upstream(
         decoder.push(Problem::warning(first.span, message).help("`backup = true` means nothing then"));
     }
     Some(spec)
+}
+
+/// Reads what is said of the way to the servers, and gives it to them.
+fn transport(decoder: &mut Decoder<'_>, key: &At<String>, fields: &Fields, servers: &mut [At<ServerSpec>]) {
+    let version = match fields.value::<&str>("proxy_protocol") {
+        Some("v1") => Some(ProxyProtocol::V1),
+        Some(_) => Some(ProxyProtocol::V2),
+        None => None,
+    };
+    for server in &mut *servers {
+        server.value.proxy_protocol = version;
+    }
+    let Some(table) = fields.value::<Fields>("tls") else { return };
+    let spec = Arc::new(tls(decoder, key, &table));
+    let mut used = false;
+    for server in servers {
+        if let Transport::Tls(held) = &mut server.value.transport {
+            *held = spec.clone();
+            used = true;
+        }
+    }
+    if !used {
+        let message = format!("`tls` of [upstreams.{}] is for nothing", toml_key(&key.value));
+        decoder.push(
+            Problem::error(fields.span_of("tls"), message)
+                .help("TLS is spoken to servers whose URL begins with https://"),
+        );
+    }
+}
+
+fn tls(decoder: &mut Decoder<'_>, key: &At<String>, table: &Fields) -> TlsSpec {
+    let path = |name: &str| table.value::<PathBuf>(name);
+    let identity = match (path("cert"), path("key")) {
+        (Some(cert), Some(key)) => Some(TlsIdentity { cert, key }),
+        _ => None,
+    };
+    for (there, missing) in [("cert", "key"), ("key", "cert")] {
+        if table.has(there) && !table.has(missing) {
+            let message = format!("`tls.{there}` needs `tls.{missing}`");
+            decoder.push(
+                Problem::error(table.span_of(there), message).help("a certificate is presented with its key"),
+            );
+        }
+    }
+    for name in ["ca", "cert"] {
+        if let Some(at) = table.slot::<PathBuf>(name).given() {
+            decoder.references.push((at.span, Reference::Certificates(at.value)));
+        }
+    }
+    if let Some(at) = table.slot::<PathBuf>("key").given() {
+        decoder.references.push((at.span, Reference::Secret(SecretSource::File(at.value))));
+    }
+    let skip_verify = table.value("danger_skip_verify").unwrap_or(false);
+    if skip_verify {
+        let message = format!("certificates of [upstreams.{}] are not verified", toml_key(&key.value));
+        decoder.push(
+            Problem::warning(table.span_of("danger_skip_verify"), message)
+                .label("whoever gets between Starlock and these servers reads and changes everything")
+                .help("name the root that signed their certificates: ca = \"/path/root.pem\""),
+        );
+        if table.has("ca") {
+            let message = "`ca` and `danger_skip_verify` contradict each other";
+            decoder.push(Problem::error(table.span_of("ca"), message).help("leave `danger_skip_verify` out"));
+        }
+    }
+    TlsSpec {
+        ca: path("ca"),
+        identity,
+        sni: table.value("sni"),
+        skip_verify,
+        http: match table.value::<&str>("http") {
+            Some("1.1") => TlsHttp::One,
+            Some("2") => TlsHttp::Two,
+            _ => TlsHttp::Auto,
+        },
+    }
 }
 
 /// Looks up where routes go. Gives the routes of the plan, and the upstreams that are used, sorted by name.

@@ -15,6 +15,7 @@ use crate::backoff::{self, Backoff};
 use crate::balance::{ActiveSpec, Balancer, Endpoint, Upstreams};
 use crate::resolver::Hosts;
 use crate::task::{OnExit, Shutdown, Supervisor};
+use crate::upstream::TlsReader;
 
 /// `starlock_upstream_up` is never older than this.
 const SHOW: Duration = Duration::from_secs(1);
@@ -28,15 +29,16 @@ const JITTER: f64 = 10.0;
 pub struct Prober {
     supervisor: Supervisor,
     hosts: Hosts,
+    tls: TlsReader,
     /// Ends what watches the servers of the last plan.
     current: Shutdown,
 }
 
 impl Prober {
     /// Watches nothing yet. `supervisor` must be one of a runtime without traffic.
-    pub fn new(supervisor: Supervisor, hosts: Hosts) -> Self {
+    pub fn new(supervisor: Supervisor, hosts: Hosts, tls: TlsReader) -> Self {
         let current = supervisor.shutdown().child();
-        Self { supervisor, hosts, current }
+        Self { supervisor, hosts, tls, current }
     }
 
     /// Watches these upstreams from now on, and no others. What is known of their servers stays.
@@ -48,9 +50,9 @@ impl Prober {
                 balancer.endpoints().iter().for_each(|endpoint| endpoint.unasked());
             }
             if balancer.spec().active.is_some() || balancer.unresolved().next().is_some() {
-                let (balancer, hosts) = (balancer.clone(), self.hosts.clone());
+                let (balancer, hosts, tls) = (balancer.clone(), self.hosts.clone(), self.tls.clone());
                 self.spawn(format!("upstream {}", balancer.name()), move || {
-                    watch(balancer.clone(), hosts.clone())
+                    watch(balancer.clone(), hosts.clone(), tls.clone())
                 });
             }
         }
@@ -85,7 +87,7 @@ async fn show(upstreams: Arc<Upstreams>) {
 }
 
 /// Asks the servers of one upstream, and resolves its names. Does not end.
-async fn watch(balancer: Arc<Balancer>, hosts: Hosts) {
+async fn watch(balancer: Arc<Balancer>, hosts: Hosts, tls: TlsReader) {
     let names: FuturesUnordered<_> = balancer
         .unresolved()
         .map(|(index, server)| names::follow(&balancer, index, server, &hosts))
@@ -98,7 +100,7 @@ async fn watch(balancer: Arc<Balancer>, hosts: Hosts) {
         if let Some(spec) = &balancer.spec().active {
             for endpoint in balancer.endpoints() {
                 if asked.insert(endpoint.id()) {
-                    questions.push(ask(&balancer, endpoint, spec));
+                    questions.push(ask(&balancer, endpoint, spec, &tls));
                 }
             }
         }
@@ -111,12 +113,12 @@ async fn watch(balancer: Arc<Balancer>, hosts: Hosts) {
 }
 
 /// Asks one server again and again, until it is none of the upstream's any more. Gives its id.
-async fn ask(balancer: &Balancer, endpoint: Arc<Endpoint>, spec: &ActiveSpec) -> u64 {
+async fn ask(balancer: &Balancer, endpoint: Arc<Endpoint>, spec: &ActiveSpec, tls: &TlsReader) -> u64 {
     // Who was asked before a reload is not asked at once again, and not all are asked at the same moment.
     let first = if endpoint.was_asked() { spec.every } else { spec.every / 20 };
     sleep(first.mul_f64(rand::random())).await;
     while balancer.endpoints().iter().any(|e| e.id() == endpoint.id()) {
-        let answer = question::ask(endpoint.spec(), &spec.question, spec.timeout).await;
+        let answer = question::ask(&endpoint, tls, &spec.question, spec.timeout).await;
         let (upstream, server) = (balancer.name(), endpoint.label());
         match (endpoint.answered(answer.is_ok(), spec), answer) {
             (Some(true), _) => tracing::info!(%upstream, %server, "the server says that it is well again"),

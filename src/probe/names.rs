@@ -52,6 +52,8 @@ pub(super) async fn follow(balancer: &Balancer, index: usize, server: &ServerSpe
 /// Everywhere a host is, in an order of its own, and for how long that holds.
 async fn find(host: &ServerHost, hosts: &Hosts) -> Result<(Vec<Found>, Duration), ResolveError> {
     let (mut found, ttl) = match host {
+        // Never unresolved.
+        ServerHost::Unix(_) => (Vec::new(), LONGEST),
         ServerHost::Ip(address) => (vec![Found { address: *address, target: None }], LONGEST),
         ServerHost::Name(name) => {
             let (addresses, ttl) = hosts.look_up(name).await?;
@@ -80,6 +82,7 @@ async fn find(host: &ServerHost, hosts: &Hosts) -> Result<(Vec<Found>, Duration)
     if found.is_empty() {
         let name: Arc<str> = match host {
             ServerHost::Ip(address) => address.to_string().into(),
+            ServerHost::Unix(path) => path.display().to_string().into(),
             ServerHost::Name(name) | ServerHost::Service(name) => name.clone(),
         };
         return Err(ResolveError { name, why: "it has no address".into() });

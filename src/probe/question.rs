@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -9,10 +10,10 @@ use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::balance::{Question, ServerHost, ServerSpec};
+use crate::balance::{Endpoint, Question, ServerHost, ServerSpec, Transport};
+use crate::upstream::{Reached, TlsReader, reach};
 
 /// What a health service answers is a few bytes.
 const MESSAGE: usize = 4096;
@@ -20,12 +21,22 @@ const MESSAGE: usize = 4096;
 const SERVING: u64 = 1;
 
 /// Whether the server says within `limit` that it is well; if not, why, for people.
-pub(super) async fn ask(server: &ServerSpec, question: &Question, limit: Duration) -> Result<(), String> {
-    let address = server.ip().map(|ip| SocketAddr::new(ip, server.port)).ok_or("it has no address")?;
+pub(super) async fn ask(
+    endpoint: &Arc<Endpoint>,
+    tls: &TlsReader,
+    question: &Question,
+    limit: Duration,
+) -> Result<(), String> {
+    let server = endpoint.spec();
+    let clear_h2 = server.transport == Transport::H2c;
+    let http2 = clear_h2 || matches!(question, Question::Grpc { .. });
     let answer = async {
-        let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        let stream = reach(endpoint, tls, http2).await?;
         match question {
             Question::Tcp => Ok(()),
+            Question::Http { path, status } if clear_h2 => {
+                h2_get(stream, &authority(server), path, status).await
+            }
             Question::Http { path, status } => http(stream, &authority(server), path, status).await,
             Question::Grpc { service } => grpc(stream, &authority(server), service).await,
         }
@@ -37,6 +48,7 @@ fn authority(server: &ServerSpec) -> String {
     match &server.host {
         ServerHost::Name(name) | ServerHost::Service(name) => format!("{name}:{}", server.port),
         ServerHost::Ip(address) => SocketAddr::new(*address, server.port).to_string(),
+        ServerHost::Unix(_) => "localhost".to_owned(),
     }
 }
 
@@ -51,7 +63,7 @@ async fn drive<T>(exchange: impl Future<Output = T>, connection: impl Future) ->
     }
 }
 
-async fn http(stream: TcpStream, authority: &str, path: &str, wanted: &[u16]) -> Result<(), String> {
+async fn http(stream: Box<dyn Reached>, authority: &str, path: &str, wanted: &[u16]) -> Result<(), String> {
     let text = |error: hyper::Error| error.to_string();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
     let request = Request::get(path)
@@ -61,6 +73,26 @@ async fn http(stream: TcpStream, authority: &str, path: &str, wanted: &[u16]) ->
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
     let status = drive(sender.send_request(request), connection).await.map_err(text)?.status();
+    judge(status, wanted)
+}
+
+async fn h2_get(stream: Box<dyn Reached>, authority: &str, path: &str, wanted: &[u16]) -> Result<(), String> {
+    let text = |error: h2::Error| error.to_string();
+    let (sender, connection) = h2::client::handshake(stream).await.map_err(text)?;
+    let exchange = async {
+        let mut sender = sender.ready().await.map_err(text)?;
+        let request = Request::get(format!("http://{authority}{path}"))
+            .header(header::USER_AGENT, "starlock-health")
+            .body(())
+            .map_err(|error| error.to_string())?;
+        let (response, _) = sender.send_request(request, true).map_err(text)?;
+        judge(response.await.map_err(text)?.status(), wanted)
+    };
+    drive(exchange, connection).await
+}
+
+/// `wanted`: empty for every 2xx.
+fn judge(status: StatusCode, wanted: &[u16]) -> Result<(), String> {
     let good = match wanted {
         [] => status.is_success(),
         wanted => wanted.contains(&status.as_u16()),
@@ -68,7 +100,7 @@ async fn http(stream: TcpStream, authority: &str, path: &str, wanted: &[u16]) ->
     if good { Ok(()) } else { Err(format!("it answers {status}")) }
 }
 
-async fn grpc(stream: TcpStream, authority: &str, service: &str) -> Result<(), String> {
+async fn grpc(stream: Box<dyn Reached>, authority: &str, service: &str) -> Result<(), String> {
     let text = |error: h2::Error| error.to_string();
     let (sender, connection) = h2::client::handshake(stream).await.map_err(text)?;
     let exchange = async {

@@ -211,23 +211,46 @@ impl<'a> Attempts<'a> {
 
 /// Whether the server cannot have seen anything of the request.
 fn never_started(failure: Failure) -> bool {
-    use Failure::{Connect, ConnectRefused, ConnectTimeout, Full, Resolve, Unsent};
-    matches!(failure, Resolve | ConnectRefused | ConnectTimeout | Connect | Unsent | Full)
+    use Failure::{
+        Connect, ConnectRefused, ConnectTimeout, Full, NotHttp2, Resolve, Tls, TlsCertificate, TlsRefused,
+        TlsTimeout, Unstarted,
+    };
+    matches!(
+        failure,
+        Resolve
+            | ConnectRefused
+            | ConnectTimeout
+            | Connect
+            | TlsTimeout
+            | TlsCertificate
+            | TlsRefused
+            | Tls
+            | NotHttp2
+            | Unstarted
+            | Full
+    )
 }
 
 /// What a failure says about the server; nothing if others are to blame.
 fn blame(failure: Failure) -> Option<Outcome> {
     match failure {
-        Failure::Resolve | Failure::ConnectRefused | Failure::ConnectTimeout | Failure::Connect => {
-            Some(Outcome::Unreachable)
-        }
-        Failure::Unsent | Failure::Closed | Failure::Malformed | Failure::ResponseTimeout => {
+        Failure::Resolve
+        | Failure::ConnectRefused
+        | Failure::ConnectTimeout
+        | Failure::Connect
+        | Failure::TlsTimeout
+        | Failure::TlsCertificate
+        | Failure::TlsRefused
+        | Failure::Tls
+        | Failure::NotHttp2 => Some(Outcome::Unreachable),
+        Failure::Unstarted | Failure::Closed | Failure::Malformed | Failure::ResponseTimeout => {
             Some(Outcome::Failed)
         }
         Failure::ClientBody
         | Failure::ClientBodyTimeout
         | Failure::ClientBodyTooLarge
         | Failure::NoServer
+        | Failure::NoSwitch
         | Failure::Full
         | Failure::AnswerBroken
         | Failure::AnswerStalled => None,

@@ -55,7 +55,13 @@ impl Refusal {
                 Failure::ConnectRefused => (StatusCode::BAD_GATEWAY, "upstream_connect_refused"),
                 Failure::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_connect_timeout"),
                 Failure::Connect => (StatusCode::BAD_GATEWAY, "upstream_connect_failed"),
-                Failure::Unsent | Failure::Closed => (StatusCode::BAD_GATEWAY, "upstream_closed"),
+                Failure::TlsTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_tls_timeout"),
+                Failure::TlsCertificate => (StatusCode::BAD_GATEWAY, "upstream_tls_certificate"),
+                Failure::TlsRefused => (StatusCode::BAD_GATEWAY, "upstream_tls_refused"),
+                Failure::Tls => (StatusCode::BAD_GATEWAY, "upstream_tls_failed"),
+                Failure::NotHttp2 => (StatusCode::BAD_GATEWAY, "upstream_not_http2"),
+                Failure::NoSwitch => (StatusCode::BAD_GATEWAY, "upstream_no_upgrade"),
+                Failure::Unstarted | Failure::Closed => (StatusCode::BAD_GATEWAY, "upstream_closed"),
                 Failure::Malformed => (StatusCode::BAD_GATEWAY, "upstream_malformed"),
                 Failure::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
                 Failure::AnswerBroken => (StatusCode::BAD_GATEWAY, "upstream_broken"),
@@ -87,6 +93,20 @@ impl Refusal {
                     Failure::ClientBody | Failure::ClientBodyTimeout | Failure::ClientBodyTooLarge
                 )
         )
+    }
+}
+
+/// What a gRPC client is told instead of `status`: it reads no pages. By gRPC's table of HTTP statuses, but for 504, which is
+/// known to be a deadline.
+pub(super) fn grpc_status(status: StatusCode) -> (&'static str, &'static str) {
+    match status.as_u16() {
+        400 | 413 | 414 | 431 => ("13", "INTERNAL"),
+        401 => ("16", "UNAUTHENTICATED"),
+        403 => ("7", "PERMISSION_DENIED"),
+        404 | 405 => ("12", "UNIMPLEMENTED"),
+        408 | 504 => ("4", "DEADLINE_EXCEEDED"),
+        429 | 502 | 503 => ("14", "UNAVAILABLE"),
+        _ => ("2", "UNKNOWN"),
     }
 }
 

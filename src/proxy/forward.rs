@@ -64,7 +64,7 @@ pub(super) async fn forward(
             Ok(in_flight) => in_flight,
             Err(failure) => return refuse(Refusal::Upstream(failure), record),
         };
-        let exchange = Rc::new(Exchange::new(attempts.limits(limits)));
+        let exchange = Rc::new(Exchange::new(attempts.limits(limits)).of_client(record.addresses()));
         record.endpoint = Some(in_flight.endpoint().clone());
         record.exchange = Some(exchange.clone());
         // Copied only if there may be another attempt.

@@ -26,7 +26,7 @@ use crate::clock::SharedClock;
 use crate::conn::{ConnInfo, Service, TlsPolicy};
 use crate::policy::{Identity, Pass, client_cert};
 use crate::telemetry::{AccessWriter, Counter, Histogram, Metrics, NONE};
-use crate::upstream::Pools;
+use crate::upstream::{Pools, is_grpc};
 
 /// Methods that Starlock does not do, and those it does.
 const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
@@ -152,11 +152,13 @@ impl Proxy {
             start: Instant::now(),
             id: self.request_id(),
             client: client.address,
+            ends: (conn.peer, conn.local),
             method: parts.method.clone(),
             host: None,
             target: parts.uri.path_and_query().cloned(),
             version: parts.version,
             html: error::wants_html(&parts.headers),
+            grpc: is_grpc(&parts.headers),
             tls_resumed: conn.tls.as_ref().map(|tls| tls.resumed),
             route: None,
             endpoint: None,
@@ -331,6 +333,9 @@ fn decide<'a>(snapshot: &Snapshot, parts: &'a Parts, conn: &ConnInfo) -> Result<
 /// The error page for `refusal`.
 pub(super) fn refuse(refusal: Refusal, mut record: Box<Record>) -> Response<Answer> {
     let status = record.refuse(refusal);
+    if record.grpc {
+        return grpc(status, record);
+    }
     let (kind, page) = error::page(status, record.id.as_str(), record.html);
     let mut response = full(status, kind, page, record);
     if let Refusal::Denied(denial) = refusal {
@@ -348,6 +353,20 @@ pub(super) fn refuse(refusal: Refusal, mut record: Box<Record>) -> Response<Answ
     }
     if refusal.closes() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// A gRPC error: all of it in the head, which then is the trailers too. The log has the status that others would have got.
+fn grpc(status: StatusCode, record: Box<Record>) -> Response<Answer> {
+    let (code, name) = error::grpc_status(status);
+    let message = format!("{name}: request {}", record.id.as_str());
+    let mut response = bare(StatusCode::OK, record);
+    let fields = response.headers_mut();
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    fields.insert("grpc-status", HeaderValue::from_static(code));
+    if let Ok(message) = HeaderValue::try_from(message) {
+        fields.insert("grpc-message", message);
     }
     response
 }

@@ -1,6 +1,6 @@
 //! What is known of a request when it has ended: one line of the log, one count.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::balance::Endpoint;
 use crate::conn::ConnInfo;
 use crate::policy::{Pass, Policy};
 use crate::telemetry::AccessRecord;
-use crate::upstream::Exchange;
+use crate::upstream::{ClientAddresses, Exchange};
 
 /// The id of a request: on its error page and in its line of the log.
 #[derive(Clone, Copy, Debug)]
@@ -44,12 +44,16 @@ pub(super) struct Record {
     pub(super) start: Instant,
     pub(super) id: RequestId,
     pub(super) client: IpAddr,
+    /// Both ends of the connection that it came by: peer, local.
+    pub(super) ends: (SocketAddr, SocketAddr),
     pub(super) method: Method,
     pub(super) host: Option<Box<str>>,
     pub(super) target: Option<PathAndQuery>,
     pub(super) version: Version,
     /// Whether an error page is to be HTML.
     pub(super) html: bool,
+    /// Whether it is a gRPC call, to which an error is a trailer.
+    pub(super) grpc: bool,
     pub(super) tls_resumed: Option<bool>,
     /// Index of the route.
     pub(super) route: Option<usize>,
@@ -75,6 +79,13 @@ impl Record {
     /// The largest body that the request may have.
     pub(super) fn max_body(&self) -> Option<u64> {
         self.policy().and_then(Policy::max_body).or(self.local.snapshot.max_body)
+    }
+
+    /// What a server may be told of the client. Behind a trusted proxy nobody knows its port.
+    pub(super) fn addresses(&self) -> ClientAddresses {
+        let (peer, to) = self.ends;
+        let from = if peer.ip() == self.client { peer } else { SocketAddr::new(self.client, 0) };
+        ClientAddresses { from, to }
     }
 
     pub(super) fn refuse(&mut self, refusal: Refusal) -> StatusCode {

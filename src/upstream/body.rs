@@ -9,8 +9,11 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::oneshot;
 
 use super::exchange::{Exchange, Failure};
+use super::h2;
+use super::stream::ServerStream;
 
 /// A body broke off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -204,27 +207,64 @@ impl Body for RequestBody {
     }
 }
 
-/// A server's answer on its way to a client. Dropped before its end, it ends the connection to the server.
+/// A server's answer on its way to a client. Dropped before its end, it ends the connection to the server, or the stream if the
+/// connection carries others.
 #[derive(Debug)]
 pub struct ResponseBody {
     inner: Incoming,
     exchange: Rc<Exchange>,
+    carrier: Carrier,
+}
+
+/// What an answer came by.
+#[derive(Debug)]
+enum Carrier {
+    /// A connection that watches over the exchange itself.
+    Own,
+    /// One that switches protocols.
+    Switching(oneshot::Receiver<ServerStream>),
+    /// A place among others, where the body watches.
+    Stream(h2::Stream),
 }
 
 impl ResponseBody {
-    pub(super) fn new(inner: Incoming, exchange: Rc<Exchange>) -> Self {
+    pub(super) fn h1(
+        inner: Incoming,
+        exchange: Rc<Exchange>,
+        switched: Option<oneshot::Receiver<ServerStream>>,
+    ) -> Self {
+        Self::new(inner, exchange, switched.map_or(Carrier::Own, Carrier::Switching))
+    }
+
+    pub(super) fn h2(inner: Incoming, exchange: Rc<Exchange>, stream: h2::Stream) -> Self {
+        Self::new(inner, exchange, Carrier::Stream(stream))
+    }
+
+    fn new(inner: Incoming, exchange: Rc<Exchange>, carrier: Carrier) -> Self {
         if inner.is_end_stream() {
             exchange.downloaded();
         } else {
             // Until it is polled, nobody waits for the server.
             exchange.server_gave(0);
         }
-        Self { inner, exchange }
+        Self { inner, exchange, carrier }
     }
 
     /// The exchange it belongs to.
     pub fn exchange(&self) -> &Rc<Exchange> {
         &self.exchange
+    }
+
+    /// The connection, after a 101 to a request with `Upgrade`; otherwise `None`. Bytes that the server sent behind its 101 are
+    /// read first. From then on nobody watches the connection but who holds it. Errors if it broke in this very moment.
+    pub fn switched(&mut self) -> Option<impl Future<Output = Result<ServerStream, Failure>> + 'static> {
+        match std::mem::replace(&mut self.carrier, Carrier::Own) {
+            Carrier::Switching(switched) => Some(async { switched.await.map_err(|_| Failure::Closed) }),
+            other => {
+                self.carrier = other;
+                None
+            }
+        }
     }
 }
 
@@ -240,6 +280,11 @@ impl Body for ResponseBody {
         let polled = Pin::new(&mut this.inner).poll_frame(cx);
         if polled.is_pending() {
             this.exchange.server_owes();
+            if let Carrier::Stream(stream) = &mut this.carrier
+                && let Poll::Ready(failure) = stream.expired(cx, &this.exchange)
+            {
+                return Poll::Ready(Some(Err(BodyError(failure))));
+            }
         }
         Poll::Ready(match ready!(polled) {
             None => {

@@ -3,8 +3,10 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use http::{HeaderMap, header};
 use tokio::time::Instant;
 
+use super::proxy_protocol::ClientAddresses;
 use crate::balance::UpstreamTimeouts;
 
 /// Who failed, and how: what an error becomes for the client and the log is decided from this alone.
@@ -28,8 +30,21 @@ pub enum Failure {
     ConnectTimeout,
     /// No connection for another reason.
     Connect,
-    /// The server closed the connection before the request was sent.
-    Unsent,
+    /// No TLS handshake in time.
+    TlsTimeout,
+    /// The server's certificate is not one that is trusted for its name.
+    TlsCertificate,
+    /// The server does not take our handshake: no client certificate, or not one that it knows.
+    TlsRefused,
+    /// No TLS for another reason.
+    Tls,
+    /// The server does not speak HTTP/2.
+    NotHttp2,
+    /// Another protocol was asked for, which an HTTP/2 server cannot switch to.
+    NoSwitch,
+    /// The server has not begun with the request: it said so, or the connection was closed before anything of it was sent. Sending it
+    /// again is safe, whatever it asks for.
+    Unstarted,
     /// The server closed the connection before an answer.
     Closed,
     /// The server's answer is not HTTP.
@@ -51,6 +66,20 @@ pub struct Exchange {
     failure: Cell<Option<Failure>>,
     received: Cell<u64>,
     sent: Cell<u64>,
+    client: Option<ClientAddresses>,
+    patience: Cell<Patience>,
+}
+
+/// Which of the limits hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    /// All of them.
+    Usual,
+    /// The answer is a stream of events: it may be silent.
+    Events,
+    /// A gRPC call: both sides may be silent for as long as they like, since no size of a message or length of a stream says when
+    /// the next one is due. If the client set a deadline, that holds.
+    Grpc(Option<Instant>),
 }
 
 /// What an exchange is held to.
@@ -96,6 +125,32 @@ impl Exchange {
             failure: Cell::new(None),
             received: Cell::new(0),
             sent: Cell::new(0),
+            client: None,
+            patience: Cell::new(Patience::Usual),
+        }
+    }
+
+    /// The same for a client at `addresses`, for servers that are told.
+    pub fn of_client(self, addresses: ClientAddresses) -> Self {
+        Self { client: Some(addresses), ..self }
+    }
+
+    pub(super) fn client(&self) -> Option<&ClientAddresses> {
+        self.client.as_ref()
+    }
+
+    /// Learns from the head of the request what it may take.
+    pub(super) fn asked(&self, headers: &HeaderMap) {
+        if is_grpc(headers) {
+            let limit = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
+            self.patience.set(Patience::Grpc(limit.map(|limit| Instant::now() + limit + GRPC_GRACE)));
+        }
+    }
+
+    /// Learns from the head of the answer what it may take.
+    pub(super) fn answered(&self, headers: &HeaderMap) {
+        if self.patience.get() == Patience::Usual && content_type(headers).is_some_and(is_stream) {
+            self.patience.set(Patience::Events);
         }
     }
 
@@ -129,6 +184,9 @@ impl Exchange {
     /// When something must have moved, and whose failure it is if not. `None` if nobody is waited for.
     pub(super) fn deadline(&self) -> Option<(Instant, Failure)> {
         let timeouts = &self.limits.timeouts;
+        if let Patience::Grpc(until) = self.patience.get() {
+            return until.map(|until| (until, Failure::ResponseTimeout));
+        }
         let upload = match self.upload.get() {
             Upload::Client(since) => Some((since + self.limits.body_timeout, Failure::ClientBodyTimeout)),
             Upload::Server(since) => Some((since + timeouts.response, Failure::ResponseTimeout)),
@@ -138,6 +196,7 @@ impl Exchange {
             Upload::Done(_) => None,
         };
         let download = match self.download.get() {
+            Download::Server(_) if self.patience.get() == Patience::Events => None,
             Download::Server(since) => Some((since + timeouts.stall, Failure::AnswerStalled)),
             Download::Head | Download::Client | Download::Done => None,
         };
@@ -149,7 +208,12 @@ impl Exchange {
 
     /// How far ahead of any moment a deadline can begin to matter: a driver that looks this often misses none.
     pub(super) fn shortest(&self) -> Duration {
-        self.limits.body_timeout.min(self.limits.timeouts.response).min(self.limits.timeouts.stall)
+        let usual =
+            self.limits.body_timeout.min(self.limits.timeouts.response).min(self.limits.timeouts.stall);
+        match self.patience.get() {
+            Patience::Grpc(Some(until)) => usual.min(until.saturating_duration_since(Instant::now())),
+            _ => usual,
+        }
     }
 
     pub(super) fn client_owes(&self) {
@@ -194,6 +258,44 @@ impl Exchange {
     pub fn is_complete(&self) -> bool {
         self.download.get() == Download::Done
     }
+}
+
+/// The server's own answer to a deadline comes first, if there is a server.
+const GRPC_GRACE: Duration = Duration::from_secs(1);
+
+/// Whether these are the fields of a gRPC call, or of an answer to one. gRPC-Web is none: it is spoken by browsers over plain HTTP.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    content_type(headers)
+        .and_then(|kind| kind.strip_prefix("application/grpc"))
+        .is_some_and(|rest| matches!(rest.as_bytes().first(), None | Some(b'+' | b';')))
+}
+
+fn content_type(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::CONTENT_TYPE)?.to_str().ok()
+}
+
+/// Answers that may be silent for a long time by their nature.
+fn is_stream(kind: &str) -> bool {
+    let bare = kind.split(';').next().unwrap_or_default().trim();
+    bare.eq_ignore_ascii_case("text/event-stream") || bare.starts_with("application/grpc-web")
+}
+
+/// Parses the field `grpc-timeout`: at most eight digits and a unit.
+fn grpc_timeout(text: &[u8]) -> Option<Duration> {
+    let (unit, digits) = text.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(number * 3600),
+        b'M' => Duration::from_secs(number * 60),
+        b'S' => Duration::from_secs(number),
+        b'm' => Duration::from_millis(number),
+        b'u' => Duration::from_micros(number),
+        b'n' => Duration::from_nanos(number),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -253,5 +355,64 @@ mod tests {
         assert_eq!(e.client_gave(11), Err(Failure::ClientBodyTooLarge));
         e.fail(Failure::Closed);
         assert_eq!(e.failure(), Some(Failure::ClientBodyTooLarge), "the first one is the cause");
+    }
+
+    fn fields(list: &[(&'static str, &'static str)]) -> HeaderMap {
+        list.iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect::<HeaderMap>()
+    }
+
+    #[test]
+    fn grpc_is_known_by_its_content_type() {
+        for (kind, grpc) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=x", true),
+            ("application/grpc-web+proto", false),
+            ("application/grpcx", false),
+            ("text/plain", false),
+        ] {
+            assert_eq!(is_grpc(&fields(&[("content-type", kind)])), grpc, "{kind}");
+        }
+        for (text, millis) in [
+            ("1H", Some(3_600_000)),
+            ("2M", Some(120_000)),
+            ("3S", Some(3_000)),
+            ("99999999m", Some(99_999_999)),
+            ("5000u", Some(5)),
+            ("7000000n", Some(7)),
+            ("123456789m", None),
+            ("S", None),
+            ("-1S", None),
+            ("1s", None),
+            ("", None),
+        ] {
+            assert_eq!(grpc_timeout(text.as_bytes()), millis.map(Duration::from_millis), "{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_may_be_silent() {
+        let e = exchange();
+        e.asked(&fields(&[("content-type", "application/grpc")]));
+        e.client_owes();
+        e.server_owes();
+        assert_eq!(e.deadline(), None);
+        let e = exchange();
+        e.asked(&fields(&[("content-type", "application/grpc+proto"), ("grpc-timeout", "2S")]));
+        e.client_owes();
+        assert_eq!(e.deadline(), Some((Instant::now() + S(3), Failure::ResponseTimeout)));
+        assert_eq!(e.shortest(), S(3));
+        let e = exchange();
+        e.uploaded();
+        e.answered(&fields(&[("content-type", "text/event-stream; charset=utf-8")]));
+        e.server_owes();
+        assert_eq!(e.deadline(), None);
+        let e = exchange();
+        e.client_owes();
+        e.answered(&fields(&[("content-type", "text/event-stream")]));
+        let late = Some((Instant::now() + S(30), Failure::ClientBodyTimeout));
+        assert_eq!(e.deadline(), late, "the client owes its body all the same");
     }
 }

@@ -3,8 +3,19 @@
 mod body;
 mod connect;
 mod exchange;
+mod h1;
+mod h2;
 mod pool;
+mod proxy_protocol;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod tls;
 
 pub use body::{BodyError, RequestBody, ResponseBody, Upload};
-pub use exchange::{Exchange, ExchangeLimits, Failure};
+pub use connect::{Reached, reach};
+pub use exchange::{Exchange, ExchangeLimits, Failure, is_grpc};
 pub use pool::{Pool, Pools};
+pub use proxy_protocol::ClientAddresses;
+pub use stream::ServerStream;
+pub use tls::{PreparedTls, TlsError, TlsPublisher, TlsReader, client_tls};

@@ -1,53 +1,57 @@
-//! Connections of one worker to the servers: kept while idle, watched while busy.
+//! Connections of one worker to the servers: which one a request takes, and when there is a new one.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
-use std::time::Duration;
 
-use http::{HeaderMap, Request, Response};
-use hyper::client::conn::http1::{self, Connection, SendRequest};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until};
+use http::{Request, Response, header};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::body::{RequestBody, ResponseBody};
-use super::connect::connect;
+use super::connect::{Means, connect};
 use super::exchange::{Exchange, Failure};
-use crate::balance::{Connection as OpenConnection, Endpoint};
+use super::proxy_protocol::ClientAddresses;
+use super::tls::TlsReader;
+use super::{h1, h2};
+use crate::balance::{Endpoint, Transport};
 use crate::resolver::Hosts;
-use crate::task;
 
-/// Bounds what one answer's head, or one read, may take.
-const BUFFER: usize = 64 * 1024;
+/// A server that refuses streams is asked again this often for one request: a GOAWAY may cross a request on the way, twice is a habit.
+const REFUSALS: usize = 2;
 
 /// The connections of one worker. Not `Send`: nothing in it is ever locked.
 #[derive(Debug)]
 pub struct Pools {
     by_endpoint: RefCell<HashMap<u64, Rc<Pool>>>,
     idle_limit: usize,
-    hosts: Hosts,
+    means: Means,
 }
 
 impl Pools {
-    /// Keeps at most `idle_limit` idle connections for each server.
-    pub fn new(idle_limit: usize, hosts: Hosts) -> Self {
-        Self { by_endpoint: RefCell::default(), idle_limit, hosts }
+    /// Keeps at most `idle_limit` idle connections for each server. `tls` has what the servers' TLS needs.
+    pub fn new(idle_limit: usize, hosts: Hosts, tls: TlsReader) -> Self {
+        Self { by_endpoint: RefCell::default(), idle_limit, means: Means { hosts, tls } }
     }
 
     /// The connections to `endpoint`.
     pub fn to(&self, endpoint: &Arc<Endpoint>) -> Rc<Pool> {
         let mut pools = self.by_endpoint.borrow_mut();
         let pool = pools.entry(endpoint.id()).or_insert_with(|| {
+            let http = match endpoint.spec().transport {
+                Transport::Http => Http::One,
+                Transport::H2c => Http::Two,
+                Transport::Tls(_) => Http::Unknown,
+            };
             Rc::new(Pool {
                 endpoint: endpoint.clone(),
-                hosts: self.hosts.clone(),
+                means: self.means.clone(),
                 idle_limit: self.idle_limit,
                 idle: RefCell::default(),
+                http: Cell::new(http),
+                links: RefCell::default(),
+                opening: RefCell::default(),
             })
         });
         pool.clone()
@@ -55,6 +59,7 @@ impl Pools {
 
     /// Closes the idle connections of servers that `keep` says no to; busy ones end with their exchange.
     pub fn retain(&self, keep: impl Fn(u64) -> bool) {
+        self.means.tls.retain(&keep);
         self.by_endpoint.borrow_mut().retain(|id, _| keep(*id));
     }
 }
@@ -63,228 +68,226 @@ impl Pools {
 #[derive(Debug)]
 pub struct Pool {
     endpoint: Arc<Endpoint>,
-    hosts: Hosts,
+    means: Means,
     idle_limit: usize,
-    /// The last one used is used next, so that a calm pool shrinks.
-    idle: RefCell<Vec<Rc<Link>>>,
+    /// HTTP/1.1. The last one used is used next, so that a calm pool shrinks.
+    idle: RefCell<Vec<Rc<h1::Link>>>,
+    http: Cell<Http>,
+    /// HTTP/2. The first one with room is used, so that a calm pool shrinks.
+    links: RefCell<Vec<Rc<h2::Link>>>,
+    opening: RefCell<Option<Rc<Opening>>>,
 }
 
-/// One connection.
-#[derive(Debug)]
-struct Link {
-    pool: Weak<Pool>,
-    /// Here while nobody sends.
-    sender: RefCell<Option<SendRequest<RequestBody>>>,
-    exchange: RefCell<Option<Rc<Exchange>>>,
-    idle_since: Cell<Instant>,
-    idle_limit: Cell<Duration>,
-    /// How far ahead the driver's timer may be armed; see [`drive`].
-    ahead: Cell<Duration>,
-    /// To be woken when `ahead` shrinks.
-    driver: RefCell<Option<Waker>>,
-    /// Counts it for its server.
-    _counted: OpenConnection,
+/// Which HTTP the server speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Http {
+    /// The first connection will tell.
+    Unknown,
+    One,
+    Two,
+}
+
+/// What became of a request on a connection.
+pub(super) enum Sent {
+    Done(Result<Response<ResponseBody>, Failure>),
+    /// It was provably never begun. The failure holds if it is not sent again.
+    Unsent(Request<RequestBody>, Failure),
+}
+
+/// A connection that can take a request.
+enum Way {
+    /// Whether it was used before.
+    One(Rc<h1::Link>, h1::Sender, bool),
+    Two(h2::Stream),
+}
+
+/// A connection that is being made and that others wait for, since it will carry their requests too.
+#[derive(Debug, Default)]
+struct Opening {
+    failure: Cell<Option<Failure>>,
+    done: Notify,
 }
 
 impl Pool {
-    /// Sends `request`, on an idle connection if there is one, and waits for the head of the answer. The deadlines are those
-    /// of `exchange`, which must be the one of the request's body.
+    /// Sends `request`, on a connection that is there if one can take it, and waits for the head of the answer. The deadlines are
+    /// those of `exchange`, which must be the one of the request's body.
     ///
-    /// A request that an idle connection provably never sent, because the server had closed it, is sent again on another one.
-    /// Dropping the future, or the answer's body before its end, closes the connection.
+    /// A request that the server provably never began with, because the connection was just being closed, is sent again on another
+    /// one, as long as nothing of its body was taken; otherwise that is [`Failure::Unstarted`]. Dropping the future, or the answer's
+    /// body before its end, closes the connection, or resets the stream if it is one of many.
+    ///
+    /// A request with the field `Upgrade` goes by HTTP/1.1 and may be answered by a 101: then [`ResponseBody::switched`] gives the
+    /// connection. The caller judges whether the protocol of the answer is the one that was asked for.
     pub async fn send(
         self: &Rc<Self>,
         exchange: &Rc<Exchange>,
         mut request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, Failure> {
+        exchange.asked(request.headers());
+        let switches = request.headers().contains_key(header::UPGRADE);
+        let mut refused = 0;
         loop {
-            let (link, mut sender, reused) = match self.take() {
-                Some((link, sender)) => (link, sender, true),
-                None => {
-                    let (link, sender) = self.open(exchange).await.inspect_err(|f| exchange.fail(*f))?;
-                    (link, sender, false)
+            let way = self.way(exchange, switches).await.inspect_err(|failure| exchange.fail(*failure))?;
+            let (sent, again) = match way {
+                Way::One(link, sender, reused) => (link.send(sender, exchange, request).await, reused),
+                Way::Two(stream) => {
+                    refused += 1;
+                    (Box::pin(stream.send(exchange, request)).await, refused <= REFUSALS)
                 }
             };
-            link.attach(exchange);
-            match sender.try_send_request(request).await {
-                Ok(response) => {
-                    link.idle_limit.set(idle_limit(exchange, response.headers()));
-                    let response = response.map(|body| ResponseBody::new(body, exchange.clone()));
-                    *link.sender.borrow_mut() = Some(sender);
-                    link.park();
-                    return Ok(response);
+            match sent {
+                Sent::Unsent(unsent, _) if again => {
+                    self.endpoint.resent();
+                    request = unsent;
                 }
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) if reused => {
-                        self.endpoint.resent();
-                        request = unsent;
-                    }
-                    // The server closed the connection before it had anything of the request.
-                    Some(_) => {
-                        exchange.fail(Failure::Unsent);
-                        return Err(exchange.failure().unwrap_or(Failure::Unsent));
-                    }
-                    None => {
-                        let error = error.into_error();
-                        tracing::debug!(server = %self.endpoint.label(), %error, "no answer");
-                        exchange.fail(if error.is_parse() { Failure::Malformed } else { Failure::Closed });
-                        return Err(exchange.failure().unwrap_or(Failure::Closed));
-                    }
-                },
+                Sent::Unsent(_, failure) | Sent::Done(Err(failure)) => {
+                    exchange.fail(failure);
+                    return Err(exchange.failure().unwrap_or(failure));
+                }
+                Sent::Done(Ok(response)) => return Ok(response),
             }
         }
     }
 
-    /// An idle connection that the server may still accept a request on.
-    fn take(&self) -> Option<(Rc<Link>, SendRequest<RequestBody>)> {
-        let now = Instant::now();
+    /// A connection that takes a request of this exchange: one that is there, or a new one.
+    async fn way(self: &Rc<Self>, exchange: &Exchange, switches: bool) -> Result<Way, Failure> {
+        // Who was told of one client must not be sent the requests of another.
+        let client = self.endpoint.spec().proxy_protocol.and(exchange.client());
+        if switches && self.endpoint.spec().transport == Transport::H2c {
+            return Err(Failure::NoSwitch);
+        }
         loop {
-            let link = self.idle.borrow_mut().pop()?;
-            let sender = link.sender.borrow_mut().take();
-            match sender {
-                Some(sender) if sender.is_ready() && now < link.idle_since.get() + link.idle_limit.get() => {
-                    return Some((link, sender));
-                }
-                // Dropping the sender makes the driver close the connection.
-                _ => {}
+            if let Some((link, sender)) = self.take(client) {
+                return Ok(Way::One(link, sender, true));
+            }
+            if switches || self.http.get() == Http::One {
+                break;
+            }
+            if let Some(stream) = self.room(client) {
+                return Ok(Way::Two(stream));
+            }
+            if client.is_some() {
+                break; // nobody else can use it
+            }
+            let opening = self.opening.borrow().clone();
+            let Some(opening) = opening else { break };
+            let done = opening.done.notified();
+            done.await;
+            if let Some(failure) = opening.failure.get() {
+                return Err(failure);
             }
         }
+        self.open(exchange, client, switches).await
+    }
+
+    /// An idle HTTP/1.1 connection that the server may still accept a request on.
+    fn take(&self, client: Option<&ClientAddresses>) -> Option<(Rc<h1::Link>, h1::Sender)> {
+        let mut idle = self.idle.borrow_mut();
+        let mut end = idle.len();
+        while let Some(place) = idle[..end].iter().rposition(|link| link.client() == client) {
+            let link = idle.remove(place);
+            if let Some(sender) = link.take_sender(Instant::now()) {
+                return Some((link, sender));
+            }
+            end = place;
+        }
+        None
+    }
+
+    /// A place on an HTTP/2 connection.
+    fn room(&self, client: Option<&ClientAddresses>) -> Option<h2::Stream> {
+        let links = self.links.borrow();
+        links.iter().filter(|link| link.client() == client).find_map(h2::Link::reserve)
     }
 
     async fn open(
         self: &Rc<Self>,
         exchange: &Exchange,
-    ) -> Result<(Rc<Link>, SendRequest<RequestBody>), Failure> {
-        let timeouts = &exchange.limits().timeouts;
+        client: Option<&ClientAddresses>,
+        only_h1: bool,
+    ) -> Result<Way, Failure> {
+        let shared = client.is_none() && !only_h1 && self.http.get() != Http::One;
+        let turn = shared.then(|| Turn::take(self));
+        let opened = self.open_alone(exchange, client, only_h1).await;
+        if let (Some(turn), Err(failure)) = (&turn, &opened) {
+            turn.opening.failure.set(Some(*failure));
+        }
+        opened
+    }
+
+    async fn open_alone(
+        self: &Rc<Self>,
+        exchange: &Exchange,
+        client: Option<&ClientAddresses>,
+        only_h1: bool,
+    ) -> Result<Way, Failure> {
+        let limit = exchange.limits().timeouts.connect;
         let counted = self.endpoint.open().ok_or(Failure::Full)?;
-        let stream = connect(self.endpoint.spec(), &self.hosts, timeouts.connect).await?;
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(BUFFER);
-        let (sender, connection) =
-            builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Connect)?;
-        let link = Rc::new(Link {
-            pool: Rc::downgrade(self),
-            sender: RefCell::new(None),
-            exchange: RefCell::new(None),
-            idle_since: Cell::new(Instant::now()),
-            idle_limit: Cell::new(timeouts.upstream_idle),
-            ahead: Cell::new(exchange.shortest()),
-            driver: RefCell::new(None),
-            _counted: counted,
-        });
-        task::spawn_local(drive(connection, link.clone()));
-        Ok((link, sender))
+        let connected = connect(&self.endpoint, &self.means, limit, client, only_h1).await?;
+        let client = client.copied();
+        if !connected.http2 {
+            if !only_h1 {
+                self.http.set(Http::One);
+            }
+            let (link, sender) = h1::open(self, exchange, connected, client, counted).await?;
+            return Ok(Way::One(link, sender, false));
+        }
+        let link = Box::pin(h2::open(self, exchange, connected, client, counted, limit)).await?;
+        self.http.set(Http::Two);
+        let stream = link.reserve().ok_or(Failure::Unstarted)?;
+        self.links.borrow_mut().push(link);
+        Ok(Way::Two(stream))
+    }
+
+    /// Keeps an idle connection; `false` if there are enough.
+    pub(super) fn keep(&self, link: &Rc<h1::Link>) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        let room = idle.len() < self.idle_limit && self.endpoint.may_idle();
+        if room {
+            idle.push(link.clone());
+        }
+        room
+    }
+
+    /// A connection has ended.
+    pub(super) fn forget(&self, link: &Rc<h1::Link>) {
+        self.idle.borrow_mut().retain(|idle| !Rc::ptr_eq(idle, link));
+    }
+
+    /// A connection takes no more requests.
+    pub(super) fn forget_h2(&self, link: &Rc<h2::Link>) {
+        self.links.borrow_mut().retain(|known| !Rc::ptr_eq(known, link));
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         for link in self.idle.borrow_mut().drain(..) {
-            link.sender.borrow_mut().take();
+            drop(link.take_sender(Instant::now()));
+        }
+        for link in self.links.borrow_mut().drain(..) {
+            link.close();
         }
     }
 }
 
-impl Link {
-    fn attach(&self, exchange: &Rc<Exchange>) {
-        *self.exchange.borrow_mut() = Some(exchange.clone());
-        // Timeouts that a reload shortened must not wait for a timer that was armed before.
-        if exchange.shortest() < self.ahead.get() {
-            self.ahead.set(exchange.shortest());
-            if let Some(driver) = self.driver.borrow_mut().take() {
-                driver.wake();
-            }
-        }
-    }
+/// The right to open a connection that others wait for. However it ends, they go on.
+struct Turn<'a> {
+    pool: &'a Pool,
+    opening: Rc<Opening>,
+}
 
-    /// Puts the connection among the idle ones if it can take a request, and forgets it if it cannot any more.
-    fn park(self: &Rc<Self>) {
-        let mut slot = self.sender.borrow_mut();
-        let Some(sender) = &*slot else { return };
-        if self.exchange.borrow().is_none() {
-            return; // parked already
-        }
-        if sender.is_closed() {
-            *slot = None;
-        } else if sender.is_ready() {
-            self.exchange.borrow_mut().take();
-            self.idle_since.set(Instant::now());
-            match self.pool.upgrade() {
-                Some(pool)
-                    if pool.idle.borrow().len() < pool.idle_limit
-                        && pool.endpoint.may_idle()
-                        && !self.idle_limit.get().is_zero() =>
-                {
-                    pool.idle.borrow_mut().push(self.clone());
-                }
-                _ => *slot = None,
-            }
-        }
-    }
-
-    /// What the clock says: look again then, or close now.
-    fn look(&self, now: Instant) -> Result<Instant, ()> {
-        match &*self.exchange.borrow() {
-            None => {
-                let end = self.idle_since.get() + self.idle_limit.get();
-                if now >= end { Err(()) } else { Ok(end.min(now + self.ahead.get())) }
-            }
-            Some(exchange) => {
-                let latest = now + self.ahead.get();
-                match exchange.deadline() {
-                    Some((end, failure)) if now >= end => {
-                        exchange.fail(failure);
-                        Err(())
-                    }
-                    Some((end, _)) => Ok(end.min(latest)),
-                    None => Ok(latest),
-                }
-            }
-        }
+impl<'a> Turn<'a> {
+    fn take(pool: &'a Pool) -> Self {
+        let opening = Rc::new(Opening::default());
+        *pool.opening.borrow_mut() = Some(opening.clone());
+        Self { pool, opening }
     }
 }
 
-/// Runs a connection to its end.
-///
-/// One timer serves every deadline: it is never armed further ahead than the shortest one, so a deadline that begins to count
-/// after it was armed cannot be missed, and a request moves no timer at all.
-async fn drive(connection: Connection<TokioIo<TcpStream>, RequestBody>, link: Rc<Link>) {
-    let mut connection = pin!(connection);
-    let mut timer = pin!(sleep_until(Instant::now() + link.ahead.get()));
-    poll_fn(|cx| {
-        if connection.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        link.park();
-        if link.driver.borrow().is_none() {
-            *link.driver.borrow_mut() = Some(cx.waker().clone());
-            timer.as_mut().reset(Instant::now());
-        }
-        while timer.as_mut().poll(cx).is_ready() {
-            match link.look(Instant::now()) {
-                Ok(next) => timer.as_mut().reset(next),
-                Err(()) => return Poll::Ready(()),
-            }
-        }
-        Poll::Pending
-    })
-    .await;
-    if let Some(pool) = link.pool.upgrade() {
-        pool.idle.borrow_mut().retain(|idle| !Rc::ptr_eq(idle, &link));
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.pool.opening.borrow_mut().take();
+        self.opening.done.notify_waiters();
     }
-}
-
-/// How long the connection may idle: one second less than the server says it keeps it (`Keep-Alive: timeout=5`), so that we
-/// never send on a connection that is just being closed.
-fn idle_limit(exchange: &Exchange, headers: &HeaderMap) -> Duration {
-    let own = exchange.limits().timeouts.upstream_idle;
-    let theirs = headers.get("keep-alive").and_then(|value| {
-        let text = value.to_str().ok()?;
-        let seconds = text.split(',').find_map(|part| {
-            let (name, value) = part.split_once('=')?;
-            name.trim().eq_ignore_ascii_case("timeout").then(|| value.trim().parse::<u64>().ok())?
-        })?;
-        Some(Duration::from_secs(seconds.saturating_sub(1)))
-    });
-    theirs.map_or(own, |theirs| theirs.min(own))
 }

@@ -16,7 +16,7 @@ static SERVER: Section = growing(
         Key::required(
             "url",
             Kind::Text,
-            "http://host[:port]; every address of the host is a server. srv://_http._tcp.example.com: what its SRV records say",
+            "http://host[:port], https://, h2c://: every address of the host is a server. srv://_http._tcp.example.com: what its SRV records say. unix:/path",
         ),
         Key::new("weight", Kind::Count { min: 1, max: 256 }, "1", "Its share of requests"),
         Key::new("backup", Kind::Flag, "false", "Gets requests only when no other server can take them"),
@@ -141,7 +141,12 @@ static UPSTREAM_TIMEOUTS: Section = section(
     "timeouts",
     "How long to wait for the servers of one upstream",
     &[
-        Key::new("connect", SECONDS, "\"3s\"", "TCP connect, all servers that are tried together"),
+        Key::new(
+            "connect",
+            SECONDS,
+            "\"3s\"",
+            "TCP connect, all servers that are tried together; and as long again for TLS",
+        ),
         Key::new(
             "response",
             SECONDS,
@@ -159,6 +164,33 @@ static UPSTREAM_TIMEOUTS: Section = section(
     ],
 );
 
+static PROXY_PROTOCOLS: Words = Words { now: &["v1", "v2"], later: &[] };
+
+static TLS_HTTP: Words = Words { now: &["auto", "1.1", "2"], later: &[] };
+
+static UPSTREAM_TLS: Section = section(
+    "tls",
+    "TLS to servers. Files that change are read again within 5 s",
+    &[
+        Key::new("ca", Kind::Path, "", "PEM file with the roots that are trusted, instead of the system's"),
+        Key::new("cert", Kind::Path, "", "PEM file with our certificate, for servers that ask for one"),
+        Key::new("key", Kind::Path, "", "PEM file with its key"),
+        Key::new("sni", Kind::Host, "", "The name that is asked for and verified, instead of the URL's host"),
+        Key::new(
+            "http",
+            Kind::Word(&TLS_HTTP),
+            "\"auto\"",
+            "Which HTTP is spoken; auto: HTTP/2 if the server picks it, else HTTP/1.1",
+        ),
+        Key::new(
+            "danger_skip_verify",
+            Kind::Flag,
+            "false",
+            "Takes any certificate: whoever gets in between reads and changes everything",
+        ),
+    ],
+);
+
 pub(in crate::config) static UPSTREAM: Section = section(
     "[upstreams]",
     "Servers that requests go to",
@@ -166,7 +198,7 @@ pub(in crate::config) static UPSTREAM: Section = section(
         Key::required(
             "servers",
             Kind::List(&Kind::Or(&Kind::Text, &SERVER)),
-            "URLs: \"http://10.0.0.11:3000\"",
+            "URLs: \"http://10.0.0.11:3000\"; also https://, h2c:// and unix:/path",
         ),
         Key::new("balance", Kind::Or(&Kind::Word(&BALANCES), &BALANCE), "\"p2c\"", "How a server is chosen"),
         Key::new("sticky", Kind::Table(&STICKY), "", "Keeps a client at its server"),
@@ -195,7 +227,12 @@ pub(in crate::config) static UPSTREAM: Section = section(
             "",
             "Replaces those of [timeouts], each on its own",
         ),
-        Key::later("tls", "TLS to the servers"),
-        Key::later("proxy_protocol", "Sends the PROXY protocol"),
+        Key::new("tls", Kind::Table(&UPSTREAM_TLS), "", "TLS to the https:// servers"),
+        Key::new(
+            "proxy_protocol",
+            Kind::Word(&PROXY_PROTOCOLS),
+            "",
+            "Tells servers the client's address by a PROXY header; connections are then kept for one client each",
+        ),
     ],
 );

@@ -5,6 +5,7 @@ pub mod connect;
 pub mod dns;
 pub mod fault_proxy;
 pub mod h2;
+pub mod nginx;
 pub mod pebble;
 pub mod process;
 pub mod rig;

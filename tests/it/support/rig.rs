@@ -24,7 +24,7 @@ use starlock::tls::{
     Bundle, CertPublisher, CertTable, ClientAuthPublisher, ClientAuthSpec, TlsServer, cert_store,
     client_auth_cell,
 };
-use starlock::upstream::Pools;
+use starlock::upstream::{Pools, TlsPublisher, client_tls};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -160,7 +160,9 @@ pub(crate) struct Rig {
     stop: Shutdown,
     certs: CertPublisher,
     client_auth: ClientAuthPublisher,
+    upstream_tls: TlsPublisher,
     trusted: RootCertStore,
+    root_pem: String,
     log: AccessLog,
     log_path: PathBuf,
     _dir: tempfile::TempDir,
@@ -175,7 +177,7 @@ impl Rig {
         let log = AccessLog::start(target, AccessFormat::Json, metrics.access_dropped().clone()).unwrap();
 
         let (mut certs, reader) = cert_store();
-        let (bundle, trusted) = certificate(&["a.test", "b.test", "*.wild.test", "127.0.0.1"]);
+        let (bundle, trusted, root_pem) = certificate(&["a.test", "b.test", "*.wild.test", "127.0.0.1"]);
         certs.publish(CertTable::new([bundle], None));
         let (client_auth, asked) = client_auth_cell();
         let tls = TlsServer::new(reader).unwrap().asking(asked);
@@ -183,11 +185,12 @@ impl Rig {
         let first = Snapshot::build(&plan.proxy, &plan.upstreams, None, None, &metrics).unwrap();
         let (publisher, snapshots) = snapshot_cell(first, metrics.clone());
         let stop = Shutdown::new();
-        let prober = Prober::new(Supervisor::new(stop.clone()), plan.hosts.clone());
+        let (upstream_tls, tls_reader) = client_tls();
+        let prober = Prober::new(Supervisor::new(stop.clone()), plan.hosts.clone(), tls_reader.clone());
         let (hosts, counts, access, workers) =
             (plan.hosts.clone(), metrics.clone(), log.clone(), plan.workers);
         let traffic = Traffic::start(workers, tls, metrics.clone(), move |_| {
-            let pools = Pools::new(256 / workers, hosts.clone());
+            let pools = Pools::new(256 / workers, hosts.clone(), tls_reader.clone());
             Proxy::new(snapshots.clone(), pools, counts.clone(), access.writer(), Arc::new(SystemClock))
         })
         .unwrap();
@@ -199,7 +202,9 @@ impl Rig {
             stop,
             certs,
             client_auth,
+            upstream_tls,
             trusted,
+            root_pem,
             log,
             log_path,
             _dir: dir,
@@ -218,14 +223,28 @@ impl Rig {
             .unwrap()
             .asking(client_auth.policies());
         self.client_auth.publish(client_auth);
+        let tls = self.upstream_tls.prepare(&plan.upstreams).await.unwrap_or_else(|error| panic!("{error}"));
+        self.upstream_tls.commit(tls);
         self.publisher.publish(next);
         self.prober.watch(self.publisher.current().upstreams());
         listeners.commit();
     }
 
+    /// Waits for a file of the servers' TLS to change, and uses it: what the running process does all the time.
+    pub(crate) async fn upstream_tls_changed(&mut self) {
+        let fresh = self.upstream_tls.changed().await;
+        self.upstream_tls.commit(fresh);
+    }
+
+    /// The root that clients need to know.
+    pub(crate) fn root_pem(&self) -> &str {
+        &self.root_pem
+    }
+
     /// Serves another certificate from now on.
     pub(crate) fn renew(&mut self, names: &[&str]) {
-        let (bundle, trusted) = certificate(names);
+        let (bundle, trusted, root_pem) = certificate(names);
+        self.root_pem = root_pem;
         self.certs.publish(CertTable::new([bundle], None));
         self.trusted = trusted;
     }
@@ -321,11 +340,12 @@ impl Drop for Rig {
     }
 }
 
-fn certificate(names: &[&str]) -> (Arc<Bundle>, RootCertStore) {
+/// A certificate, and the root that signed it: itself.
+fn certificate(names: &[&str]) -> (Arc<Bundle>, RootCertStore, String) {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).unwrap();
     let cert = params.self_signed(&key).unwrap();
     let mut trusted = RootCertStore::empty();
     trusted.add(cert.der().clone()).unwrap();
-    (Arc::new(Bundle::from_pem(&cert.pem(), &key.serialize_pem()).unwrap()), trusted)
+    (Arc::new(Bundle::from_pem(&cert.pem(), &key.serialize_pem()).unwrap()), trusted, cert.pem())
 }

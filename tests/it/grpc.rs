@@ -1,0 +1,108 @@
+//! gRPC through the proxy: its own client and server (grpcio), HTTP/2 with TLS in, HTTP/2 in clear out.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::process::Process;
+use crate::support::rig::{Plan, Rig};
+use crate::support::server::Server;
+use crate::support::{eventually, free_port};
+
+fn python(script: &str) -> Command {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(root.join("target/tools/python/bin/python"));
+    command.arg(root.join("tests/it/grpc").join(script));
+    // It says more than it should of channels that are being closed.
+    command.env("GRPC_VERBOSITY", "NONE");
+    command
+}
+
+/// A rig in front of a gRPC server.
+struct Scene {
+    rig: Rig,
+    server: Process,
+    dir: tempfile::TempDir,
+}
+
+impl Scene {
+    async fn new(timeouts: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Process::start(&mut python("server.py"), &dir.path().join("server.log"));
+        let port: u16 = eventually("the server listens", || {
+            server.log().lines().find_map(|line| line.strip_prefix("port ")?.parse().ok())
+        });
+        let rig = front(&format!("h2c://127.0.0.1:{port}"), timeouts).await;
+        Self { rig, server, dir }
+    }
+
+    async fn case(&self, case: &str) {
+        run(&self.rig, self.dir.path(), case).await;
+    }
+}
+
+async fn front(url: &str, timeouts: &str) -> Rig {
+    let text = format!(
+        "listen = {{ https = [\"127.0.0.1:443\"], http = [] }}\n[routes]\n\"a.test/test.Bytes\" = \"app\"\n[upstreams.app]\n\
+         servers = [\"{url}\"]\n[timeouts]\n{timeouts}\n"
+    );
+    Plan::toml(&text).start().await
+}
+
+/// Runs one case of client.py.
+async fn run(rig: &Rig, dir: &Path, case: &str) {
+    let root: PathBuf = dir.join("root.pem");
+    std::fs::write(&root, rig.root_pem()).unwrap();
+    let mut command = python("client.py");
+    command.arg(case).arg(rig.https().to_string()).arg(&root);
+    let output = starlock::task::blocking(move || command.output().unwrap()).await;
+    assert!(output.status.success(), "{case}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn all_kinds_of_calls_with_metadata_statuses_and_sizes() {
+    let scene = Scene::new("").await;
+    for case in ["kinds", "metadata", "statuses", "large", "many"] {
+        scene.case(case).await;
+    }
+    let line = scene.rig.logged(|line| line["path"] == "/test.Bytes/Both").await;
+    assert_eq!((&line["status"], line.get("reason")), (&200.into(), None), "{line}");
+}
+
+#[tokio::test]
+async fn deadlines_and_cancellations_reach_the_server() {
+    let scene = Scene::new("").await;
+    scene.case("deadline").await;
+    eventually("the server hears of the deadline", || {
+        scene.server.log().contains("cancelled unary").then_some(())
+    });
+    scene.case("cancel").await;
+    eventually("the server hears of the cancellation", || {
+        let log = scene.server.log();
+        (log.contains("cancelled stream") && log.matches("cancelled unary").count() == 2).then_some(())
+    });
+}
+
+#[tokio::test]
+async fn silence_on_either_side_ends_no_stream() {
+    let scene = Scene::new("response = \"500ms\"\nstall = \"500ms\"\nbody = \"500ms\"").await;
+    scene.case("silence").await;
+}
+
+#[tokio::test]
+async fn what_goes_wrong_is_a_status_and_no_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let nobody = front(&format!("h2c://127.0.0.1:{}", free_port()), "").await;
+    run(&nobody, dir.path(), "unavailable").await;
+    let line = nobody.logged(|line| line["path"] == "/test.Bytes/Unary").await;
+    assert_eq!((&line["status"], &line["reason"]), (&502.into(), &"upstream_connect_refused".into()));
+
+    let silent = Server::raw(|stream| async move {
+        std::future::pending::<()>().await;
+        drop(stream);
+    });
+    let rig = front(&format!("h2c://{}", silent.address), "connect = \"300ms\"").await;
+    run(&rig, dir.path(), "exceeded").await;
+
+    let elsewhere = Plan::tls().respond("a.test/other", 200, None).start().await;
+    run(&elsewhere, dir.path(), "unimplemented").await;
+}
