@@ -39,8 +39,8 @@ fn play<Fut: Future<Output = ()> + 'static>(
 
 fn pool_to(spec: ServerSpec) -> Rc<Pool> {
     let upstream = UpstreamSpec::new("a", vec![spec], UpstreamTimeouts::default());
-    let upstreams = Upstreams::build(&[upstream], None, &Metrics::new("0").into());
-    let endpoint = upstreams.unwrap().endpoints().next().unwrap().clone();
+    let upstreams = Upstreams::build(&[upstream], None, &Metrics::new("0"));
+    let endpoint = upstreams.unwrap().endpoints().next().unwrap();
     Pools::new(8, Hosts::system(), super::client_tls().1).to(&endpoint)
 }
 

@@ -231,7 +231,7 @@ async fn deadlines_end_streams_and_leave_the_others_alone() {
             "/stalls" => {
                 let mut stream = respond.send_response(Response::new(()), false).unwrap();
                 stream.send_data("some".into(), false).unwrap();
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
             "/slow" => {
                 let mut stream = respond.send_response(Response::new(()), false).unwrap();
