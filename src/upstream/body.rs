@@ -9,8 +9,10 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::oneshot;
 
 use super::exchange::{Exchange, Failure};
+use super::stream::ServerStream;
 
 /// A body broke off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -209,22 +211,34 @@ impl Body for RequestBody {
 pub struct ResponseBody {
     inner: Incoming,
     exchange: Rc<Exchange>,
+    switched: Option<oneshot::Receiver<ServerStream>>,
 }
 
 impl ResponseBody {
-    pub(super) fn new(inner: Incoming, exchange: Rc<Exchange>) -> Self {
+    pub(super) fn new(
+        inner: Incoming,
+        exchange: Rc<Exchange>,
+        switched: Option<oneshot::Receiver<ServerStream>>,
+    ) -> Self {
         if inner.is_end_stream() {
             exchange.downloaded();
         } else {
             // Until it is polled, nobody waits for the server.
             exchange.server_gave(0);
         }
-        Self { inner, exchange }
+        Self { inner, exchange, switched }
     }
 
     /// The exchange it belongs to.
     pub fn exchange(&self) -> &Rc<Exchange> {
         &self.exchange
+    }
+
+    /// The connection, after a 101 to a request with `Upgrade`; otherwise `None`. Bytes that the server sent behind its 101 are
+    /// read first. From then on nobody watches the connection but who holds it. Errors if it broke in this very moment.
+    pub fn switched(&mut self) -> Option<impl Future<Output = Result<ServerStream, Failure>> + 'static> {
+        let switched = self.switched.take()?;
+        Some(async { switched.await.map_err(|_| Failure::Closed) })
     }
 }
 

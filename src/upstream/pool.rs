@@ -3,21 +3,23 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::body::{RequestBody, ResponseBody};
 use super::connect::connect;
 use super::exchange::{Exchange, Failure};
+use super::stream::ServerStream;
 use crate::balance::{Connection as OpenConnection, Endpoint};
 use crate::resolver::Hosts;
 use crate::task;
@@ -80,6 +82,8 @@ struct Link {
     idle_limit: Cell<Duration>,
     /// How far ahead the driver's timer may be armed; see [`drive`].
     ahead: Cell<Duration>,
+    /// Where the connection goes when the server switches protocols, which this request asks for.
+    switch: RefCell<Option<oneshot::Sender<ServerStream>>>,
     /// To be woken when `ahead` shrinks.
     driver: RefCell<Option<Waker>>,
     /// Counts it for its server.
@@ -92,6 +96,9 @@ impl Pool {
     ///
     /// A request that an idle connection provably never sent, because the server had closed it, is sent again on another one.
     /// Dropping the future, or the answer's body before its end, closes the connection.
+    ///
+    /// A request with the field `Upgrade` may be answered by a 101: then [`ResponseBody::switched`] gives the connection. The
+    /// caller judges whether the protocol of the answer is the one that was asked for.
     pub async fn send(
         self: &Rc<Self>,
         exchange: &Rc<Exchange>,
@@ -106,10 +113,12 @@ impl Pool {
                 }
             };
             link.attach(exchange);
+            let switched = request.headers().contains_key(header::UPGRADE).then(|| link.may_switch());
             match sender.try_send_request(request).await {
                 Ok(response) => {
                     link.idle_limit.set(idle_limit(exchange, response.headers()));
-                    let response = response.map(|body| ResponseBody::new(body, exchange.clone()));
+                    let switched = switched.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
+                    let response = response.map(|body| ResponseBody::new(body, exchange.clone(), switched));
                     *link.sender.borrow_mut() = Some(sender);
                     link.park();
                     return Ok(response);
@@ -169,6 +178,7 @@ impl Pool {
             idle_since: Cell::new(Instant::now()),
             idle_limit: Cell::new(timeouts.upstream_idle),
             ahead: Cell::new(exchange.shortest()),
+            switch: RefCell::new(None),
             driver: RefCell::new(None),
             _counted: counted,
         });
@@ -197,6 +207,13 @@ impl Link {
         }
     }
 
+    /// Prepares for a server that switches protocols after this request.
+    fn may_switch(&self) -> oneshot::Receiver<ServerStream> {
+        let (sender, receiver) = oneshot::channel();
+        *self.switch.borrow_mut() = Some(sender);
+        receiver
+    }
+
     /// Puts the connection among the idle ones if it can take a request, and forgets it if it cannot any more.
     fn park(self: &Rc<Self>) {
         let mut slot = self.sender.borrow_mut();
@@ -208,6 +225,7 @@ impl Link {
             *slot = None;
         } else if sender.is_ready() {
             self.exchange.borrow_mut().take();
+            self.switch.borrow_mut().take();
             self.idle_since.set(Instant::now());
             match self.pool.upgrade() {
                 Some(pool)
@@ -248,12 +266,15 @@ impl Link {
 ///
 /// One timer serves every deadline: it is never armed further ahead than the shortest one, so a deadline that begins to count
 /// after it was armed cannot be missed, and a request moves no timer at all.
-async fn drive(connection: Connection<TokioIo<TcpStream>, RequestBody>, link: Rc<Link>) {
-    let mut connection = pin!(connection);
+async fn drive(mut connection: Connection<TokioIo<TcpStream>, RequestBody>, link: Rc<Link>) {
     let mut timer = pin!(sleep_until(Instant::now() + link.ahead.get()));
-    poll_fn(|cx| {
-        if connection.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
+    let ended = poll_fn(|cx| {
+        let polled = match &*link.switch.borrow() {
+            Some(_) => connection.poll_without_shutdown(cx),
+            None => Pin::new(&mut connection).poll(cx),
+        };
+        if let Poll::Ready(result) = polled {
+            return Poll::Ready(result.is_ok());
         }
         link.park();
         if link.driver.borrow().is_none() {
@@ -263,7 +284,7 @@ async fn drive(connection: Connection<TokioIo<TcpStream>, RequestBody>, link: Rc
         while timer.as_mut().poll(cx).is_ready() {
             match link.look(Instant::now()) {
                 Ok(next) => timer.as_mut().reset(next),
-                Err(()) => return Poll::Ready(()),
+                Err(()) => return Poll::Ready(false),
             }
         }
         Poll::Pending
@@ -271,6 +292,11 @@ async fn drive(connection: Connection<TokioIo<TcpStream>, RequestBody>, link: Rc
     .await;
     if let Some(pool) = link.pool.upgrade() {
         pool.idle.borrow_mut().retain(|idle| !Rc::ptr_eq(idle, &link));
+    }
+    if let Some(switch) = link.switch.borrow_mut().take().filter(|_| ended) {
+        let parts = connection.into_parts();
+        // Nobody takes it if there was no 101 after all: then it is closed.
+        drop(switch.send(ServerStream::new(parts.io.into_inner(), parts.read_buf)));
     }
 }
 

@@ -1,0 +1,132 @@
+//! Exchanges with servers that this file plays itself.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Exchange, ExchangeLimits, Failure, Pool, Pools, RequestBody, ResponseBody};
+use crate::balance::{ServerHost, ServerSpec, UpstreamSpec, UpstreamTimeouts, Upstreams};
+use crate::resolver::Hosts;
+use crate::telemetry::Metrics;
+
+/// Runs `test` on a runtime like a worker's.
+fn on_worker(test: impl Future<Output = ()>) {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build_local(tokio::runtime::LocalOptions::default()).unwrap();
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), test).await.unwrap() });
+}
+
+/// Plays the server of one connection.
+fn play<Fut: Future<Output = ()> + 'static>(
+    listener: TcpListener,
+    server: impl FnOnce(TcpStream) -> Fut + 'static,
+) {
+    crate::task::spawn_local(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        server(stream).await;
+    });
+}
+
+fn pool_to(spec: ServerSpec) -> Rc<Pool> {
+    let upstream =
+        UpstreamSpec { name: "a".into(), servers: vec![spec], timeouts: UpstreamTimeouts::default() };
+    let upstreams = Upstreams::build(&[upstream], None, &Metrics::new("0"));
+    let endpoint = upstreams.endpoints().next().unwrap().clone();
+    Pools::new(8, Hosts::system()).to(&endpoint)
+}
+
+/// Sends the request that `text` is through `pool`, as a worker does.
+async fn send(pool: &Rc<Pool>, text: &'static str) -> Result<Response<ResponseBody>, Failure> {
+    let (mut client, server) = tokio::io::duplex(4096);
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let (pool, sender) = (pool.clone(), std::cell::Cell::new(Some(sender)));
+    client.write_all(text.as_bytes()).await.unwrap();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let limits = ExchangeLimits {
+            timeouts: UpstreamTimeouts::default(),
+            body_timeout: Duration::from_secs(10),
+            max_body: None,
+        };
+        let exchange = Rc::new(Exchange::new(limits));
+        let request = request.map(|body| RequestBody::new(body, exchange.clone()));
+        let (pool, sender) = (pool.clone(), sender.take());
+        async move {
+            let answered = pool.send(&exchange, request).await;
+            drop(sender.unwrap().send(answered));
+            Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+        }
+    });
+    crate::task::spawn_local(async move {
+        drop(
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service).await,
+        );
+        drop(client);
+    });
+    receiver.await.unwrap()
+}
+
+#[test]
+fn a_connection_that_switches_is_handed_over_with_what_was_read_ahead() {
+    on_worker(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        play(listener, |mut stream| async move {
+            let mut head = vec![0; 1024];
+            let n = stream.read(&mut head).await.unwrap();
+            assert!(head[..n].windows(16).any(|w| w == b"upgrade: chatter"));
+            let answer =
+                b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: chatter\r\n\r\nhello";
+            stream.write_all(answer).await.unwrap();
+            let mut said = [0; 3];
+            stream.read_exact(&mut said).await.unwrap();
+            stream.write_all(&said).await.unwrap();
+            assert_eq!(stream.read(&mut said).await.unwrap(), 0, "dropping it closes the connection");
+            stream.write_all(b"late").await.ok();
+        });
+        let pool = pool_to(ServerSpec { host: ServerHost::Ip(address.ip()), port: address.port() });
+        let request = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: chatter\r\n\r\n";
+        let mut response = send(&pool, request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+        let mut stream = response.body_mut().switched().unwrap().await.unwrap();
+        assert!(response.body_mut().switched().is_none(), "there is one connection");
+        let mut heard = [0; 5];
+        stream.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"hello");
+        stream.write_all(b"abc").await.unwrap();
+        stream.read_exact(&mut heard[..3]).await.unwrap();
+        assert_eq!(&heard[..3], b"abc");
+    });
+}
+
+#[test]
+fn a_refused_upgrade_is_an_answer_like_any_other() {
+    on_worker(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        play(listener, |mut stream| async move {
+            // Both on one connection: it was not spoilt.
+            for _ in 0..2 {
+                let mut head = vec![0; 1024];
+                assert!(stream.read(&mut head).await.unwrap() > 0);
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            }
+        });
+        let pool = pool_to(ServerSpec { host: ServerHost::Ip(address.ip()), port: address.port() });
+        let request = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: chatter\r\n\r\n";
+        for _ in 0..2 {
+            let mut response = send(&pool, request).await.unwrap();
+            assert_eq!(response.status(), StatusCode::OK);
+            assert!(response.body_mut().switched().is_none());
+        }
+    });
+}
