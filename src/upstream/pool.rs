@@ -55,6 +55,16 @@ impl Pools {
         pool.clone()
     }
 
+    /// A connection to `endpoint` for bytes that are not HTTP, within `limit`. It counts for its server as long as the guard is held.
+    pub async fn connect(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        limit: Duration,
+    ) -> Result<(TcpStream, OpenConnection), Failure> {
+        let counted = endpoint.open().ok_or(Failure::Full)?;
+        Ok((connect(endpoint.spec(), &self.hosts, limit).await?, counted))
+    }
+
     /// Closes the idle connections of servers that `keep` says no to; busy ones end with their exchange.
     pub fn retain(&self, keep: impl Fn(u64) -> bool) {
         self.by_endpoint.borrow_mut().retain(|id, _| keep(*id));
@@ -296,7 +306,7 @@ async fn drive(mut connection: Connection<TokioIo<TcpStream>, RequestBody>, link
     if let Some(switch) = link.switch.borrow_mut().take().filter(|_| ended) {
         let parts = connection.into_parts();
         // Nobody takes it if there was no 101 after all: then it is closed.
-        drop(switch.send(ServerStream::new(parts.io.into_inner(), parts.read_buf)));
+        drop(switch.send(ServerStream::new(parts.io.into_inner(), &parts.read_buf)));
     }
 }
 

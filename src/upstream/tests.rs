@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{Exchange, ExchangeLimits, Failure, Pool, Pools, RequestBody, ResponseBody};
+use super::{Exchange, ExchangeLimits, Failure, Pool, Pools, ResponseBody, Upload};
 use crate::balance::{ServerHost, ServerSpec, UpstreamSpec, UpstreamTimeouts, Upstreams};
 use crate::resolver::Hosts;
 use crate::telemetry::Metrics;
@@ -38,10 +38,9 @@ fn play<Fut: Future<Output = ()> + 'static>(
 }
 
 fn pool_to(spec: ServerSpec) -> Rc<Pool> {
-    let upstream =
-        UpstreamSpec { name: "a".into(), servers: vec![spec], timeouts: UpstreamTimeouts::default() };
-    let upstreams = Upstreams::build(&[upstream], None, &Metrics::new("0"));
-    let endpoint = upstreams.endpoints().next().unwrap().clone();
+    let upstream = UpstreamSpec::new("a", vec![spec], UpstreamTimeouts::default());
+    let upstreams = Upstreams::build(&[upstream], None, &Metrics::new("0")).unwrap();
+    let endpoint = upstreams.endpoints().next().unwrap();
     Pools::new(8, Hosts::system()).to(&endpoint)
 }
 
@@ -58,7 +57,7 @@ async fn send(pool: &Rc<Pool>, text: &'static str) -> Result<Response<ResponseBo
             max_body: None,
         };
         let exchange = Rc::new(Exchange::new(limits));
-        let request = request.map(|body| RequestBody::new(body, exchange.clone()));
+        let request = request.map(|body| Upload::new(body, false).body(exchange.clone()));
         let (pool, sender) = (pool.clone(), sender.take());
         async move {
             let answered = pool.send(&exchange, request).await;
@@ -93,7 +92,7 @@ fn a_connection_that_switches_is_handed_over_with_what_was_read_ahead() {
             assert_eq!(stream.read(&mut said).await.unwrap(), 0, "dropping it closes the connection");
             stream.write_all(b"late").await.ok();
         });
-        let pool = pool_to(ServerSpec { host: ServerHost::Ip(address.ip()), port: address.port() });
+        let pool = pool_to(ServerSpec::new(ServerHost::Ip(address.ip()), address.port()));
         let request = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: chatter\r\n\r\n";
         let mut response = send(&pool, request).await.unwrap();
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
@@ -121,7 +120,7 @@ fn a_refused_upgrade_is_an_answer_like_any_other() {
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
             }
         });
-        let pool = pool_to(ServerSpec { host: ServerHost::Ip(address.ip()), port: address.port() });
+        let pool = pool_to(ServerSpec::new(ServerHost::Ip(address.ip()), address.port()));
         let request = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: chatter\r\n\r\n";
         for _ in 0..2 {
             let mut response = send(&pool, request).await.unwrap();
