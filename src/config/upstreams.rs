@@ -230,7 +230,7 @@ pub(super) fn destinations(
             None => continue,
             Some(Action::Respond(action)) => action.clone(),
             Some(Action::Redirect { spec, .. }) => ActionSpec::Redirect(spec.clone()),
-            Some(Action::Forward { to, strip_prefix }) => {
+            Some(Action::Forward { to, .. } | Action::Passthrough { to }) => {
                 let upstream: Arc<str> = match &to.value {
                     Destination::Server(server) => {
                         let spec = direct(server);
@@ -254,7 +254,12 @@ pub(super) fn destinations(
                         }
                     }
                 };
-                ActionSpec::Forward { upstream, strip_prefix: *strip_prefix }
+                match &route.action {
+                    Some(Action::Forward { strip_prefix, .. }) => {
+                        ActionSpec::Forward { upstream, strip_prefix: *strip_prefix }
+                    }
+                    _ => ActionSpec::Passthrough { upstream },
+                }
             }
         };
         specs.push(route.spec(action));
