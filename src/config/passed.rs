@@ -7,6 +7,7 @@ use super::error::Problem;
 use super::routes::{self, Action, Destination, Route};
 use super::scalar::{self, Wrong};
 use super::value::{At, Fields};
+use crate::balance::{Transport, UpstreamSpec};
 use crate::name::HostPattern;
 use crate::proxy::RouteHost;
 
@@ -55,6 +56,23 @@ fn destination(text: &str) -> Result<Destination, Wrong> {
         return Ok(Destination::Upstream(text.to_owned()));
     }
     scalar::tcp_server(text).map(Destination::Server)
+}
+
+/// Whether `spec`, to which `route` passes connections, takes them as they are.
+pub(super) fn check_upstream(
+    decoder: &mut Decoder<'_>,
+    route: &Route,
+    to: &At<Destination>,
+    spec: &UpstreamSpec,
+) {
+    if let Some(server) = spec.servers.iter().find(|server| matches!(server.transport, Transport::Tls(_))) {
+        let message = format!("route `{}` passes TLS through to {server}", route.key.value);
+        decoder.push(
+            Problem::error(to.span.clone(), message)
+                .label("that would be TLS inside TLS")
+                .help("name it with http://: what is sent there is what the client sends, TLS and all"),
+        );
+    }
 }
 
 /// What can only be seen with all routes at hand. `tls`: whether anybody listens with TLS.

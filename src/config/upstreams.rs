@@ -9,6 +9,7 @@ use super::balancing;
 use super::decode::{Decoder, refusal, toml_key};
 use super::error::Problem;
 use super::expect::unknown_upstream;
+use super::passed;
 use super::references::Reference;
 use super::resolve::is_empty_list;
 use super::routes::{self, Action, Destination, Route};
@@ -243,6 +244,9 @@ pub(super) fn destinations(
                             Some(declared) => {
                                 let name: Arc<str> = wanted.as_str().into();
                                 if let Some(spec) = &declared.spec {
+                                    if route.is_passed_through() {
+                                        passed::check_upstream(decoder, route, to, spec);
+                                    }
                                     used.insert(name.clone(), spec.clone());
                                 }
                                 name

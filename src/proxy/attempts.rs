@@ -128,7 +128,7 @@ impl<'a> Attempts<'a> {
             max_body: None,
         };
         let limit = self.limits(limits).timeouts.connect;
-        let failure = match pools.connect(in_flight.endpoint(), limit, client).await {
+        let failure = match pools.connect(in_flight.endpoint(), client, limit).await {
             Ok(connected) => {
                 self.balancer.report(in_flight, Outcome::Fine);
                 return Ok(Some(connected));

@@ -153,7 +153,7 @@ impl Proxy {
 
     fn begin(&self, parts: &Parts, conn: &ConnInfo, local: Rc<Local>) -> (Box<Record>, Client) {
         let client = Client::of(conn.peer.ip(), &local.snapshot.trusted, &parts.headers);
-        let mut record = self.blank(conn, client.address, parts.method.clone(), local);
+        let mut record = self.blank(client.address, conn, parts.method.clone(), local);
         record.target = parts.uri.path_and_query().cloned();
         record.version = parts.version;
         record.html = error::wants_html(&parts.headers);
@@ -163,7 +163,7 @@ impl Proxy {
     }
 
     /// The record of something that has just come from `client`.
-    fn blank(&self, conn: &ConnInfo, client: IpAddr, method: Method, local: Rc<Local>) -> Box<Record> {
+    fn blank(&self, client: IpAddr, conn: &ConnInfo, method: Method, local: Rc<Local>) -> Box<Record> {
         Box::new(Record {
             shared: self.shared.clone(),
             local,
@@ -322,7 +322,7 @@ impl Service for Proxy {
         let balancer = balancer.clone();
         // No request, no method.
         let mut record =
-            self.blank(conn, client, Method::from_bytes(b"-").unwrap_or_default(), local.clone());
+            self.blank(client, conn, Method::from_bytes(b"-").unwrap_or_default(), local.clone());
         let admitted =
             local.snapshot.policies[route].admit(client, &HeaderMap::new(), record.start.into_std());
         let balancer = admitted.map_err(Refusal::Denied).map(|pass| {

@@ -107,15 +107,14 @@ async fn connect(
     record: &mut Record,
 ) -> Result<(InFlight, Connection, ServerStream), Failure> {
     let shared = Rc::clone(&record.shared);
+    let client = record.addresses();
     let fields = HeaderMap::new();
     let preference = balancer.prefer(&Ask { client: record.client, headers: &fields, path: "/" });
     let mut attempts = Attempts::new(balancer, &record.method, |_| Upload::none());
     loop {
         let in_flight = attempts.pick(&preference).await?;
         record.endpoint = Some(in_flight.endpoint().clone());
-        if let Some((stream, counted)) =
-            attempts.connect(&shared.pools, &in_flight, &record.addresses()).await?
-        {
+        if let Some((stream, counted)) = attempts.connect(&shared.pools, &in_flight, &client).await? {
             return Ok((in_flight, counted, stream));
         }
     }

