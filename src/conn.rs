@@ -13,13 +13,14 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::name::{HostName, HostPattern};
 
 /// What answers the requests of one worker's connections: the seam between `listen` and `proxy`.
 pub trait Service: 'static {
     /// The body of an answer. Dropping it before its end means that the client left.
-    type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Unpin + 'static;
+    type Body: AnswerBody;
 
     /// Answers one request. Never fails: an error is an answer too. Dropping the future means that the client left.
     fn call(
@@ -28,16 +29,48 @@ pub trait Service: 'static {
         conn: Rc<ConnInfo>,
     ) -> impl Future<Output = Response<Self::Body>> + 'static;
 
+    /// Whether [`Service::pass_through`] may have an answer for some name: then each ClientHello is read before its handshake.
+    fn passes_through(&self) -> bool {
+        false
+    }
+
+    /// What becomes of a connection whose client asks for `name` by SNI, if its TLS is not ours to terminate. `conn.tls` is `None`.
+    fn pass_through(&self, _name: &HostName, _conn: &ConnInfo) -> Option<TunnelOf<Self>> {
+        None
+    }
+
     /// Told of a request whose head could not be read; it got `status` already, and its connection ends.
     fn unreadable(&self, _conn: &ConnInfo, _status: u16, _reason: &'static str) {}
+}
+
+/// The tunnels of a service.
+pub type TunnelOf<S> = <<S as Service>::Body as AnswerBody>::Tunnel;
+
+/// The body of an answer.
+pub trait AnswerBody: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Unpin + 'static {
+    /// See [`Tunnel`].
+    type Tunnel: Tunnel;
+
+    /// What the connection (HTTP/1.1, status 101) or the stream (HTTP/2, CONNECT, status 200) becomes when the head of this answer
+    /// has been sent. `Some` at most once, and only for an answer with one of these statuses.
+    fn take_tunnel(&mut self) -> Option<Self::Tunnel>;
+}
+
+/// What goes on with a client's bytes when they are not HTTP any more, or never were.
+pub trait Tunnel: 'static {
+    /// Carries bytes to the end of both directions, `read` first: what was read from `io` already. Has deadlines of its own.
+    /// Dropping the future cuts the tunnel.
+    fn run<IO>(self, io: IO, read: Bytes) -> impl Future<Output = ()> + 'static
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + 'static;
 }
 
 /// One accepted connection.
 #[derive(Clone, Debug)]
 pub struct ConnInfo {
-    /// The other end, as the socket says.
+    /// The other end, as the socket says, or a PROXY header from one of the listed peers.
     pub peer: SocketAddr,
-    /// Our end.
+    /// Our end, or what that header says.
     pub local: SocketAddr,
     /// `None` in clear.
     pub tls: Option<TlsInfo>,

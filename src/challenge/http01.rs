@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::answers::AnswerReader;
-use crate::conn::{ConnInfo, Service};
+use crate::conn::{AnswerBody, ConnInfo, Service, TunnelOf};
 use crate::name::HostName;
 
 const PREFIX: &str = "/.well-known/acme-challenge/";
@@ -56,6 +56,14 @@ impl<S: Service> Service for WellKnown<S> {
             }
             self.inner.clone().call(request, conn).await.map(WellKnownBody::Inner)
         }
+    }
+
+    fn passes_through(&self) -> bool {
+        self.inner.passes_through()
+    }
+
+    fn pass_through(&self, name: &HostName, conn: &ConnInfo) -> Option<TunnelOf<S>> {
+        self.inner.pass_through(name, conn)
     }
 
     fn unreadable(&self, conn: &ConnInfo, status: u16, reason: &'static str) {
@@ -101,6 +109,17 @@ pub enum WellKnownBody<B> {
     Answer(Option<Bytes>),
     /// The other service's.
     Inner(B),
+}
+
+impl<B: AnswerBody> AnswerBody for WellKnownBody<B> {
+    type Tunnel = B::Tunnel;
+
+    fn take_tunnel(&mut self) -> Option<B::Tunnel> {
+        match self {
+            Self::Answer(_) => None,
+            Self::Inner(body) => body.take_tunnel(),
+        }
+    }
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Body for WellKnownBody<B> {

@@ -140,6 +140,14 @@ pub(super) fn action(plan: &Plan, route: &RouteSpec) -> String {
                 urls => format!("-> {upstream} ({}){strip}", urls.join(", ")),
             }
         }
+        ActionSpec::Passthrough { upstream } => {
+            let servers = plan.upstreams.iter().find(|u| u.name == *upstream).map(|u| &u.servers);
+            let urls: Vec<String> = servers.into_iter().flatten().map(ToString::to_string).collect();
+            match urls.as_slice() {
+                [url] if *url == **upstream => format!("TLS passed through to {url}"),
+                urls => format!("TLS passed through to {upstream} ({})", urls.join(", ")),
+            }
+        }
         ActionSpec::Redirect(to) => {
             let rest = to.path.as_deref().unwrap_or(" + path and query");
             format!("redirect {} to {}{rest}", to.status, to.origin)

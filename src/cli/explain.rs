@@ -91,7 +91,12 @@ fn explain(plan: &Plan, request: &ExpectRequest) -> (String, bool) {
             time_outs(&mut out, plan, upstream);
         }
     }
-    certificate(&mut out, plan, request);
+    match judged.outcome {
+        Outcome::Pass { .. } => {
+            let _ = writeln!(out, "\nCertificate\n  the server's own: TLS does not end here");
+        }
+        _ => certificate(&mut out, plan, request),
+    }
     let found = judged.route.is_some() || matches!(judged.outcome, Outcome::Redirect { .. });
     (out, found)
 }
@@ -106,6 +111,7 @@ fn time_outs(out: &mut String, plan: &Plan, upstream: &str) {
         ("stall", times.stall, "without a byte of its answer"),
         ("body", plan.proxy.body_timeout, "without a byte of the client's body"),
         ("write", plan.listen.timeouts.write, "without the client taking a byte"),
+        ("tunnel", plan.proxy.tunnel_timeout, "without a byte either way of a WebSocket"),
     ] {
         let _ = writeln!(out, "  {name:<9} {:<6} {what}", human(time));
     }
@@ -154,6 +160,7 @@ acme = "local"
 "app.example.com/api" = { to = "http://10.0.0.2", strip_prefix = true }
 "*.example.com" = { respond = 404 }
 "other.example.net" = { respond = 204 }
+"db.example.net" = { passthrough = "10.0.0.5:5432" }
 "#;
 
     fn explained(url: &str) -> (String, bool) {
@@ -173,7 +180,7 @@ acme = "local"
             "> app.example.com/api  taken",
             "  app.example.com      matches, but a route with a longer path",
             "  *.example.com        matches, but a route that names the host more exactly",
-            "  1 more for other hosts",
+            "  2 more for other hosts",
             "  stall     5 min",
         ] {
             assert!(lines.iter().any(|line| line.starts_with(part)), "{part:?} is not in\n{text}");
@@ -186,9 +193,14 @@ acme = "local"
         let (text, found) = explained("https://nobody.test/");
         assert!(!found);
         assert!(
-            text.contains("none: all 4 are for other hosts") && text.contains("unrecognized_name"),
+            text.contains("none: all 5 are for other hosts") && text.contains("unrecognized_name"),
             "{text}"
         );
         assert!(explained("http://app.example.com/").1, "a redirect to https is an answer");
+        let (text, found) = explained("https://db.example.net/");
+        assert!(
+            found && text.contains("with its TLS, unread") && text.contains("TLS does not end here"),
+            "{text}"
+        );
     }
 }

@@ -11,6 +11,8 @@ use crate::proxy::{ActionSpec, NoRoute, RouteSpec, Router, path};
 pub(super) enum Outcome {
     /// It goes to an upstream, with this path and query.
     Forward { upstream: String, target: String },
+    /// Its connection goes to an upstream, which is who answers.
+    Pass { upstream: String },
     /// The client is sent elsewhere.
     Redirect { status: u16, url: String },
     /// It is answered at once; `why` is empty if a route says so.
@@ -64,6 +66,7 @@ pub(super) fn judge<'a>(plan: &Plan, router: &'a Router, request: &ExpectRequest
             let sent = if *strip_prefix { path::without_prefix(&path, &route.path) } else { &path };
             Outcome::Forward { upstream: upstream.to_string(), target: format!("{sent}{query}") }
         }
+        ActionSpec::Passthrough { upstream } => Outcome::Pass { upstream: upstream.to_string() },
         ActionSpec::Redirect(to) => {
             let rest = to.path.as_deref().map_or_else(|| format!("{path}{query}"), ToOwned::to_owned);
             Outcome::Redirect { status: to.status, url: format!("{}{rest}", to.origin) }
@@ -87,7 +90,9 @@ impl Outcome {
     /// Whether this is what was wanted; else what it is instead.
     pub(super) fn check(&self, want: &Want) -> Result<(), String> {
         let fits = match (want, self) {
-            (Want::To(wanted), Self::Forward { upstream, .. }) => wanted == upstream,
+            (Want::To(wanted), Self::Forward { upstream, .. } | Self::Pass { upstream }) => {
+                wanted == upstream
+            }
             (Want::Status(wanted), Self::Respond { status, .. } | Self::Redirect { status, .. }) => {
                 wanted == status
             }
@@ -102,6 +107,7 @@ impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Forward { upstream, target } => write!(f, "goes to {upstream} as {target}"),
+            Self::Pass { upstream } => write!(f, "goes to {upstream} with its TLS, unread"),
             Self::Redirect { status, url } => write!(f, "is redirected ({status}) to {url}"),
             Self::Respond { status, why } if why.is_empty() => write!(f, "is answered with {status}"),
             Self::Respond { status, why } => write!(f, "is answered with {status}: {why}"),

@@ -279,7 +279,7 @@ fn derived(
     all: &mut Vec<Wanted>,
 ) {
     let mut hosts: Vec<(&HostPattern, &Span)> = Vec::new();
-    for route in routes {
+    for route in routes.iter().filter(|route| !route.is_passed_through()) {
         if let Some(host) = route.pattern()
             && !hosts.iter().any(|(known, _)| *known == host)
         {

@@ -15,6 +15,7 @@ mod expect;
 mod issuer;
 mod mask;
 mod mtls;
+mod passed;
 mod passing;
 mod plan;
 mod policies;

@@ -14,7 +14,7 @@ use super::expect::{self, Expect};
 use super::plan::Plan;
 use super::routes::{self, Action, Route};
 use super::value::{At, Fields, Slot, Value};
-use super::{mtls, passing, responder, upstreams};
+use super::{mtls, passed, passing, responder, upstreams};
 use crate::dns::ProviderKind;
 use crate::listen::{Limits, ListenSpec, ListenTimeouts};
 use crate::name::{HostName, HostPattern};
@@ -36,6 +36,7 @@ pub(super) fn resolve(decoder: &mut Decoder<'_>, file: &Fields, env: &Environmen
     let (route_specs, upstreams) =
         upstreams::destinations(decoder, &read_routes, &declared, upstream_defaults);
     endless_redirects(decoder, &read_routes, &listen);
+    passed::check(decoder, &read_routes, !listen.https.is_empty());
 
     let defaults = Defaults::read(decoder, file, &listen);
     let wanted = certificates::wanted(decoder, file, &defaults, &read_routes, !listen.https.is_empty());
@@ -70,6 +71,7 @@ pub(super) fn resolve(decoder: &mut Decoder<'_>, file: &Fields, env: &Environmen
         routes: route_specs,
         trusted_proxies: trusted(decoder, &listen_section),
         body_timeout: section("timeouts").value("body").unwrap_or(Duration::from_secs(60)),
+        tunnel_timeout: section("timeouts").value("tunnel").unwrap_or(Duration::from_secs(3600)),
         max_body: section("limits").value("body"),
     };
     let plan = Plan {
@@ -134,6 +136,8 @@ fn listen(
         https: https.into_iter().map(|at| at.value).collect(),
         http: http.into_iter().map(|at| at.value).collect(),
         default_sni: section.value("default_sni"),
+        proxy_protocol: balancers(decoder, section),
+        h2c: section.value("h2c").unwrap_or(false),
         timeouts: ListenTimeouts {
             handshake: duration("handshake", usual.handshake),
             header: duration("header", usual.header),
@@ -186,6 +190,20 @@ fn trusted(decoder: &mut Decoder<'_>, listen: &Fields) -> Vec<IpNet> {
         decoder.push(
             Problem::warning(all.span.clone(), format!("{} lets every client say who it is", all.value))
                 .help("list the addresses of the proxies in front, nothing else"),
+        );
+    }
+    nets.into_iter().map(|at| at.value).collect()
+}
+
+fn balancers(decoder: &mut Decoder<'_>, listen: &Fields) -> Vec<IpNet> {
+    let nets: Vec<At<IpNet>> = listen.list("proxy_protocol").unwrap_or_default();
+    for all in nets.iter().filter(|at| at.value.prefix_len() == 0) {
+        decoder.push(
+            Problem::error(
+                all.span.clone(),
+                format!("{} lets every client say who it is, and no other one in", all.value),
+            )
+            .help("list the addresses of the balancers in front, nothing else"),
         );
     }
     nets.into_iter().map(|at| at.value).collect()

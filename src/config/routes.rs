@@ -12,7 +12,7 @@ use super::error::Problem;
 use super::scalar::{self, WebUrl, Wrong};
 use super::table::{Kind, Section};
 use super::value::{At, Entry, Fields, Value};
-use super::{policies, sections};
+use super::{passed, policies, sections};
 use crate::balance::ServerSpec;
 use crate::name::HostPattern;
 use crate::policy::PolicySpec;
@@ -34,6 +34,8 @@ pub(super) struct Route {
 pub(super) enum Action {
     /// Sends the request on.
     Forward { to: At<Destination>, strip_prefix: bool },
+    /// Hands the connection on as it is.
+    Passthrough { to: At<Destination> },
     /// Sends the client to a URL.
     Redirect { url: At<WebUrl>, spec: RedirectSpec },
     /// Answers alone.
@@ -57,6 +59,11 @@ impl Route {
             policy: self.policy.clone(),
             action,
         }
+    }
+
+    /// Whether its host's TLS is somebody else's.
+    pub(super) fn is_passed_through(&self) -> bool {
+        matches!(self.action, Some(Action::Passthrough { .. }))
     }
 
     /// The host, if it is one that a certificate can name.
@@ -257,11 +264,12 @@ fn action(
     path: Option<&Arc<str>>,
     fields: &Fields,
 ) -> Option<Action> {
-    let kinds: Vec<&str> = ["to", "redirect", "respond"].into_iter().filter(|key| fields.has(key)).collect();
+    let kinds: Vec<&str> =
+        ["to", "redirect", "respond", "passthrough"].into_iter().filter(|key| fields.has(key)).collect();
     let [kind] = kinds[..] else {
         let problem = match kinds[..] {
             [] => Problem::error(fields.span.clone(), format!("route `{}` does nothing", key.value))
-                .help("give it one of `to`, `redirect`, `respond`"),
+                .help("give it one of `to`, `redirect`, `respond`, `passthrough`"),
             [first, second, ..] => Problem::error(
                 fields.span_of(second),
                 format!("route `{}` has both `{first}` and `{second}`", key.value),
@@ -275,7 +283,7 @@ fn action(
     };
     let mut fits = true;
     for (extra, owner) in [("strip_prefix", "to"), ("status", "redirect"), ("body", "respond")] {
-        if fields.has(extra) && kind != owner {
+        if fields.has(extra) && kind != owner && kind != "passthrough" {
             fits = false;
             let message = format!("`{extra}` goes with `{owner}`, and route `{}` has `{kind}`", key.value);
             let problem = Problem::error(fields.span_of(extra), message);
@@ -288,6 +296,7 @@ fn action(
     let action = match kind {
         "to" => forward(decoder, path, fields),
         "redirect" => redirect(decoder, fields),
+        "passthrough" => passed::read(decoder, key, path, fields),
         _ => respond(decoder, fields),
     };
     action.filter(|_| fits)

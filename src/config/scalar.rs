@@ -361,6 +361,26 @@ fn socket(path: &str) -> Result<ServerSpec, Wrong> {
     Ok(ServerSpec::new(ServerHost::Unix(Path::new(path).into()), 0))
 }
 
+/// Parses where a server is whose protocol is not ours: `host:port`, or `tcp://host:port`.
+pub(super) fn tcp_server(text: &str) -> Result<ServerSpec, Wrong> {
+    let url = if text.contains("://") { text.to_owned() } else { format!("tcp://{text}") };
+    let parts = parts(&url)?;
+    if !parts.scheme.eq_ignore_ascii_case("tcp") {
+        return Err(Wrong::new(format!("`{}://` is not passed through", parts.scheme))
+            .fix("write host:port, for example \"10.0.0.5:5432\""));
+    }
+    if !parts.path.is_empty() {
+        return Err(Wrong::new(format!("`{}` is too much: there are no paths", parts.path)));
+    }
+    let port =
+        parts.port.ok_or_else(|| Wrong::new("the port is missing").fix(format!("write \"{text}:443\"")))?;
+    let host = match parts.host.parse::<IpAddr>() {
+        Ok(address) => ServerHost::Ip(address),
+        Err(_) => ServerHost::Name(dns_name(parts.host)?.as_str().into()),
+    };
+    Ok(ServerSpec::new(host, port))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

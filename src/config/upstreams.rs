@@ -9,6 +9,7 @@ use super::balancing;
 use super::decode::{Decoder, refusal, toml_key};
 use super::error::Problem;
 use super::expect::unknown_upstream;
+use super::passed;
 use super::references::Reference;
 use super::resolve::is_empty_list;
 use super::routes::{self, Action, Destination, Route};
@@ -230,7 +231,7 @@ pub(super) fn destinations(
             None => continue,
             Some(Action::Respond(action)) => action.clone(),
             Some(Action::Redirect { spec, .. }) => ActionSpec::Redirect(spec.clone()),
-            Some(Action::Forward { to, strip_prefix }) => {
+            Some(Action::Forward { to, .. } | Action::Passthrough { to }) => {
                 let upstream: Arc<str> = match &to.value {
                     Destination::Server(server) => {
                         let spec = direct(server);
@@ -243,6 +244,9 @@ pub(super) fn destinations(
                             Some(declared) => {
                                 let name: Arc<str> = wanted.as_str().into();
                                 if let Some(spec) = &declared.spec {
+                                    if route.is_passed_through() {
+                                        passed::check_upstream(decoder, route, to, spec);
+                                    }
                                     used.insert(name.clone(), spec.clone());
                                 }
                                 name
@@ -254,7 +258,12 @@ pub(super) fn destinations(
                         }
                     }
                 };
-                ActionSpec::Forward { upstream, strip_prefix: *strip_prefix }
+                match &route.action {
+                    Some(Action::Forward { strip_prefix, .. }) => {
+                        ActionSpec::Forward { upstream, strip_prefix: *strip_prefix }
+                    }
+                    _ => ActionSpec::Passthrough { upstream },
+                }
             }
         };
         specs.push(route.spec(action));

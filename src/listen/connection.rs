@@ -1,31 +1,37 @@
 //! One connection from handshake to end.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONNECTION;
-use http::{HeaderValue, Request};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap};
+use http::{HeaderValue, Method, Request, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use ipnet::IpNet;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::gate::Permit;
 use super::meter::{ReadMeter, WriteMeter};
+use super::opening::{Ends, hello, prior_knowledge};
+use super::prefixed::Prefixed;
+use super::proxy_header;
 use super::spec::{Limits, ListenTimeouts};
 use super::watch::{Cause, InFlight, Stream, Verdict, Watch};
 use super::worker::{Endpoint, Worker};
-use crate::conn::{Alpn, ConnInfo, RequestLimits, Service};
+use crate::conn::{Alpn, AnswerBody, ConnInfo, RequestLimits, Service, Tunnel};
 use crate::task;
 use crate::telemetry::Gauge;
 use crate::tls::HandshakeError;
@@ -47,41 +53,91 @@ pub(super) struct Settings {
     pub(super) limits: Limits,
     /// Over all listeners.
     pub(super) connections: usize,
+    /// Peers that say who their client is.
+    pub(super) proxy_protocol: Box<[IpNet]>,
+    /// Whether HTTP/2 may begin without TLS.
+    pub(super) h2c: bool,
+}
+
+impl Settings {
+    /// Whether connections of `peer` begin with a PROXY header.
+    pub(super) fn is_balancer(&self, peer: SocketAddr) -> bool {
+        let address = peer.ip().to_canonical();
+        self.proxy_protocol.iter().any(|net| net.contains(&address))
+    }
 }
 
 /// Serves an accepted connection to its end.
 pub(super) async fn serve<S: Service>(
     worker: Rc<Worker<S>>,
     endpoint: Rc<Endpoint>,
-    stream: TcpStream,
+    mut stream: TcpStream,
     peer: SocketAddr,
-    settings: std::sync::Arc<Settings>,
-    _permit: Permit,
+    settings: Arc<Settings>,
+    mut permit: Permit,
 ) {
     let Ok(local) = stream.local_addr() else { return };
     // Answers must not wait for acknowledgements; a socket that cannot do it still works.
     let _ = stream.set_nodelay(true);
     let watch = Watch::new(settings.timeouts);
     let _registered = worker.register(&watch);
-    let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-    let (peer, local) = (canonical(peer), canonical(local));
+    let deadline = Instant::now() + settings.timeouts.handshake;
+    let mut ends = Ends::new(peer, local);
+    if settings.is_balancer(peer) {
+        match timeout_at(deadline, proxy_header::receive(&mut stream)).await {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(said))) => {
+                ends = Ends::new(said.source, said.destination);
+                if !permit.count(ends.peer.ip(), settings.limits.connections_per_ip) {
+                    return worker.reject("connections_per_ip");
+                }
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "a connection without a good PROXY header");
+                return worker.reject("proxy_protocol");
+            }
+            Err(_) => return worker.reject("proxy_protocol"),
+        }
+    }
     let limits = RequestLimits { uri: settings.limits.uri, fields: settings.limits.header_fields };
-    let io = WriteMeter::new(stream, watch.clone());
+    let mut info = ConnInfo { peer: ends.peer, local: ends.local, tls: None, limits };
     if !endpoint.tls {
-        let info = ConnInfo { peer, local, tls: None, limits };
+        let mut head = Bytes::new();
+        if settings.h2c {
+            let opening = Box::pin(prior_knowledge(&mut stream, &watch));
+            let Ok((h2, read)) = attend(&watch, opening).await else { return };
+            head = read;
+            if h2 {
+                let io = WriteMeter::new(Prefixed::new(head, stream), watch.clone());
+                return http2(&worker, &endpoint.open_h2, io, info, &watch, &settings.limits).await;
+            }
+        }
+        let io = WriteMeter::new(Prefixed::new(head, stream), watch.clone());
         return http1(&worker, &endpoint.open_h1, io, info, &watch, &settings.limits).await;
     }
-    let handshake = Box::pin(worker.shared.tls.accept(io, local));
-    let result = timeout(settings.timeouts.handshake, handshake).await;
-    let accepted = match result {
+    let mut head = Bytes::new();
+    if worker.service.passes_through() {
+        let Ok((name, read)) = timeout_at(deadline, hello(&mut stream)).await else {
+            return worker.handshake("timeout");
+        };
+        if let Some(tunnel) = name.and_then(|name| worker.service.pass_through(&name, &info)) {
+            worker.handshake("passed_through");
+            let _open = Open::new(&endpoint.open_tunnels);
+            return tunnel.run(stream, read).await;
+        }
+        head = read;
+    }
+    let io = WriteMeter::new(Prefixed::new(head, stream), watch.clone());
+    let handshake = Box::pin(worker.shared.tls.accept(io, ends.local));
+    let accepted = match timeout_at(deadline, handshake).await {
         Ok(Ok(accepted)) => accepted,
         Ok(Err(error)) => {
             worker.handshake(error.result());
             match error {
                 HandshakeError::Validated(name) => {
-                    tracing::info!(%name, client = %peer.ip(), "answered a tls-alpn-01 request");
+                    tracing::info!(%name, client = %info.peer.ip(), "answered a tls-alpn-01 request");
                 }
-                error => tracing::debug!(%peer, %error, "no handshake"),
+                error => tracing::debug!(peer = %info.peer, %error, "no handshake"),
             }
             return;
         }
@@ -89,7 +145,7 @@ pub(super) async fn serve<S: Service>(
     };
     worker.handshake("ok");
     let alpn = accepted.info.alpn;
-    let info = ConnInfo { peer, local, tls: Some(accepted.info), limits };
+    info.tls = Some(accepted.info);
     match alpn {
         Alpn::Http1 => {
             http1(&worker, &endpoint.open_h1, accepted.stream, info, &watch, &settings.limits).await;
@@ -111,15 +167,19 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let _open = Open::new(open);
     watch.begin(true);
     let info = Rc::new(info);
+    let tunnel = Cell::new(None);
     let service = service_fn(|request| {
         let request_in_flight = watch.request();
         let answer = worker.service.clone().call(request, info.clone());
+        let tunnel = &tunnel;
         async move {
-            let mut response = answer.await.map(|body| Answer::new(body, request_in_flight, None));
-            if watch.is_draining() {
+            let mut response = answer.await;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                tunnel.set(response.body_mut().take_tunnel());
+            } else if watch.is_draining() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, Infallible>(response)
+            Ok::<_, Infallible>(response.map(|body| Answer::new(body, request_in_flight, None)))
         }
     });
     let mut builder = http1::Builder::new();
@@ -131,9 +191,23 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         .header_read_timeout(None)
         .keep_alive(!watch.is_draining());
     let io = TokioIo::new(ReadMeter::new(io, watch.clone()));
-    let connection = pin!(builder.serve_connection(io, service));
-    let end = drive(connection, watch, |connection| connection.graceful_shutdown()).await;
+    let mut connection = builder.serve_connection(io, service);
+    let end = drive(Pin::new(&mut connection), watch, |connection| connection.graceful_shutdown()).await;
+    if matches!(end, End::Http(Ok(()))) {
+        let parts = connection.into_parts();
+        let mut io = parts.io.into_inner();
+        match tunnel.take() {
+            Some(tunnel) => tunnel.run(io.into_inner(), unshared(&parts.read_buf)).await,
+            // After a request that asked for an upgrade and did not get it, HTTP leaves closing to us.
+            None => drop(attend(watch, Box::pin(io.shutdown())).await),
+        }
+    }
     worker.ended(&end, &info);
+}
+
+/// A copy, so that a few bytes that came early do not hold a whole buffer as long as a tunnel lives.
+fn unshared(bytes: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(bytes)
 }
 
 async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
@@ -149,15 +223,32 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let info = Rc::new(info);
     let streams = Streams::default();
     let newest = streams.newest.clone();
-    let service = service_fn(|request: Request<Incoming>| {
+    let service = service_fn(|mut request: Request<Incoming>| {
         let request_in_flight = watch.request();
+        if is_grpc(request.headers()) {
+            watch.keep();
+        }
+        let upgrade = (request.method() == Method::CONNECT)
+            .then(|| (hyper::upgrade::on(&mut request), watch.request()));
         let stream = watch.add_stream();
         newest.set(Some(stream.clone()));
         let answer = worker.service.clone().call(request, info.clone());
         // Removes the stream when the client resets it before there is an answer, too.
         let listed = Listed { watch: watch.clone(), stream };
         async move {
-            Ok::<_, Infallible>(answer.await.map(|body| Answer::new(body, request_in_flight, Some(listed))))
+            let mut response = answer.await;
+            if let Some((upgrade, in_flight)) = upgrade
+                && let Some(tunnel) = response.body_mut().take_tunnel()
+            {
+                task::spawn_local(async move {
+                    let _in_flight = in_flight;
+                    // It fails when the client has left.
+                    if let Ok(io) = upgrade.await {
+                        tunnel.run(TokioIo::new(io), Bytes::new()).await;
+                    }
+                });
+            }
+            Ok::<_, Infallible>(response.map(|body| Answer::new(body, request_in_flight, Some(listed))))
         }
     });
     let mut builder = http2::Builder::new(streams);
@@ -167,6 +258,8 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_concurrent_streams(limits.h2_streams)
         .max_send_buf_size(H2_SEND_BUFFER)
+        // WebSocket comes by extended CONNECT (RFC 8441).
+        .enable_connect_protocol()
         .max_header_list_size(u32::try_from(limits.header).unwrap_or(u32::MAX))
         .keep_alive_interval(H2_PING)
         .keep_alive_timeout(H2_PONG);
@@ -174,6 +267,11 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let connection = pin!(builder.serve_connection(io, service));
     let end = drive(connection, watch, |connection| connection.graceful_shutdown()).await;
     worker.ended(&end, &info);
+}
+
+/// Whether a request belongs to a gRPC channel, which its client keeps open for the next call, however long that takes.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// How a connection ended.
@@ -214,6 +312,28 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
                     }
                     timer.as_mut().reset(Instant::now());
                 }
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Waits for `future` under the deadlines of `watch`, as for a first request. Errors if they are over, or the process shuts down.
+async fn attend<F: Future + Unpin>(watch: &Watch, mut future: F) -> Result<F::Output, ()> {
+    let mut timer = pin!(sleep_until(Instant::now()));
+    poll_fn(|cx| {
+        watch.register(cx);
+        if let Poll::Ready(output) = Pin::new(&mut future).poll(cx) {
+            return Poll::Ready(Ok(output));
+        }
+        if watch.must_look() {
+            timer.as_mut().reset(Instant::now());
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            match watch.look(Instant::now()) {
+                Verdict::Wait(next) => timer.as_mut().reset(next),
+                Verdict::Shut | Verdict::Close(_) => return Poll::Ready(Err(())),
             }
         }
         Poll::Pending

@@ -49,21 +49,25 @@ impl Gate {
 
     /// Counts a connection of `peer`; `None` if it already has `per_ip` of them.
     pub(super) fn enter(self: &Arc<Self>, peer: IpAddr, per_ip: Option<usize>) -> Option<Permit> {
-        let counted = match per_ip {
-            None => None,
-            Some(limit) => {
-                let key = network(peer);
-                let mut counts = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-                let count = counts.entry(key).or_default();
-                if *count >= limit {
-                    return None;
-                }
-                *count += 1;
-                Some(key)
-            }
-        };
         self.open.fetch_add(1, Ordering::AcqRel);
-        Some(Permit { gate: self.clone(), counted })
+        let mut permit = Permit { gate: self.clone(), counted: None };
+        permit.count(peer, per_ip).then_some(permit)
+    }
+}
+
+impl Permit {
+    /// Counts the connection as one of `client`, once its address is known; `false` if it already has `per_ip` of them.
+    pub(super) fn count(&mut self, client: IpAddr, per_ip: Option<usize>) -> bool {
+        let (Some(limit), None) = (per_ip, self.counted) else { return true };
+        let key = network(client);
+        let mut counts = self.gate.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(key).or_default();
+        if *count >= limit {
+            return false;
+        }
+        *count += 1;
+        self.counted = Some(key);
+        true
     }
 }
 
@@ -106,6 +110,10 @@ mod tests {
         assert!(enter("192.0.2.1", None).is_some());
         drop(one);
         let three = enter("192.0.2.1", Some(2)).unwrap();
+        let mut balanced = enter("192.0.2.9", None).unwrap();
+        assert!(!balanced.count("192.0.2.1".parse().unwrap(), Some(2)));
+        assert!(balanced.count("192.0.2.3".parse().unwrap(), Some(1)), "once the client is known");
+        drop(balanced);
         let six = enter("2001:db8::1", Some(1)).unwrap();
         assert!(enter("2001:db8::2:1", Some(1)).is_none(), "the same /64");
         assert!(enter("2001:db8:0:1::1", Some(1)).is_some());

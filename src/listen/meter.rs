@@ -31,6 +31,11 @@ impl<S> ReadMeter<S> {
     pub(super) fn new(inner: S, watch: Rc<Watch>) -> Self {
         Self { inner, watch, closed: false, lingered: 0 }
     }
+
+    /// The stream without the meter.
+    pub(super) fn into_inner(self) -> S {
+        self.inner
+    }
 }
 
 impl<S> WriteMeter<S> {

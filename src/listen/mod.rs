@@ -3,6 +3,9 @@
 mod connection;
 mod gate;
 mod meter;
+mod opening;
+mod prefixed;
+pub mod proxy_header;
 mod socket;
 mod spec;
 mod traffic;

@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::name::HostName;
 
 /// Where clients come in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListenSpec {
     /// With TLS; h2 and http/1.1 by ALPN.
     pub https: Vec<SocketAddr>,
@@ -14,6 +16,11 @@ pub struct ListenSpec {
     pub http: Vec<SocketAddr>,
     /// The certificate for clients without SNI, when no certificate is for the local address.
     pub default_sni: Option<HostName>,
+    /// Peers whose connections begin with a PROXY header, version 1 or 2, on every listener. From anybody else such a header is
+    /// whatever it would be without this: a bad request.
+    pub proxy_protocol: Vec<IpNet>,
+    /// Whether clients in clear may speak HTTP/2 without asking first (RFC 9113 section 3.3).
+    pub h2c: bool,
     /// How long a client may take.
     pub timeouts: ListenTimeouts,
     /// How much a client may send or hold.
@@ -23,7 +30,7 @@ pub struct ListenSpec {
 /// How long a client may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenTimeouts {
-    /// TLS handshake.
+    /// PROXY header and TLS handshake together.
     pub handshake: Duration,
     /// From the first byte of a request to the end of its head.
     pub header: Duration,

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::connection::Settings;
 use super::gate::{self, Gate};
 use super::socket::{Inherited, ListenError, bind, raise_file_limit};
-use super::spec::{Limits, ListenSpec, ListenTimeouts};
+use super::spec::ListenSpec;
 use super::worker::{Add, Phase, Shared, Stage, Worker};
 use crate::conn::Service;
 use crate::task::{self, Shutdown, Thread};
@@ -82,7 +82,7 @@ impl Traffic {
         make: impl Fn(usize) -> S + Clone + Send + 'static,
     ) -> io::Result<Self> {
         let files = raise_file_limit();
-        let settings = settings(&ListenTimeouts::default(), &Limits::default(), files);
+        let settings = settings(&ListenSpec::default(), files);
         let settings = ArcSwap::from_pointee(settings);
         let shared = Arc::new(Shared { settings, gate: Arc::new(Gate::default()), tls, metrics });
         let (stage, _) = watch::channel(Stage::Serving);
@@ -127,7 +127,7 @@ impl Traffic {
                 _ => Prepared::New(self.open(*key, inherited).await?),
             });
         }
-        let settings = settings(&spec.timeouts, &spec.limits, self.files);
+        let settings = settings(spec, self.files);
         Ok(PreparedListeners { traffic: self, listeners, settings })
     }
 
@@ -275,8 +275,14 @@ fn keys(spec: &ListenSpec) -> Vec<Key> {
     https.chain(spec.http.iter().map(|address| key(false, *address))).collect()
 }
 
-fn settings(timeouts: &ListenTimeouts, limits: &Limits, files: u64) -> Settings {
-    Settings { timeouts: *timeouts, limits: *limits, connections: gate::limit(limits.connections, files) }
+fn settings(spec: &ListenSpec, files: u64) -> Settings {
+    Settings {
+        timeouts: spec.timeouts,
+        limits: spec.limits,
+        connections: gate::limit(spec.limits.connections, files),
+        proxy_protocol: spec.proxy_protocol.clone().into(),
+        h2c: spec.h2c,
+    }
 }
 
 /// Says that a worker has ended, however it ended.

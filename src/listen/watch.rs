@@ -44,6 +44,8 @@ struct State {
     shut_since: Option<Instant>,
     /// The process is shutting down.
     draining_since: Option<Instant>,
+    /// Being idle is no reason to end it.
+    kept: bool,
 }
 
 /// What is to be done with a connection.
@@ -103,7 +105,7 @@ fn judge(state: &State, timeouts: &ListenTimeouts, now: Instant) -> Verdict {
             Some(_) if due(state.shut_since, timeouts.write) => return Verdict::Close(Cause::Lingered),
             Some(_) => {}
             None => {
-                if state.head_since.is_none() && due(Some(state.idle_since), timeouts.idle) {
+                if state.head_since.is_none() && !state.kept && due(Some(state.idle_since), timeouts.idle) {
                     return Verdict::Shut;
                 }
             }
@@ -132,6 +134,7 @@ impl Watch {
             lingering_since: None,
             shut_since: None,
             draining_since: None,
+            kept: false,
         };
         Rc::new(Self {
             timeouts,
@@ -197,6 +200,11 @@ impl Watch {
             s.head_since = None;
         });
         InFlight(self.clone())
+    }
+
+    /// From now on it may idle as long as its client answers pings.
+    pub(super) fn keep(&self) {
+        self.update(|s| s.kept = true);
     }
 
     /// The process is shutting down.
@@ -431,6 +439,18 @@ mod tests {
         assert!(!moving.must_end(&cx), "the server is being waited for");
         watch.remove_stream(&stalled);
         assert_eq!(watch.streams.borrow().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_channel_that_is_kept_may_idle_until_the_process_goes() {
+        let watch = Watch::new(T);
+        watch.begin(false);
+        drop(watch.request());
+        watch.keep();
+        pass(3600).await;
+        assert!(matches!(watch.look(Instant::now()), Verdict::Wait(_)));
+        watch.drain();
+        assert_eq!(watch.look(Instant::now()), Verdict::Shut);
     }
 
     #[tokio::test(start_paused = true)]

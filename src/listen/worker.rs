@@ -71,6 +71,8 @@ pub(super) struct Endpoint {
     pub(super) tls: bool,
     pub(super) open_h1: Gauge,
     pub(super) open_h2: Gauge,
+    /// Connections that TLS does not end here.
+    pub(super) open_tunnels: Gauge,
 }
 
 /// One worker's own things.
@@ -136,6 +138,7 @@ impl<S: Service> Worker<S> {
                     tls: add.tls,
                     open_h1: self.shared.metrics.connections(&add.label, "h1"),
                     open_h2: self.shared.metrics.connections(&add.label, "h2"),
+                    open_tunnels: self.shared.metrics.connections(&add.label, "passthrough"),
                 });
                 task::spawn_local(self.accept(listener, endpoint, add.phase, stage));
                 // Whoever asked may have given up; then the phase channel is closed as well.
@@ -197,7 +200,9 @@ impl<S: Service> Worker<S> {
 
     fn enter(self: &Rc<Self>, endpoint: &Rc<Endpoint>, stream: tokio::net::TcpStream, peer: SocketAddr) {
         let settings = self.shared.settings.load_full();
-        match self.shared.gate.enter(peer.ip(), settings.limits.connections_per_ip) {
+        // Of a balancer's clients each has its share, which is counted when it is known.
+        let per_ip = settings.limits.connections_per_ip.filter(|_| !settings.is_balancer(peer));
+        match self.shared.gate.enter(peer.ip(), per_ip) {
             Some(permit) => {
                 let (worker, endpoint) = (self.clone(), endpoint.clone());
                 task::spawn_local(serve(worker, endpoint, stream, peer, settings, permit));
@@ -248,7 +253,8 @@ impl<S: Service> Worker<S> {
         }
     }
 
-    fn reject(&self, reason: &'static str) {
+    /// Counts what Starlock refused on its own.
+    pub(super) fn reject(&self, reason: &'static str) {
         self.shared.metrics.rejected(reason).inc();
     }
 }

@@ -8,8 +8,11 @@ use std::time::Duration;
 use http::{Method, Request, Response, StatusCode};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::balance::{Balancer, InFlight, NoEndpoint, Outcome, Preference, Tried};
-use crate::upstream::{Exchange, ExchangeLimits, Failure, Pool, RequestBody, ResponseBody, Upload};
+use crate::balance::{Balancer, Connection, InFlight, NoEndpoint, Outcome, Preference, Tried};
+use crate::upstream::{
+    ClientAddresses, Exchange, ExchangeLimits, Failure, Pool, Pools, RequestBody, ResponseBody, ServerStream,
+    Upload,
+};
 
 /// Answers with which a server says that it, or what is behind it, cannot.
 const CANNOT: [StatusCode; 3] =
@@ -19,6 +22,8 @@ const CANNOT: [StatusCode; 3] =
 pub(super) struct Attempts<'a> {
     balancer: &'a Arc<Balancer>,
     pub(super) upload: Upload,
+    /// Whether the request asks for another protocol, so that a 101 is an answer.
+    pub(super) may_switch: bool,
     idempotent: bool,
     tried: Tried,
     /// Left of each kind.
@@ -54,6 +59,7 @@ impl<'a> Attempts<'a> {
         Self {
             balancer,
             upload: upload(idempotent && retries.idempotent > 0),
+            may_switch: false,
             idempotent,
             tried: Tried::default(),
             connects: most(retries.connect),
@@ -109,6 +115,37 @@ impl<'a> Attempts<'a> {
         limits
     }
 
+    /// Connects to the server that was picked, for bytes that are not HTTP. `None`: another attempt is due.
+    pub(super) async fn connect(
+        &mut self,
+        pools: &Pools,
+        in_flight: &InFlight,
+        client: &ClientAddresses,
+    ) -> Result<Option<(ServerStream, Connection)>, Failure> {
+        let limits = ExchangeLimits {
+            timeouts: *self.balancer.timeouts(),
+            body_timeout: Duration::ZERO,
+            max_body: None,
+        };
+        let limit = self.limits(limits).timeouts.connect;
+        let failure = match pools.connect(in_flight.endpoint(), client, limit).await {
+            Ok(connected) => {
+                self.balancer.report(in_flight, Outcome::Fine);
+                return Ok(Some(connected));
+            }
+            Err(failure) => failure,
+        };
+        if let Some(outcome) = blame(failure) {
+            self.balancer.report(in_flight, outcome);
+        }
+        self.last = Some(failure);
+        if self.connects > 0 && self.balancer.others(&self.tried) > 0 {
+            self.again(Retry::Connect);
+            return Ok(None);
+        }
+        Err(self.verdict(failure))
+    }
+
     /// Sends the request to the server that was picked. `None`: it came to nothing, and another attempt is due.
     pub(super) async fn send(
         &mut self,
@@ -122,8 +159,11 @@ impl<'a> Attempts<'a> {
                 self.again(Retry::Timeout);
                 return Ok(None);
             }
-            // We never ask for another protocol, so there is none to switch to.
-            Some(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Failure::Malformed,
+            Some(Ok(response))
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS && !self.may_switch =>
+            {
+                Failure::Malformed
+            }
             Some(Ok(response)) => {
                 let cannot = CANNOT.contains(&response.status());
                 self.balancer.report(in_flight, if cannot { Outcome::Failed } else { Outcome::Fine });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{Request, Response, Uri, Version, header};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use http_body::Body;
 use hyper::body::Incoming;
 
@@ -15,8 +15,9 @@ use super::error::Refusal;
 use super::handler::{Shared, refuse};
 use super::headers;
 use super::record::Record;
-use crate::balance::{Ask, Balancer};
-use crate::upstream::{Exchange, ExchangeLimits, Failure, Upload};
+use super::upgrade::Upgrade;
+use crate::balance::{Ask, Balancer, InFlight};
+use crate::upstream::{Exchange, ExchangeLimits, Failure, ResponseBody, Upload};
 
 /// The target for the server: `path`, which was matched, and the query as it came. Nothing is copied if `path` is what came.
 pub(super) fn target(uri: &Uri, path: &str) -> Option<Uri> {
@@ -41,6 +42,7 @@ pub(super) async fn forward(
     shared: &Shared,
     balancer: &Arc<Balancer>,
     request: Request<Incoming>,
+    upgrade: Option<Upgrade>,
     mut record: Box<Record>,
 ) -> Response<Answer> {
     let limits = ExchangeLimits {
@@ -58,6 +60,7 @@ pub(super) async fn forward(
     headers::announce_body(&mut parts.headers, &parts.method, hint.exact());
     parts.version = Version::HTTP_11;
     let mut attempts = Attempts::new(balancer, &parts.method, |keep| Upload::new(body, keep));
+    attempts.may_switch = upgrade.is_some();
     let mut parts = Some(parts);
     loop {
         let in_flight = match attempts.pick(&preference).await {
@@ -77,14 +80,47 @@ pub(super) async fn forward(
             Ok(None) => continue,
             Err(failure) => return refuse(Refusal::Upstream(failure), record),
         };
+        if upgrade.as_ref().is_some_and(|upgrade| upgrade.is_mistaken_by(response.status())) {
+            return refuse(Refusal::Upstream(Failure::Malformed), record);
+        }
+        let cookie = balancer.cookie(in_flight.endpoint(), &preference, record.tls_resumed.is_some());
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return switch(response, upgrade, cookie, in_flight, record).await;
+        }
         let (mut head, body) = response.into_parts();
         headers::to_client(&mut head.headers);
-        let cookie = balancer.cookie(in_flight.endpoint(), &preference, record.tls_resumed.is_some());
         if let Some(cookie) = cookie {
             head.headers.append(header::SET_COOKIE, cookie);
         }
         head.version = Version::HTTP_11;
         record.answered(head.status);
         return Response::from_parts(head, Answer::server(body, in_flight, record));
+    }
+}
+
+/// Answers that the server has switched to the protocol the client asked for, if that is so: a 101 that nobody asked for, or to
+/// something else, is no answer.
+async fn switch(
+    response: Response<ResponseBody>,
+    upgrade: Option<Upgrade>,
+    cookie: Option<HeaderValue>,
+    in_flight: InFlight,
+    mut record: Box<Record>,
+) -> Response<Answer> {
+    let (mut head, mut body) = response.into_parts();
+    let granted = upgrade.filter(|upgrade| upgrade.is_granted(&head.headers)).zip(body.switched());
+    let Some((upgrade, switched)) = granted else {
+        return refuse(Refusal::Upstream(Failure::Malformed), record);
+    };
+    match switched.await {
+        Ok(server) => {
+            headers::to_client(&mut head.headers);
+            head.status = upgrade.grant(&mut head.headers);
+            head.headers.extend(cookie.map(|cookie| (header::SET_COOKIE, cookie)));
+            head.version = Version::HTTP_11;
+            record.answered(head.status);
+            Response::from_parts(head, Answer::switched(server, in_flight, record))
+        }
+        Err(failure) => refuse(Refusal::Upstream(failure), record),
     }
 }

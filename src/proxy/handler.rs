@@ -3,13 +3,15 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body::Body;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -18,12 +20,16 @@ use super::body::Answer;
 use super::client::Client;
 use super::error::{self, Refusal};
 use super::host::{Authority, bracketed};
+use super::passthrough::Passage;
 use super::record::{CLIENT_CLOSED, Record, RequestId};
 use super::route::NoRoute;
 use super::snapshot::{Snapshot, SnapshotReader, Target};
+use super::tunnel::Tunnel;
+use super::upgrade::{self, Upgrade};
 use super::{headers, path};
 use crate::clock::SharedClock;
 use crate::conn::{ConnInfo, Service, TlsPolicy};
+use crate::name::HostName;
 use crate::policy::{Identity, Pass, client_cert};
 use crate::telemetry::{AccessWriter, Counter, Histogram, Metrics, NONE};
 use crate::upstream::{Pools, is_grpc};
@@ -70,7 +76,7 @@ impl Local {
         Rc::new(Self { snapshot, version, counters: RefCell::default(), durations: RefCell::default() })
     }
 
-    /// Counts a request that has ended.
+    /// Counts a request that has ended. `duration`: how long its answer took.
     pub(super) fn count(
         &self,
         shared: &Shared,
@@ -78,7 +84,7 @@ impl Local {
         upstream: Option<&Arc<str>>,
         method: &Method,
         status: u16,
-        duration: Duration,
+        duration: Option<Duration>,
     ) {
         let none = || Arc::from(NONE);
         let key = || route.map_or_else(none, |index| self.snapshot.router.routes()[index].key.clone());
@@ -91,6 +97,7 @@ impl Local {
             shared.metrics.requests(&key(), &upstream.cloned().unwrap_or_else(none), method, status)
         });
         counter.inc();
+        let Some(duration) = duration else { return };
         let mut durations = self.durations.borrow_mut();
         durations.entry(route).or_insert_with(|| shared.metrics.durations(&key())).observe(duration);
     }
@@ -146,37 +153,50 @@ impl Proxy {
 
     fn begin(&self, parts: &Parts, conn: &ConnInfo, local: Rc<Local>) -> (Box<Record>, Client) {
         let client = Client::of(conn.peer.ip(), &local.snapshot.trusted, &parts.headers);
-        let record = Record {
+        let mut record = self.blank(client.address, conn, parts.method.clone(), local);
+        record.target = parts.uri.path_and_query().cloned();
+        record.version = parts.version;
+        record.html = error::wants_html(&parts.headers);
+        record.grpc = is_grpc(&parts.headers);
+        record.tls_resumed = conn.tls.as_ref().map(|tls| tls.resumed);
+        (record, client)
+    }
+
+    /// The record of something that has just come from `client`.
+    fn blank(&self, client: IpAddr, conn: &ConnInfo, method: Method, local: Rc<Local>) -> Box<Record> {
+        Box::new(Record {
             shared: self.shared.clone(),
             local,
             start: Instant::now(),
             id: self.request_id(),
-            client: client.address,
+            client,
             ends: (conn.peer, conn.local),
-            method: parts.method.clone(),
+            method,
             host: None,
-            target: parts.uri.path_and_query().cloned(),
-            version: parts.version,
-            html: error::wants_html(&parts.headers),
-            grpc: is_grpc(&parts.headers),
-            tls_resumed: conn.tls.as_ref().map(|tls| tls.resumed),
+            target: None,
+            version: Version::HTTP_11,
+            html: false,
+            grpc: false,
+            tls_resumed: None,
             route: None,
             endpoint: None,
             exchange: None,
             pass: Pass::default(),
             status: CLIENT_CLOSED.0,
             reason: CLIENT_CLOSED.1,
+            received: 0,
             sent: 0,
-        };
-        (Box::new(record), client)
+            passed: false,
+            tunnelled: false,
+        })
     }
 
     /// Answers a request, and lets its route's policies have the last word on the answer.
     async fn serve(self: Rc<Self>, request: Request<Incoming>, conn: Rc<ConnInfo>) -> Response<Answer> {
         let tls = conn.tls.is_some();
         let (mut head, body) = self.answer(request, conn).await.into_parts();
-        if let Some(policy) = body.record().policy() {
-            policy.standing(&body.record().pass, &mut head.headers);
+        if let Some((record, policy)) = body.record().and_then(|record| Some((record, record.policy()?))) {
+            policy.standing(&record.pass, &mut head.headers);
             policy.finish(&mut head.headers, tls);
         }
         Response::from_parts(head, body)
@@ -226,6 +246,7 @@ impl Proxy {
             }
         }
         match &local.snapshot.targets[route] {
+            Target::Passthrough(_) => refuse(Refusal::Misdirected, record),
             Target::Redirect { status, origin, path: None } => {
                 redirect(*status, origin.to_string(), &decision.path, query, record)
             }
@@ -258,17 +279,21 @@ impl Proxy {
                 };
                 let incoming =
                     headers::Incoming { client, scheme: conn.scheme(), host: &host, version: parts.version };
+                let upgrade = Upgrade::asked(&parts, !body.is_end_stream());
                 let mut fields = std::mem::take(&mut parts.headers);
                 headers::to_server(&mut fields, &incoming);
                 policy.identify(&identity, &mut fields);
                 if let Some(tls) = &conn.tls {
                     client_cert::tell(tls, &mut fields);
                 }
+                if let Some(upgrade) = &upgrade {
+                    upgrade.ask(&mut parts.method, &mut fields);
+                }
                 let mut outgoing = Request::new(body);
                 *outgoing.method_mut() = parts.method;
                 *outgoing.uri_mut() = uri;
                 *outgoing.headers_mut() = fields;
-                super::forward::forward(&self.shared, balancer, outgoing, record).await
+                super::forward::forward(&self.shared, balancer, outgoing, upgrade, record).await
             }
         }
     }
@@ -285,6 +310,31 @@ impl Service for Proxy {
         self.serve(request, conn)
     }
 
+    fn passes_through(&self) -> bool {
+        !self.local().snapshot.passed.is_empty()
+    }
+
+    fn pass_through(&self, name: &HostName, conn: &ConnInfo) -> Option<Tunnel> {
+        let local = self.local();
+        let route = local.snapshot.passed.find(name.as_str(), &local.snapshot.router)?;
+        let Target::Passthrough(balancer) = &local.snapshot.targets[route] else { return None };
+        let client = conn.peer.ip();
+        let balancer = balancer.clone();
+        // No request, no method.
+        let mut record =
+            self.blank(client, conn, Method::from_bytes(b"-").unwrap_or_default(), local.clone());
+        let admitted =
+            local.snapshot.policies[route].admit(client, &HeaderMap::new(), record.start.into_std());
+        let balancer = admitted.map_err(Refusal::Denied).map(|pass| {
+            record.pass = pass;
+            balancer
+        });
+        record.host = Some(name.as_str().into());
+        record.route = Some(route);
+        record.passed = true;
+        Some(Passage { balancer, record }.into())
+    }
+
     fn unreadable(&self, conn: &ConnInfo, status: u16, reason: &'static str) {
         super::record::unreadable(&self.shared, self.request_id(), conn, status, reason);
     }
@@ -292,7 +342,7 @@ impl Service for Proxy {
 
 /// What a request is: pure, and everything that is refused before any server is asked.
 fn decide<'a>(snapshot: &Snapshot, parts: &'a Parts, conn: &ConnInfo) -> Result<Decision<'a>, Refusal> {
-    if matches!(parts.method, Method::CONNECT | Method::TRACE) {
+    if matches!(parts.method, Method::CONNECT | Method::TRACE) && !upgrade::is_websocket_stream(parts) {
         return Err(Refusal::Method);
     }
     let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
@@ -324,6 +374,17 @@ fn decide<'a>(snapshot: &Snapshot, parts: &'a Parts, conn: &ConnInfo) -> Result<
         };
     }
     match snapshot.router.route_unambiguous(&authority.host, &path) {
+        // The connection was made for this very host, so it is not one of those that are passed through.
+        Ok(matched)
+            if matches!(snapshot.targets[matched.index], Target::Passthrough(_))
+                && conn
+                    .tls
+                    .as_ref()
+                    .and_then(|tls| tls.sni.as_ref())
+                    .is_some_and(|sni| sni.as_str() == authority.host) =>
+        {
+            Err(Refusal::NoRoute)
+        }
         Ok(matched) => Ok(Decision { route: Some(matched.index), authority, path }),
         Err(NoRoute::Unknown) => Err(Refusal::NoRoute),
         Err(NoRoute::Ambiguous { .. }) => Err(Refusal::AmbiguousPath),
@@ -340,7 +401,7 @@ pub(super) fn refuse(refusal: Refusal, mut record: Box<Record>) -> Response<Answ
     let mut response = full(status, kind, page, record);
     if let Refusal::Denied(denial) = refusal {
         let mut fields = HeaderMap::new();
-        if let Some(policy) = response.body().record().policy() {
+        if let Some(policy) = response.body().record().and_then(Record::policy) {
             policy.explain(denial, &mut fields);
         }
         response.headers_mut().extend(fields);

@@ -9,14 +9,18 @@ mod forward;
 mod handler;
 mod headers;
 mod host;
+mod passthrough;
 pub mod path;
 mod record;
 mod route;
 mod snapshot;
 mod spec;
+mod tunnel;
+mod upgrade;
 
 pub use body::Answer;
 pub use handler::Proxy;
 pub use route::{Candidate, Matched, NoRoute, Router, Verdict};
 pub use snapshot::{BuildError, Snapshot, SnapshotPublisher, SnapshotReader, snapshot_cell};
 pub use spec::{ActionSpec, ProxySpec, RedirectSpec, RouteHost, RouteSpec};
+pub use tunnel::Tunnel;

@@ -63,8 +63,14 @@ pub(super) struct Record {
     pub(super) pass: Pass,
     pub(super) status: u16,
     pub(super) reason: &'static str,
-    /// Bytes of an answer that did not come from a server.
+    /// Bytes from the client in a tunnel.
+    pub(super) received: u64,
+    /// Bytes of an answer that did not come from a server, or to the client in a tunnel.
     pub(super) sent: u64,
+    /// Whether it is a connection that is passed through: nothing is known of what is said on it.
+    pub(super) passed: bool,
+    /// Whether it has become a tunnel: how long that lives says nothing of how fast anything was answered.
+    pub(super) tunnelled: bool,
 }
 
 /// What a client that left before its answer gets in the log.
@@ -116,7 +122,8 @@ impl Drop for Record {
     fn drop(&mut self) {
         let duration = self.start.elapsed();
         let upstream = self.endpoint.as_ref().map(|e| e.upstream());
-        self.local.count(&self.shared, self.route, upstream, &self.method, self.status, duration);
+        let answered_in = Some(duration).filter(|_| !self.tunnelled);
+        self.local.count(&self.shared, self.route, upstream, &self.method, self.status, answered_in);
         if !self.shared.access.is_on() {
             return;
         }
@@ -127,15 +134,20 @@ impl Drop for Record {
             client: self.client,
             method: self.method.as_str(),
             host: self.host.as_deref().unwrap_or_default(),
-            path: self.target.as_ref().map_or("*", PathAndQuery::as_str),
+            path: match &self.target {
+                Some(target) => target.as_str(),
+                None if self.passed => "-",
+                None => "*",
+            },
             protocol: match self.version {
+                _ if self.passed => "TLS",
                 Version::HTTP_2 => "HTTP/2",
                 Version::HTTP_10 => "HTTP/1.0",
                 _ => "HTTP/1.1",
             },
             tls_resumed: self.tls_resumed,
             status: self.status,
-            received: exchange.map_or(0, |e| e.received()),
+            received: self.received + exchange.map_or(0, |e| e.received()),
             sent: self.sent + exchange.map_or(0, |e| e.sent()),
             duration,
             route: self.route.map_or("", |index| &self.local.snapshot.router.routes()[index].key),

@@ -120,6 +120,11 @@ impl Router {
         Some(Matched { index, route: &self.routes[index] })
     }
 
+    /// Whether a route names `host` itself, as opposed to a wildcard.
+    pub(super) fn names(&self, host: &str) -> bool {
+        self.exact.contains_key(host)
+    }
+
     fn address(&self, host: &str) -> Option<&PathTree> {
         if self.addresses.is_empty() {
             return None;

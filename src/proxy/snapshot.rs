@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use ipnet::IpNet;
 
+use super::passthrough::PassedHosts;
 use super::route::Router;
 use super::spec::{ActionSpec, ProxySpec};
 use crate::balance::{Balancer, StickyError, UpstreamSpec, Upstreams};
@@ -25,8 +26,10 @@ pub struct Snapshot {
     /// One for each route of the router.
     pub(super) policies: Box<[Policy]>,
     pub(super) upstreams: Arc<Upstreams>,
+    pub(super) passed: PassedHosts,
     pub(super) trusted: Box<[IpNet]>,
     pub(super) body_timeout: Duration,
+    pub(super) tunnel_timeout: Duration,
     pub(super) max_body: Option<u64>,
     /// Where clients that come in clear are sent to.
     pub(super) https_port: Option<u16>,
@@ -39,9 +42,21 @@ pub struct Snapshot {
 /// What a route does, with everything looked up.
 #[derive(Debug)]
 pub(super) enum Target {
-    Forward { balancer: Arc<Balancer>, strip_prefix: bool },
-    Redirect { status: StatusCode, origin: Arc<str>, path: Option<Arc<str>> },
-    Respond { status: StatusCode, body: Option<Bytes> },
+    Forward {
+        balancer: Arc<Balancer>,
+        strip_prefix: bool,
+    },
+    /// Its connections are none of ours: a request for such a host came on one that was made for another.
+    Passthrough(Arc<Balancer>),
+    Redirect {
+        status: StatusCode,
+        origin: Arc<str>,
+        path: Option<Arc<str>>,
+    },
+    Respond {
+        status: StatusCode,
+        body: Option<Bytes>,
+    },
 }
 
 /// A plan that cannot be put into force. `config` refuses such plans, so whoever made this one without it is at fault.
@@ -106,16 +121,17 @@ impl Snapshot {
                         .filter(|s| s.as_u16() >= 200 && s.as_u16() < 600)
                         .ok_or(BuildError::BadStatus { route: route.key.clone(), status })
                 };
+                let balancer = |upstream: &Arc<str>| {
+                    upstreams.get(upstream).cloned().ok_or_else(|| BuildError::UnknownUpstream {
+                        route: route.key.clone(),
+                        upstream: upstream.clone(),
+                    })
+                };
                 Ok(match &route.action {
-                    ActionSpec::Forward { upstream, strip_prefix } => Target::Forward {
-                        balancer: upstreams.get(upstream).cloned().ok_or_else(|| {
-                            BuildError::UnknownUpstream {
-                                route: route.key.clone(),
-                                upstream: upstream.clone(),
-                            }
-                        })?,
-                        strip_prefix: *strip_prefix,
-                    },
+                    ActionSpec::Forward { upstream, strip_prefix } => {
+                        Target::Forward { balancer: balancer(upstream)?, strip_prefix: *strip_prefix }
+                    }
+                    ActionSpec::Passthrough { upstream } => Target::Passthrough(balancer(upstream)?),
                     ActionSpec::Redirect(to) => {
                         let text = format!("{}{}", to.origin, to.path.as_deref().unwrap_or_default());
                         if HeaderValue::from_str(&text).is_err() {
@@ -148,9 +164,11 @@ impl Snapshot {
             router: Router::new(&spec.routes),
             targets,
             policies,
+            passed: PassedHosts::new(&spec.routes),
             upstreams,
             trusted: spec.trusted_proxies.clone().into(),
             body_timeout: spec.body_timeout,
+            tunnel_timeout: spec.tunnel_timeout,
             max_body: spec.max_body,
             https_port,
             tls_policies: previous.map(|p| p.tls_policies.clone()).unwrap_or_default(),

@@ -17,6 +17,8 @@ pub struct ProxySpec {
     pub trusted_proxies: Vec<IpNet>,
     /// Without progress on a request's body (default 60 s).
     pub body_timeout: Duration,
+    /// Without a byte in either direction of a tunnel: WebSocket, another upgrade, passthrough (default 1 h).
+    pub tunnel_timeout: Duration,
     /// Request bodies larger than this are 413; `None` is unlimited.
     pub max_body: Option<u64>,
 }
@@ -64,6 +66,11 @@ pub enum ActionSpec {
     },
     /// Sends the client elsewhere.
     Redirect(RedirectSpec),
+    /// Hands connections that ask for the host by SNI to an upstream, TLS and all. The route has no path.
+    Passthrough {
+        /// Name of one of the plan's upstreams.
+        upstream: Arc<str>,
+    },
     /// Answers by itself.
     Respond {
         /// 200 to 599.

@@ -5,6 +5,7 @@ mod bundle;
 mod canary;
 mod client_auth;
 mod files;
+mod hello;
 mod mint;
 mod resolver;
 mod store;
@@ -18,6 +19,7 @@ pub use client_auth::{
     ClientAuth, ClientAuthError, ClientAuthPublisher, ClientAuthReader, ClientAuthSpec, client_auth_cell,
 };
 pub use files::{CertFiles, FromFiles, Stamp};
+pub use hello::{Hello, HelloReader};
 pub use mint::{Mint, MintJob, MintReader, mint};
 pub use store::{CertPublisher, CertResolver, cert_store};
 pub use table::CertTable;

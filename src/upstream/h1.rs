@@ -216,7 +216,7 @@ async fn drive(mut connection: Connection<TokioIo<Io>, RequestBody>, link: Rc<Li
     if let Some(switch) = link.switch.borrow_mut().take().filter(|_| ended) {
         let parts = connection.into_parts();
         // Nobody takes it if there was no 101 after all: then it is closed.
-        drop(switch.send(ServerStream::new(parts.io.into_inner(), parts.read_buf)));
+        drop(switch.send(ServerStream::new(parts.io.into_inner(), &parts.read_buf)));
     }
 }
 

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Request, Response, header};
 use tokio::sync::Notify;
@@ -13,9 +14,10 @@ use super::body::{RequestBody, ResponseBody};
 use super::connect::{Means, connect};
 use super::exchange::{Exchange, Failure};
 use super::proxy_protocol::ClientAddresses;
+use super::stream::ServerStream;
 use super::tls::TlsReader;
 use super::{h1, h2};
-use crate::balance::{Endpoint, Transport};
+use crate::balance::{Connection, Endpoint, Transport};
 use crate::resolver::Hosts;
 
 /// A server that refuses streams is asked again this often for one request: a GOAWAY may cross a request on the way, twice is a habit.
@@ -55,6 +57,19 @@ impl Pools {
             })
         });
         pool.clone()
+    }
+
+    /// A connection to `endpoint` for the bytes of `client`, which are not HTTP, within `limit`. It counts for its server as long as
+    /// the guard is held.
+    pub async fn connect(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        client: &ClientAddresses,
+        limit: Duration,
+    ) -> Result<(ServerStream, Connection), Failure> {
+        let counted = endpoint.open().ok_or(Failure::Full)?;
+        let connected = connect(endpoint, &self.means, limit, Some(client), true).await?;
+        Ok((ServerStream::new(connected.io, &[]), counted))
     }
 
     /// Closes the idle connections of servers that `keep` says no to; busy ones end with their exchange.

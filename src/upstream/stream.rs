@@ -142,8 +142,9 @@ pub struct ServerStream {
 }
 
 impl ServerStream {
-    pub(super) fn new(io: Io, ahead: Bytes) -> Self {
-        Self { io, ahead }
+    pub(super) fn new(io: Io, ahead: &[u8]) -> Self {
+        // A piece of a buffer, even an empty one, holds the whole of it.
+        Self { io, ahead: Bytes::copy_from_slice(ahead) }
     }
 }
 
@@ -157,6 +158,9 @@ impl AsyncRead for ServerStream {
             let n = self.ahead.len().min(buffer.remaining());
             buffer.put_slice(&self.ahead[..n]);
             self.ahead.advance(n);
+            if self.ahead.is_empty() {
+                self.ahead = Bytes::new();
+            }
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.io).poll_read(cx, buffer)

@@ -116,7 +116,13 @@ pub(super) static LISTEN: Section = section(
             "[]",
             "Peers whose X-Forwarded-* and Forwarded are believed",
         ),
-        Key::later("proxy_protocol", "Peers that must speak the PROXY protocol"),
+        Key::new(
+            "proxy_protocol",
+            Kind::List(&Kind::Net),
+            "[]",
+            "Balancers whose connections begin with a PROXY header (v1 or v2): they must; nobody else may",
+        ),
+        Key::new("h2c", Kind::Flag, "false", "HTTP/2 in clear as well, by prior knowledge, on `http`"),
         Key::new("default_sni", Kind::Host, "", "The name whose certificate clients without SNI get"),
     ],
 );
@@ -125,7 +131,7 @@ pub(super) static TIMEOUTS: Section = section(
     "[timeouts]",
     "How long anything may take",
     &[
-        Key::new("handshake", SECONDS, "\"10s\"", "TLS handshake"),
+        Key::new("handshake", SECONDS, "\"10s\"", "TLS handshake, and the PROXY header before it"),
         Key::new("header", SECONDS, "\"10s\"", "From the first byte of a request to the end of its head"),
         Key::new("idle", SECONDS, "\"180s\"", "Between the requests of a client"),
         Key::new("body", SECONDS, "\"60s\"", "Without progress on a request's body"),
@@ -145,6 +151,12 @@ pub(super) static TIMEOUTS: Section = section(
         ),
         Key::new("stall", SECONDS, "\"5m\"", "Without a byte of the answer's body"),
         Key::new("upstream_idle", SECONDS, "\"60s\"", "How long an idle connection to a server is kept"),
+        Key::new(
+            "tunnel",
+            SECONDS,
+            "\"1h\"",
+            "Without a byte either way: WebSocket, upgrades, `passthrough`",
+        ),
         Key::new(
             "drain",
             Kind::Duration { zero: true },

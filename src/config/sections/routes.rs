@@ -17,6 +17,12 @@ pub(in crate::config) static ROUTE: Section = growing(
             "",
             "Where clients are sent; keeps path and query unless it has a path",
         ),
+        Key::new(
+            "passthrough",
+            Kind::Text,
+            "",
+            "Server (\"10.0.0.5:5432\") or upstream that gets the TLS connections for this host as they are",
+        ),
         Key::new("respond", Kind::Count { min: 200, max: 599 }, "", "Answers with this status"),
         Key::new("body", Kind::Text, "", "The text that `respond` answers with"),
         Key::new(

@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use starlock::balance::{ServerHost, ServerSpec, UpstreamSpec, UpstreamTimeouts};
 use starlock::clock::SystemClock;
-use starlock::listen::{Inherited, Limits, ListenSpec, ListenTimeouts, Traffic};
+use starlock::listen::{Inherited, ListenSpec, Traffic};
 use starlock::policy::PolicySpec;
 use starlock::probe::Prober;
 use starlock::proxy::{
@@ -25,6 +25,7 @@ use starlock::tls::{
     client_auth_cell,
 };
 use starlock::upstream::{Pools, TlsPublisher, client_tls};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -46,17 +47,12 @@ impl Plan {
     /// Listens on a port in clear.
     pub(crate) fn clear() -> Self {
         Self {
-            listen: ListenSpec {
-                https: vec![],
-                http: vec![local()],
-                default_sni: None,
-                timeouts: ListenTimeouts::default(),
-                limits: Limits::default(),
-            },
+            listen: ListenSpec { http: vec![local()], ..ListenSpec::default() },
             proxy: ProxySpec {
                 routes: vec![],
                 trusted_proxies: vec![],
                 body_timeout: Duration::from_secs(60),
+                tunnel_timeout: Duration::from_secs(3600),
                 max_body: None,
             },
             upstreams: vec![],
@@ -150,6 +146,9 @@ impl Plan {
 fn local() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
+
+/// What a client shows of itself.
+pub(crate) type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 /// A running data plane.
 pub(crate) struct Rig {
@@ -276,18 +275,34 @@ impl Rig {
         &self,
         name: &str,
         alpn: &str,
-        shown: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+        shown: Option<Shown>,
     ) -> TlsStream<TcpStream> {
+        let stream = TcpStream::connect(self.https()).await.unwrap();
+        Self::handshake(stream, self.trusted.clone(), name, alpn, shown).await
+    }
+
+    /// As [`Rig::tls`], on a connection that is there already.
+    pub(crate) async fn tls_over(&self, stream: TcpStream, name: &str, alpn: &str) -> TlsStream<TcpStream> {
+        Self::handshake(stream, self.trusted.clone(), name, alpn, None).await
+    }
+
+    /// A client's handshake that trusts `roots`.
+    pub(crate) async fn handshake<IO: AsyncRead + AsyncWrite + Unpin>(
+        stream: IO,
+        roots: RootCertStore,
+        name: &str,
+        alpn: &str,
+        shown: Option<Shown>,
+    ) -> TlsStream<IO> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder =
             ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let builder = builder.with_root_certificates(self.trusted.clone());
+        let builder = builder.with_root_certificates(roots);
         let mut config = match shown {
             Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap(),
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
-        let stream = TcpStream::connect(self.https()).await.unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
     }
