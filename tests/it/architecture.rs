@@ -22,7 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("dns", &["name", "secret", "clock", "backoff", "resolver", "http_client", "task"]),
     ("balance", &["name", "secret", "clock", "backoff", "telemetry"]),
     ("upstream", &["name", "secret", "clock", "backoff", "task", "conn", "balance", "resolver", "telemetry"]),
-    ("probe", &["backoff", "task", "balance", "resolver"]),
+    ("probe", &["backoff", "task", "balance", "upstream", "resolver"]),
     ("policy", &["name", "secret", "clock", "conn", "telemetry"]),
     ("responder", &["name", "task", "dns", "storage", "telemetry"]),
     ("ledger", &["name", "clock", "issuer", "storage"]),

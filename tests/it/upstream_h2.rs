@@ -181,7 +181,7 @@ async fn a_refused_stream_is_sent_again() {
     let rig = front(&never, "").await;
     assert_eq!(get(&rig, "/").await.0, 502);
     let line = rig.logged(|line| line["status"] == 502).await;
-    assert_eq!(line["reason"], "upstream_unstarted");
+    assert_eq!(line["reason"], "upstream_closed");
 }
 
 #[tokio::test]
