@@ -143,6 +143,7 @@ fn hostile_clients_harm_nobody_but_themselves() {
     let usual = starlock.process().memory_kib();
     eprintln!("quiet: p99 {quiet:?}, {} MiB", usual / 1024);
 
+    let warned = warnings(&starlock);
     let mut slow = Vec::new();
     for (name, attack) in ATTACKS {
         let door = Door { https, http, root: root.clone() };
@@ -173,14 +174,14 @@ fn hostile_clients_harm_nobody_but_themselves() {
     let report = load.stop();
     let failed = report.failed.load(Ordering::Relaxed) + report.failed_handshakes.load(Ordering::Relaxed);
     assert_eq!(failed, 0, "{:?}", report.errors());
-    let log = starlock.log();
-    assert!(
-        !log.contains(" WARN ") && !log.contains(" ERROR "),
-        "hostile clients do not write the log: {log}"
-    );
+    assert_eq!(warnings(&starlock), warned, "hostile clients write the log");
     slow.sort_unstable();
     assert!(slow[slow.len() / 2].0 < NOISE.max(3 * quiet), "quiet it was {quiet:?}, but {slow:#?}");
     assert!(slow[slow.len() - 1].0 < NOISE_WORST.max(3 * quiet), "quiet it was {quiet:?}, but {slow:#?}");
+}
+
+fn warnings(starlock: &Starlock) -> usize {
+    starlock.log().lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).count()
 }
 
 fn p99(times: &[Duration]) -> Duration {

@@ -139,7 +139,7 @@ async fn every_rule_that_a_server_can_be_held_to() {
     eprintln!(
         "{} cases, {} of them as the h2 crate has it, in {:?}",
         cases.len(),
-        KNOWN.len(),
+        known.len(),
         start.elapsed()
     );
 }
