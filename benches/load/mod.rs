@@ -46,6 +46,7 @@ pub struct Report {
     pub resumed: AtomicU64,
     pub connections_closed: AtomicU64,
     serials: Mutex<BTreeSet<String>>,
+    times: Mutex<Vec<Duration>>,
     errors: Mutex<Vec<String>>,
 }
 
@@ -53,6 +54,14 @@ impl Report {
     /// Serial numbers of all certificates that full handshakes showed.
     pub fn serials(&self) -> BTreeSet<String> {
         self.serials.lock().unwrap().clone()
+    }
+
+    /// How long each answer took since this was asked last, the quickest first.
+    #[allow(dead_code, reason = "one of its users measures")]
+    pub fn take_times(&self) -> Vec<Duration> {
+        let mut times = std::mem::take(&mut *self.times.lock().unwrap());
+        times.sort_unstable();
+        times
     }
 
     /// The first errors, at most twenty.
@@ -239,8 +248,12 @@ impl Client {
 
     async fn ask(&self, sender: &mut Sender) -> bool {
         self.report.sent.fetch_add(1, Ordering::Relaxed);
+        let start = Instant::now();
         match tokio::time::timeout(DEADLINE, self.try_ask(sender)).await {
-            Ok(Ok(())) => true,
+            Ok(Ok(())) => {
+                self.report.times.lock().unwrap().push(start.elapsed());
+                true
+            }
             Ok(Err(error)) => {
                 self.report.fail(&self.report.failed, error);
                 false

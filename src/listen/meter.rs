@@ -13,12 +13,18 @@ use super::watch::Watch;
 /// What a client may still send after our last word before it is cut off.
 const LINGER_BYTES: usize = 1024 * 1024;
 
+/// After so many bytes others have their turn: a connection that sends tiny frames as fast as it can (900 fit in here) would else
+/// keep its worker busy for as long as the runtime lets it, which is a hundred times as long.
+const TURN: usize = 8 * 1024;
+
 #[derive(Debug)]
 pub(super) struct ReadMeter<S> {
     inner: S,
     watch: Rc<Watch>,
     closed: bool,
     lingered: usize,
+    /// Bytes read in this turn.
+    turn: usize,
 }
 
 #[derive(Debug)]
@@ -29,7 +35,7 @@ pub(super) struct WriteMeter<S> {
 
 impl<S> ReadMeter<S> {
     pub(super) fn new(inner: S, watch: Rc<Watch>) -> Self {
-        Self { inner, watch, closed: false, lingered: 0 }
+        Self { inner, watch, closed: false, lingered: 0, turn: 0 }
     }
 
     /// The stream without the meter.
@@ -57,11 +63,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadMeter<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.turn >= TURN {
+            self.turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         let result = Pin::new(&mut self.inner).poll_read(cx, buf);
-        if buf.filled().len() > before {
+        let read = buf.filled().len() - before;
+        if read > 0 {
             self.watch.read();
         }
+        self.turn = if result.is_pending() { 0 } else { self.turn + read };
         result
     }
 }
@@ -168,5 +181,22 @@ mod tests {
         let (closed, ()) = tokio::join!(meter.shutdown(), client);
         closed.unwrap();
         assert_eq!(meter.lingered, 10_000);
+    }
+
+    #[tokio::test]
+    async fn who_sends_a_lot_waits_for_its_turn() {
+        let (mut near, far) = tokio::io::duplex(10 * TURN);
+        near.write_all(&vec![0; 4 * TURN]).await.unwrap();
+        let mut meter = ReadMeter::new(far, Watch::new(ListenTimeouts::default()));
+        let mut bytes = vec![0; 4 * TURN];
+        let mut turns = 0;
+        let mut read = std::pin::pin!(meter.read_exact(&mut bytes));
+        std::future::poll_fn(|cx| {
+            turns += 1;
+            read.as_mut().poll(cx)
+        })
+        .await
+        .unwrap();
+        assert!(turns > 1, "all of it was read in one turn");
     }
 }

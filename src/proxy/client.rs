@@ -7,19 +7,19 @@ use ipnet::IpNet;
 
 /// The client of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Client {
+pub struct Client {
     /// Its address.
-    pub(super) address: IpAddr,
+    pub address: IpAddr,
     /// The other end of the connection.
-    pub(super) peer: IpAddr,
+    pub peer: IpAddr,
     /// Whether `peer` is one of the trusted proxies: what it says of the client is believed.
-    pub(super) trusted: bool,
+    pub trusted: bool,
 }
 
 impl Client {
     /// Reads `X-Forwarded-For` from right to left, through trusted proxies, to the first address that is not one of them. What
     /// stands left of an entry that is no address is not believed.
-    pub(super) fn of(peer: IpAddr, trusted: &[IpNet], headers: &HeaderMap) -> Self {
+    pub fn of(peer: IpAddr, trusted: &[IpNet], headers: &HeaderMap) -> Self {
         let peer = peer.to_canonical();
         let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
         if trusted.is_empty() || !is_trusted(&peer) {

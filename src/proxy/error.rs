@@ -21,6 +21,10 @@ pub(super) enum Refusal {
     UriTooLong,
     /// More fields than `limits.header_fields`.
     TooManyFields,
+    /// A transfer coding other than `chunked`, or `chunked` more than once (RFC 9112 section 6.1).
+    TransferCoding,
+    /// Several lengths.
+    ContentLengths,
     /// The certificate that was served is not for this host.
     Misdirected,
     NoRoute,
@@ -41,6 +45,8 @@ impl Refusal {
             Self::AmbiguousPath => (StatusCode::BAD_REQUEST, "ambiguous_path"),
             Self::UriTooLong => (StatusCode::URI_TOO_LONG, "uri_too_long"),
             Self::TooManyFields => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header_fields"),
+            Self::TransferCoding => (StatusCode::NOT_IMPLEMENTED, "transfer_coding"),
+            Self::ContentLengths => (StatusCode::BAD_REQUEST, "content_lengths"),
             Self::Misdirected => (StatusCode::MISDIRECTED_REQUEST, "misdirected"),
             Self::NoRoute => (StatusCode::NOT_FOUND, "no_route"),
             Self::Denied(denial) => denial.verdict(),
@@ -84,11 +90,15 @@ impl Refusal {
         matches!(self, Self::Upstream(Failure::NoServer | Failure::Full))
     }
 
-    /// Whether the rest of the request is not worth reading, so that the connection has to end.
+    /// Whether the rest of the request is not worth reading, or cannot be told from the next one, so that the connection has to end.
+    /// What follows a CONNECT was meant for a tunnel.
     pub(super) fn closes(self) -> bool {
         matches!(
             self,
-            Self::BodyTooLarge
+            Self::Method
+                | Self::TransferCoding
+                | Self::ContentLengths
+                | Self::BodyTooLarge
                 | Self::Upstream(
                     Failure::ClientBody | Failure::ClientBodyTimeout | Failure::ClientBodyTooLarge
                 )

@@ -59,7 +59,8 @@ pub(super) async fn forward(
     let preference = balancer.prefer(&ask);
     headers::announce_body(&mut parts.headers, &parts.method, hint.exact());
     parts.version = Version::HTTP_11;
-    let mut attempts = Attempts::new(balancer, &parts.method, |keep| Upload::new(body, keep));
+    let mut attempts =
+        Attempts::new(balancer, &parts.method, |keep| Upload::new(body, keep, headers::sift_trailers));
     attempts.may_switch = upgrade.is_some();
     let mut parts = Some(parts);
     loop {

@@ -345,6 +345,7 @@ fn decide<'a>(snapshot: &Snapshot, parts: &'a Parts, conn: &ConnInfo) -> Result<
     if matches!(parts.method, Method::CONNECT | Method::TRACE) && !upgrade::is_websocket_stream(parts) {
         return Err(Refusal::Method);
     }
+    headers::framing(&parts.headers)?;
     let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if target > conn.limits.uri {
         return Err(Refusal::UriTooLong);

@@ -5,13 +5,14 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE,
-    TRANSFER_ENCODING, UPGRADE, VIA,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName,
+    HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::{Method, Version};
 use smallvec::SmallVec;
 
 use super::client::Client;
+use super::error::Refusal;
 use crate::policy::client_cert::is_claim;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -61,10 +62,39 @@ pub(super) fn to_client(headers: &mut HeaderMap) {
     strip_hop_by_hop(headers);
 }
 
-/// How many fields a head has, the crumbs of a cookie counted once.
+/// Takes from a client's trailers what must not be said there (RFC 9110 section 6.5.1): where a message ends, where it goes, who
+/// sends it. Servers may add trailers to the head.
+pub(super) fn sift_trailers(trailers: &mut HeaderMap) {
+    strip_hop_by_hop(trailers);
+    let claimed: Names = trailers.keys().filter(|name| is_forwarding(name.as_str())).cloned().collect();
+    let never = [HOST, CONTENT_LENGTH, AUTHORIZATION, COOKIE, EXPECT, TRAILER];
+    for name in claimed.iter().chain(&never) {
+        trailers.remove(name);
+    }
+}
+
+/// Whether a body's length can be read in one way only. hyper takes any coding whose last one is `chunked`, and HTTP/2 may repeat a
+/// length.
+pub(super) fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let chunked = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    if codings.next().is_some_and(|coding| !chunked(coding)) || codings.next().is_some() {
+        return Err(Refusal::TransferCoding);
+    }
+    if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(Refusal::ContentLengths);
+    }
+    Ok(())
+}
+
+/// Browsers keep 180 cookies for a site, and may send each as a crumb of its own. An empty crumb is one byte on the wire: without a
+/// bound, fields could be had for nothing.
+const CRUMBS: usize = 400;
+
+/// How many fields a head has, the first 400 crumbs of a cookie counted once.
 pub(super) fn count(headers: &HeaderMap) -> usize {
     let crumbs = headers.get_all(COOKIE).iter().count();
-    headers.len() - crumbs.saturating_sub(1)
+    headers.len() - crumbs.min(CRUMBS).saturating_sub(1)
 }
 
 /// Whether the body of such a request must be announced by hand: hyper takes for granted that GET, HEAD and others have none
@@ -103,7 +133,9 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    names.extend(headers.keys().filter(|name| is_proxy(name.as_str())).cloned());
+    names.extend(
+        headers.keys().filter(|name| is_proxy(name.as_str()) || is_framing_alias(name.as_str())).cloned(),
+    );
     for name in &names {
         headers.remove(name);
     }
@@ -114,6 +146,21 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
 
 fn is_proxy(name: &str) -> bool {
     name.starts_with("proxy") && matches!(name.as_bytes().get(5), None | Some(b'-' | b'_' | b'.'))
+}
+
+/// `Content_Length` and the like: to a server behind CGI they are the real one.
+fn is_framing_alias(name: &str) -> bool {
+    name.contains(['_', '.'])
+        && (is_spelling("content-length", name) || is_spelling("transfer-encoding", name))
+}
+
+/// Whether `name` is `plain` with any of `-`, `_` and `.` for each hyphen: they are one to CGI and its heirs.
+fn is_spelling(plain: &str, name: &str) -> bool {
+    plain.len() == name.len() && begins_with_spelling(plain, name.as_bytes())
+}
+
+fn begins_with_spelling(plain: &str, name: &[u8]) -> bool {
+    plain.bytes().zip(name).all(|(a, b)| if a == b'-' { matches!(b, b'-' | b'_' | b'.') } else { a == *b })
 }
 
 fn elements(value: &HeaderValue) -> impl Iterator<Item = &str> {
@@ -138,17 +185,11 @@ fn join_cookies(headers: &mut HeaderMap) {
 
 /// Whether servers may take `name` for a field that says who the client is: `_` and `.` are `-` to CGI and its heirs.
 fn is_forwarding(name: &str) -> bool {
-    let same = |plain: &str, name: &[u8]| {
-        plain
-            .bytes()
-            .zip(name)
-            .all(|(a, b)| if a == b'-' { matches!(b, b'-' | b'_' | b'.') } else { a == *b })
-    };
     let bytes = name.as_bytes();
     let ends_there = || matches!(bytes.get(11), None | Some(b'-' | b'_' | b'.'));
     match bytes.len() {
-        9 => same("x-real-ip", bytes) || name == "forwarded",
-        11.. => same("x-forwarded", bytes) && ends_there(),
+        9 => is_spelling("x-real-ip", name) || name == "forwarded",
+        11.. => begins_with_spelling("x-forwarded", bytes) && ends_there(),
         _ => false,
     }
 }
@@ -350,6 +391,9 @@ mod tests {
     fn crumbs_count_once() {
         assert_eq!(count(&map(&[("cookie", "a"), ("cookie", "b"), ("accept", "x")])), 2);
         assert_eq!(count(&map(&[("accept", "x"), ("accept", "y")])), 2);
+        assert_eq!(count(&map(&vec![("cookie", ""); 400])), 1);
+        assert_eq!(count(&map(&vec![("cookie", ""); 600])), 201);
+        assert_eq!(count(&map(&[])), 0);
     }
 
     proptest! {
@@ -370,5 +414,40 @@ mod tests {
             prop_assume!(!["host", "connection", "upgrade", "expect", "cookie"].contains(&&*name) && !name.starts_with("proxy"));
             prop_assert_eq!(sent(&[(&name, &value)], false).len(), OURS.len() + 1);
         }
+    }
+
+    #[test]
+    fn a_length_is_read_one_way_or_refused() {
+        let chunked = ("transfer-encoding", "chunked");
+        for (fields, expected) in [
+            (&[][..], Ok(())),
+            (&[("content-length", "5")], Ok(())),
+            (&[chunked], Ok(())),
+            (&[("transfer-encoding", "CHUNKED")], Ok(())),
+            (&[chunked, chunked], Err(Refusal::TransferCoding)),
+            (&[("transfer-encoding", "gzip, chunked")], Err(Refusal::TransferCoding)),
+            (&[("transfer-encoding", "chunked, chunked")], Err(Refusal::TransferCoding)),
+            (&[("content-length", "5"), ("content-length", "5")], Err(Refusal::ContentLengths)),
+        ] {
+            assert_eq!(framing(&map(fields)), expected, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn trailers_say_nothing_that_a_head_decides() {
+        let mut trailers = map(&[
+            ("x-sum", "1"),
+            ("host", "b.test"),
+            ("content-length", "9"),
+            ("content_length", "9"),
+            ("transfer.encoding", "chunked"),
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x_real_ip", "6.6.6.6"),
+            ("authorization", "Basic x"),
+            ("connection", "x-sum-2"),
+            ("x-sum-2", "1"),
+        ]);
+        sift_trailers(&mut trailers);
+        assert_eq!(trailers, map(&[("x-sum", "1")]));
     }
 }

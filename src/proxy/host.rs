@@ -9,29 +9,33 @@ use http::{HeaderMap, HeaderValue, Uri};
 
 /// Host and port of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Authority<'a> {
+pub struct Authority<'a> {
     /// Lower case, no port, no trailing dot, no brackets.
-    pub(super) host: Cow<'a, str>,
+    pub host: Cow<'a, str>,
     /// As the client named it.
-    pub(super) port: Option<u16>,
+    pub port: Option<u16>,
 }
 
 /// Why it is not clear which host a request is for. The client is at fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum HostError {
+pub enum HostError {
+    /// Neither the target nor a field names one.
     #[error("the request names no host")]
     Missing,
+    /// More than one Host field (RFC 9112 section 3.2).
     #[error("the request names several hosts")]
     Multiple,
+    /// Not `host[:port]`, or with user information.
     #[error("the host is not a name or an address with an optional port")]
     Malformed,
+    /// The target and the Host field disagree.
     #[error("the request target and the Host field name different hosts")]
     Different,
 }
 
 impl<'a> Authority<'a> {
     /// Parses `host[:port]`. User information is refused.
-    pub(super) fn parse(text: &'a str) -> Result<Self, HostError> {
+    pub fn parse(text: &'a str) -> Result<Self, HostError> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (address, port) = rest.split_once(']').ok_or(HostError::Malformed)?;
@@ -61,7 +65,7 @@ impl<'a> Authority<'a> {
     }
 
     /// The host of a request, from its target and its Host fields.
-    pub(super) fn of(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Self, HostError> {
+    pub fn of(uri: &'a Uri, headers: &'a HeaderMap) -> Result<Self, HostError> {
         let mut fields = headers.get_all(HOST).iter();
         let field = fields.next().map(text).transpose()?;
         if fields.next().is_some() {
@@ -86,7 +90,7 @@ impl<'a> Authority<'a> {
     }
 
     /// `host[:port]` as it is forwarded: what was matched, with its port.
-    pub(super) fn to_text(&self) -> String {
+    pub fn to_text(&self) -> String {
         let mut text = bracketed(&self.host).into_owned();
         if let Some(port) = self.port {
             text.push(':');
@@ -96,7 +100,7 @@ impl<'a> Authority<'a> {
     }
 
     /// [`Authority::to_text`] as a field value; takes `given` over if it says the same.
-    pub(super) fn to_value(&self, given: Option<&HeaderValue>) -> Option<HeaderValue> {
+    pub fn to_value(&self, given: Option<&HeaderValue>) -> Option<HeaderValue> {
         let text = self.to_text();
         match given {
             Some(value) if value.as_bytes() == text.as_bytes() => Some(value.clone()),

@@ -3,12 +3,12 @@
 mod admit;
 mod attempts;
 mod body;
-mod client;
+pub mod client;
 mod error;
 mod forward;
 mod handler;
 mod headers;
-mod host;
+pub mod host;
 mod passthrough;
 pub mod path;
 mod record;

@@ -31,9 +31,10 @@ impl FromStr for LogFormat {
     }
 }
 
-/// What is logged when nobody says otherwise: libraries only when something is wrong.
+/// What is logged when nobody says otherwise: libraries only when something is wrong. What h2 warns of is hostile clients, line by
+/// line as they like.
 const DEFAULT: &str =
-    "info,hickory_net=warn,hickory_resolver=warn,hyper=warn,h2=warn,rustls=warn,reqwest=warn";
+    "info,hickory_net=warn,hickory_resolver=warn,hyper=warn,h2=error,rustls=warn,reqwest=warn";
 
 /// Sets logging up for the process. `level` is a filter in `RUST_LOG`'s syntax; without one `RUST_LOG` decides, then `info`.
 ///

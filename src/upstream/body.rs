@@ -33,6 +33,7 @@ pub struct Upload(
 #[derive(Debug)]
 struct Shared {
     inner: RefCell<Incoming>,
+    sift: fn(&mut HeaderMap),
     /// The attempt that may read; a former one that is not gone yet may not.
     attempt: Cell<usize>,
     kept: RefCell<Kept>,
@@ -51,13 +52,13 @@ struct Kept {
 }
 
 impl Upload {
-    /// Takes what the client sends. `keep`: at most 64 KiB of it are kept, so that it can be sent again.
-    pub fn new(inner: Incoming, keep: bool) -> Self {
+    /// Takes what the client sends. `keep`: at most 64 KiB of it are kept, so that it can be sent again. `sift` takes
+    /// from its trailers what must not be said there.
+    pub fn new(inner: Incoming, keep: bool, sift: fn(&mut HeaderMap)) -> Self {
         let kept = || RefCell::new(Kept { is_wanted: keep, ..Kept::default() });
-        Self(
-            (!inner.is_end_stream())
-                .then(|| Rc::new(Shared { inner: RefCell::new(inner), attempt: Cell::new(0), kept: kept() })),
-        )
+        Self((!inner.is_end_stream()).then(|| {
+            Rc::new(Shared { inner: RefCell::new(inner), sift, attempt: Cell::new(0), kept: kept() })
+        }))
     }
 
     /// No body: a question of our own.
@@ -173,7 +174,10 @@ impl Body for RequestBody {
                     this.exchange.fail(Failure::ClientBody);
                     return Poll::Ready(Some(Err(BodyError(Failure::ClientBody))));
                 }
-                Some(Ok(frame)) => {
+                Some(Ok(mut frame)) => {
+                    if let Some(trailers) = frame.trailers_mut() {
+                        (shared.sift)(trailers);
+                    }
                     kept.take_note(&frame, inner.is_end_stream());
                     Ok(frame)
                 }
