@@ -197,6 +197,9 @@ impl Health {
             return false;
         }
         self.until.store(now, Ordering::Release);
+        let back = |packed| Some(Streak { since: now as u32, ..Streak::unpack(packed) }.pack());
+        // The closure always gives a value, so this does not fail.
+        let _ = self.streak.fetch_update(Ordering::AcqRel, Ordering::Acquire, back);
         self.readmit(now)
     }
 

@@ -188,9 +188,15 @@ mod tests {
         let (mut near, far) = tokio::io::duplex(10 * TURN);
         near.write_all(&vec![0; 4 * TURN]).await.unwrap();
         let mut meter = ReadMeter::new(far, Watch::new(ListenTimeouts::default()));
-        let mut bytes = vec![0; 4 * TURN];
         let mut turns = 0;
-        let mut read = std::pin::pin!(meter.read_exact(&mut bytes));
+        let mut read = std::pin::pin!(async {
+            // Small pieces, as a parser takes them.
+            let mut piece = [0; 64];
+            for _ in 0..4 * TURN / piece.len() {
+                meter.read_exact(&mut piece).await?;
+            }
+            Ok::<_, std::io::Error>(())
+        });
         std::future::poll_fn(|cx| {
             turns += 1;
             read.as_mut().poll(cx)
