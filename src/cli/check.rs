@@ -12,7 +12,7 @@ use crate::config::{AcmePlan, CertificatePlan, Expect, IssuerPlan, Loaded, Plan}
 use crate::dns::ProviderKind;
 use crate::doctor::records::{self, KnownAccounts};
 use crate::name::HostPattern;
-use crate::proxy::{ActionSpec, RouteHost, RouteSpec, Router};
+use crate::proxy::{ActionSpec, ForwardSpec, RouteHost, RouteSpec, Router, StickSpec};
 
 /// Where a URL comes from that could not be read in the state directory.
 const UNKNOWN_ACCOUNT: &str = "no account can be read in the state directory. The first order registers it; then `starlock accounts list` \
@@ -56,7 +56,7 @@ fn report(path: &Path, loaded: &Loaded, accounts: &KnownAccounts) -> String {
     listeners(&mut out, plan);
     let _ = writeln!(out, "\nRoutes");
     let rows: Vec<[String; 2]> =
-        plan.proxy.routes.iter().map(|route| [route.key.to_string(), action(plan, route)]).collect();
+        plan.proxy.routes.iter().map(|route| [route.key.to_string(), row(plan, route)]).collect();
     table(&mut out, &rows);
     if !plan.certificates.is_empty() {
         let _ = writeln!(out, "\nCertificates");
@@ -128,18 +128,16 @@ fn table(out: &mut String, rows: &[[String; 2]]) {
     }
 }
 
+fn row(plan: &Plan, route: &RouteSpec) -> String {
+    match route.when.is_always() {
+        true => action(plan, route),
+        false => format!("if {}: {}", route.when, action(plan, route)),
+    }
+}
+
 /// What a route does, in a line.
 pub(super) fn action(plan: &Plan, route: &RouteSpec) -> String {
     match &route.action {
-        ActionSpec::Forward { upstream, strip_prefix } => {
-            let servers = plan.upstreams.iter().find(|u| u.name == *upstream).map(|u| &u.servers);
-            let urls: Vec<String> = servers.into_iter().flatten().map(ToString::to_string).collect();
-            let strip = if *strip_prefix { format!(", without {}", route.path) } else { String::new() };
-            match urls.as_slice() {
-                [url] if *url == **upstream => format!("-> {url}{strip}"),
-                urls => format!("-> {upstream} ({}){strip}", urls.join(", ")),
-            }
-        }
         ActionSpec::Passthrough { upstream } => {
             let servers = plan.upstreams.iter().find(|u| u.name == *upstream).map(|u| &u.servers);
             let urls: Vec<String> = servers.into_iter().flatten().map(ToString::to_string).collect();
@@ -148,15 +146,52 @@ pub(super) fn action(plan: &Plan, route: &RouteSpec) -> String {
                 urls => format!("TLS passed through to {upstream} ({})", urls.join(", ")),
             }
         }
+        ActionSpec::Forward(to) => forward(plan, route, to),
         ActionSpec::Redirect(to) => {
             let rest = to.path.as_deref().unwrap_or(" + path and query");
-            format!("redirect {} to {}{rest}", to.status, to.origin)
+            let of = to.pattern.as_ref().map(|pattern| format!(", from {pattern}")).unwrap_or_default();
+            format!("redirect {} to {}{rest}{of}", to.status, to.origin)
         }
-        ActionSpec::Respond { status, body: None } => format!("answer {status}"),
-        ActionSpec::Respond { status, body: Some(body) } => {
-            format!("answer {status} with {}", count(body.len(), "byte"))
+        ActionSpec::Respond { status, body: None, .. } => format!("answer {status}"),
+        ActionSpec::Respond { status, body: Some(body), content_type } => {
+            let kind = content_type.as_ref().map(|kind| format!(" of {kind}")).unwrap_or_default();
+            format!("answer {status} with {}{kind}", count(body.len(), "byte"))
         }
     }
+}
+
+fn forward(plan: &Plan, route: &RouteSpec, to: &ForwardSpec) -> String {
+    let upstream = |name: &str| {
+        let servers = plan.upstreams.iter().find(|u| *u.name == *name).map(|u| &u.servers);
+        let urls: Vec<String> = servers.into_iter().flatten().map(ToString::to_string).collect();
+        match urls.as_slice() {
+            [url] if *url == *name => url.clone(),
+            urls => format!("{name} ({})", urls.join(", ")),
+        }
+    };
+    let mut text = match to.to.as_slice() {
+        [one] => format!("-> {}", upstream(&one.upstream)),
+        several => {
+            let shares =
+                several.iter().map(|share| format!("{} {}", share.weight, upstream(&share.upstream)));
+            format!("-> by weight {}", shares.collect::<Vec<_>>().join(", "))
+        }
+    };
+    match &to.stick {
+        Some(StickSpec::Client) => text.push_str(", one for each client address"),
+        Some(StickSpec::Cookie(name)) => text.push_str(&format!(", one for each value of the cookie {name}")),
+        None => {}
+    }
+    if to.strip_prefix {
+        text.push_str(&format!(", without {}", route.path));
+    }
+    if let Some(rewrite) = &to.rewrite {
+        text.push_str(&format!(", {} becomes {}", rewrite.pattern, rewrite.to));
+    }
+    if let Some(mirror) = &to.mirror {
+        text.push_str(&format!(", copies of {} % to {}", mirror.percent, upstream(&mirror.upstream)));
+    }
+    text
 }
 
 pub(super) fn names(certificate: &CertificatePlan) -> String {

@@ -5,24 +5,35 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use http::{HeaderName, HeaderValue, Method};
 
 use super::options::ConfigArgs;
 use super::verdict::{self, Outcome};
 use super::{FAILURE, USAGE, check, fail, print};
 use crate::config::{ExpectRequest, Plan};
-use crate::proxy::{ActionSpec, Router, Verdict};
+use crate::proxy::{ActionSpec, RouteTimeouts, Router, Verdict};
 
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
     /// For example https://app.example.com/api; without a scheme, https is meant.
     url: String,
+    /// The method, for conditions.
+    #[arg(long, short = 'X', default_value = "GET", value_name = "METHOD")]
+    method: Method,
+    /// A field of the request, for conditions: "X-Beta: 1". May be given several times.
+    #[arg(long, short = 'H', value_name = "NAME: VALUE", value_parser = header)]
+    header: Vec<(HeaderName, HeaderValue)>,
     #[command(flatten)]
     config: ConfigArgs,
 }
 
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let request = match ExpectRequest::parse_url(&arguments.url) {
-        Ok(request) => request,
+        Ok(request) => ExpectRequest {
+            method: arguments.method.clone(),
+            headers: arguments.header.iter().cloned().collect(),
+            ..request
+        },
         Err(error) => return fail(USAGE, &format!("`{}`: {error}", arguments.url)),
     };
     let (_, loaded) = match arguments.config.load() {
@@ -32,6 +43,12 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let (text, found) = explain(&loaded.plan, &request);
     let code = print(&text);
     if found { code } else { ExitCode::from(FAILURE) }
+}
+
+fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text.split_once(':').ok_or("a header is written \"NAME: VALUE\"")?;
+    let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|error| error.to_string())?;
+    Ok((name, HeaderValue::from_str(value.trim()).map_err(|error| error.to_string())?))
 }
 
 /// The whole explanation, and whether something is there for the request.
@@ -59,12 +76,19 @@ fn explain(plan: &Plan, request: &ExpectRequest) -> (String, bool) {
         );
     }
     let _ = writeln!(out, "\nRoutes");
-    let candidates = router.explain(&request.host, &judged.path);
+    let facts = request.facts();
+    let candidates = router.explain(&request.host, &judged.path, &facts);
     let near: Vec<_> = candidates.iter().filter(|c| c.verdict != Verdict::OtherHost).collect();
     let width = near.iter().map(|c| c.route.key.chars().count()).max().unwrap_or(0).min(48);
     for candidate in &near {
         let mark = if candidate.verdict == Verdict::Taken { ">" } else { " " };
-        let _ = writeln!(out, "{mark} {:<width$}  {}", candidate.route.key, candidate.verdict);
+        let unmet = candidate.route.when.unmet(&facts).filter(|_| candidate.verdict == Verdict::Unmet);
+        let why = unmet.map_or_else(|| candidate.verdict.to_string(), |unmet| unmet.to_string());
+        let when = match candidate.route.when.is_always() {
+            true => String::new(),
+            false => format!(" (if {})", candidate.route.when),
+        };
+        let _ = writeln!(out, "{mark} {:<width$}  {why}{when}", candidate.route.key);
     }
     match candidates.len() - near.len() {
         0 => {}
@@ -87,8 +111,10 @@ fn explain(plan: &Plan, request: &ExpectRequest) -> (String, bool) {
                 let _ = writeln!(out, "  {step}");
             }
         }
-        if let ActionSpec::Forward { upstream, .. } = &route.action {
-            time_outs(&mut out, plan, upstream);
+        if let ActionSpec::Forward(to) = &route.action {
+            for share in &to.to {
+                time_outs(&mut out, plan, &share.upstream, &to.timeouts, to.to.len() > 1);
+            }
         }
     }
     match judged.outcome {
@@ -101,15 +127,16 @@ fn explain(plan: &Plan, request: &ExpectRequest) -> (String, bool) {
     (out, found)
 }
 
-fn time_outs(out: &mut String, plan: &Plan, upstream: &str) {
+fn time_outs(out: &mut String, plan: &Plan, upstream: &str, own: &RouteTimeouts, named: bool) {
     let Some(upstream) = plan.upstreams.iter().find(|u| *u.name == *upstream) else { return };
     let times = &upstream.timeouts;
-    let _ = writeln!(out, "\nTime-outs");
+    let of = if named { format!(" of {}", upstream.name) } else { String::new() };
+    let _ = writeln!(out, "\nTime-outs{of}");
     for (name, time, what) in [
         ("connect", times.connect, "to reach a server"),
-        ("response", times.response, "until it begins to answer, then 504"),
-        ("stall", times.stall, "without a byte of its answer"),
-        ("body", plan.proxy.body_timeout, "without a byte of the client's body"),
+        ("response", own.response.unwrap_or(times.response), "until it begins to answer, then 504"),
+        ("stall", own.stall.unwrap_or(times.stall), "without a byte of its answer"),
+        ("body", own.body.unwrap_or(plan.proxy.body_timeout), "without a byte of the client's body"),
         ("write", plan.listen.timeouts.write, "without the client taking a byte"),
         ("tunnel", plan.proxy.tunnel_timeout, "without a byte either way of a WebSocket"),
     ] {
@@ -161,6 +188,11 @@ acme = "local"
 "*.example.com" = { respond = 404 }
 "other.example.net" = { respond = 204 }
 "db.example.net" = { passthrough = "10.0.0.5:5432" }
+"v.example.com" = [
+    { when = { method = ["POST"] }, to = "http://10.0.0.3", timeouts = { response = "9s" }, compress = true },
+    { when = { header = { X-Beta = "1" } }, respond = 201 },
+    { respond = 202 },
+]
 "#;
 
     fn explained(url: &str) -> (String, bool) {
@@ -180,7 +212,7 @@ acme = "local"
             "> app.example.com/api  taken",
             "  app.example.com      matches, but a route with a longer path",
             "  *.example.com        matches, but a route that names the host more exactly",
-            "  2 more for other hosts",
+            "  5 more for other hosts",
             "  stall     5 min",
         ] {
             assert!(lines.iter().any(|line| line.starts_with(part)), "{part:?} is not in\n{text}");
@@ -189,11 +221,40 @@ acme = "local"
     }
 
     #[test]
+    fn conditions_are_explained() {
+        let env = Environment { state_dir: "/s".into(), runtime_dir: "/r".into() };
+        let plan = parse(FILE, "f", &env).unwrap_or_else(|p| panic!("{p}")).plan;
+        let explained = |method: Method, beta: &'static str| {
+            let request = ExpectRequest::parse_url("https://v.example.com/").unwrap();
+            let headers = [header(&format!("X-Beta: {beta}")).unwrap()].into_iter().collect();
+            explain(&plan, &ExpectRequest { method, headers, ..request }).0
+        };
+        let text = explained(Method::POST, "1");
+        for part in [
+            "> v.example.com  taken: the most exact host, and the longest path for it (if method POST)",
+            "  v.example.com  matches, but one before it with the same host and path comes first (if header x-beta \"1\")",
+            "  response  9 s",
+            "  compress  zstd, br, gzip",
+        ] {
+            assert!(text.lines().any(|line| line.starts_with(part)), "{part:?} is not in\n{text}");
+        }
+        let text = explained(Method::GET, "0");
+        for part in [
+            "> v.example.com  taken",
+            "  v.example.com  the method must be POST, not GET (if method POST)",
+            "  v.example.com  the header x-beta must be \"1\"",
+        ] {
+            assert!(text.lines().any(|line| line.starts_with(part)), "{part:?} is not in\n{text}");
+        }
+        assert!(header("X-Beta").is_err() && header("X Beta: 1").is_err() && header("X: \n").is_ok());
+    }
+
+    #[test]
     fn no_route_is_said_and_counts_as_none() {
         let (text, found) = explained("https://nobody.test/");
         assert!(!found);
         assert!(
-            text.contains("none: all 5 are for other hosts") && text.contains("unrecognized_name"),
+            text.contains("none: all 8 are for other hosts") && text.contains("unrecognized_name"),
             "{text}"
         );
         assert!(explained("http://app.example.com/").1, "a redirect to https is an answer");

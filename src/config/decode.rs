@@ -241,6 +241,13 @@ impl<'t> Decoder<'t> {
                 Some(Value::Table(self.section(&table, span, section, &place)))
             }
             (Kind::Or(scalar, _), other) if takes(*scalar, other) => self.value(node, *scalar, subject),
+            (Kind::Either(one, other), value) => {
+                let kind = [one, other].into_iter().find(|kind| kind.is_written_as(value));
+                if kind.is_none() {
+                    self.wrong_type(value, span, Kind::Either(one, other), subject);
+                }
+                kind.and_then(|kind| self.value(node, *kind, subject))
+            }
             (Kind::Map(element), DeValue::Table(table)) => {
                 Some(Value::Map(self.map(table, *element, subject)))
             }

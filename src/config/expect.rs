@@ -1,11 +1,15 @@
 //! `[[expect]]`: requests, and what must become of them.
 
+use http::{HeaderMap, HeaderValue, Method};
+
+use super::conditions::header_name;
 use super::decode::{Decoder, refusal};
 use super::error::Problem;
 use super::routes::{Destination, destination};
 use super::scalar::{self, Wrong};
 use super::table::nearest;
-use super::value::{At, Fields};
+use super::value::{At, Entry, Fields, Value};
+use crate::proxy::Facts;
 
 /// One test of the routes, run by `starlock check`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +26,7 @@ pub struct Expect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpectRequest {
     /// In upper case.
-    pub method: String,
+    pub method: Method,
     /// Whether it comes by `https`.
     pub tls: bool,
     /// Lower case, A-labels, no port, no brackets.
@@ -31,6 +35,8 @@ pub struct ExpectRequest {
     pub port: Option<u16>,
     /// Path and query as written, at least `/`.
     pub target: String,
+    /// Fields that conditions may look at.
+    pub headers: HeaderMap,
 }
 
 /// What must become of a request.
@@ -48,17 +54,26 @@ impl ExpectRequest {
     /// Parses the URL that a person asks about; a missing scheme is taken as `https`, a missing path as `/`.
     pub fn parse_url(url: &str) -> Result<Self, String> {
         let whole = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
-        Self::new("GET", &whole).map_err(|wrong| match wrong.fix {
+        Self::new(Method::GET, &whole).map_err(|wrong| match wrong.fix {
             Some(fix) => format!("{}; {fix}", wrong.why),
             None => wrong.why,
         })
     }
 
-    fn new(method: &str, url: &str) -> Result<Self, Wrong> {
+    /// What conditions look at.
+    pub fn facts(&self) -> Facts<'_> {
+        Facts {
+            method: &self.method,
+            headers: &self.headers,
+            query: self.target.split_once('?').map(|(_, query)| query),
+        }
+    }
+
+    fn new(method: Method, url: &str) -> Result<Self, Wrong> {
         let url = scalar::web_url(url)?;
         let target = if url.path.is_empty() { "/".to_owned() } else { url.path };
         let host = url.host.to_string();
-        Ok(Self { method: method.to_ascii_uppercase(), tls: url.tls, host, port: url.port, target })
+        Ok(Self { method, tls: url.tls, host, port: url.port, target, headers: HeaderMap::new() })
     }
 }
 
@@ -86,12 +101,15 @@ fn one(decoder: &mut Decoder<'_>, fields: &Fields, upstreams: &[&str]) -> Option
         Some((method, url))
             if !method.is_empty() && method.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-') =>
         {
-            ExpectRequest::new(method, url.trim())
+            match Method::from_bytes(method.to_ascii_uppercase().as_bytes()) {
+                Ok(method) => ExpectRequest::new(method, url.trim()),
+                Err(_) => Err(Wrong::new("a method and a URL are wanted")),
+            }
         }
         _ if text.value.contains('@') => Err(Wrong::new("a method and a URL are wanted")),
         _ => Err(Wrong::new("a method and a URL are wanted").fix(format!("write \"GET {}\"", text.value))),
     };
-    let request = match parsed {
+    let mut request = match parsed {
         Ok(request) => request,
         Err(wrong) => {
             decoder.push(refusal(
@@ -103,6 +121,14 @@ fn one(decoder: &mut Decoder<'_>, fields: &Fields, upstreams: &[&str]) -> Option
             return None;
         }
     };
+    for Entry { key, value } in fields.value::<Vec<Entry>>("header").unwrap_or_default() {
+        let name = header_name(decoder, &key);
+        let (Some(name), Some(Value::Text(value))) = (name, value) else { continue };
+        match HeaderValue::from_str(&value) {
+            Ok(value) => drop(request.headers.append(name, value)),
+            Err(_) => decoder.push(Problem::error(key.span, "this cannot be the value of a header")),
+        }
+    }
     let line = 1 + decoder.text.get(..text.span.start).unwrap_or_default().matches('\n').count();
     Some(Expect { line, request, want: want? })
 }

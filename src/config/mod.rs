@@ -4,14 +4,17 @@
 //! what was read becomes a plan (`resolve` and the files for each idea). Every step records problems and goes on.
 
 mod admission;
+mod answers;
 mod balancing;
 mod certificate_files;
 mod certificates;
 mod challenge;
+mod conditions;
 mod decode;
 mod environment;
 mod error;
 mod expect;
+mod forwarding;
 mod issuer;
 mod mask;
 mod mtls;
@@ -20,6 +23,7 @@ mod passing;
 mod plan;
 mod policies;
 mod references;
+mod replies;
 mod resolve;
 mod responder;
 mod routes;
@@ -266,7 +270,7 @@ mod tests {
             .collect();
         assert_eq!(seconds, [(1, 8), (7, 8)]);
         let strip = plan.proxy.routes.iter().find(|r| &*r.path == "/x").map(|r| &r.action);
-        assert!(matches!(strip, Some(ActionSpec::Forward { strip_prefix: true, .. })));
+        assert!(matches!(strip, Some(ActionSpec::Forward(spec)) if spec.strip_prefix));
     }
 
     #[test]

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::admission;
 use super::decode::Decoder;
 use super::error::Problem;
 use super::value::{At, Fields, Value};
+use super::{admission, answers};
 use crate::balance::ServerSpec;
-use crate::policy::{AccessSpec, HstsSpec, PolicySpec};
+use crate::policy::{AccessSpec, Direction, HstsSpec, PolicySpec};
 
 /// How long browsers remember that a host is for https only.
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
@@ -21,6 +21,10 @@ pub(super) fn read(decoder: &mut Decoder<'_>, fields: &Fields) -> (PolicySpec, O
         access: access(decoder, fields),
         hsts: hsts(decoder, fields),
         max_body: fields.value("max_body"),
+        request_headers: answers::fields(decoder, fields, "request_headers", Direction::Request),
+        response_headers: answers::fields(decoder, fields, "response_headers", Direction::Response),
+        compress: answers::compress(decoder, fields),
+        pages: answers::pages(decoder, fields),
         ..PolicySpec::default()
     };
     let asks = admission::read(decoder, fields, &mut spec);

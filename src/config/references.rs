@@ -8,7 +8,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use super::error::{Problem, Problems, Span};
-use crate::policy::check_users_file;
+use crate::policy::{Page, check_users_file};
 use crate::secret::SecretSource;
 
 /// A bundle of every public root is a quarter of this.
@@ -25,6 +25,7 @@ pub(super) enum Reference {
     Users(PathBuf),
     /// For TLS to servers.
     Certificates(PathBuf),
+    Page(PathBuf),
 }
 
 /// Everything that a file points to, with its places.
@@ -71,6 +72,11 @@ impl References {
                     Problem::error(span.clone(), what)
                         .label("Starlock does not start without them")
                         .help("wanted is a PEM file; `starlock check --offline` looks at the configuration alone")
+                }),
+                Reference::Page(path) => Page::read(path).err().map(|error| {
+                    Problem::error(span.clone(), error.to_string())
+                        .label("Starlock does not start without it")
+                        .help("`starlock check --offline` looks at the configuration alone")
                 }),
             };
             problems.extend(problem);

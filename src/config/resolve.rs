@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::{HeaderMap, Method};
 use ipnet::IpNet;
 
 use super::certificates::{self, Defaults, Wanted};
@@ -18,7 +19,7 @@ use super::{mtls, passed, passing, responder, upstreams};
 use crate::dns::ProviderKind;
 use crate::listen::{Limits, ListenSpec, ListenTimeouts};
 use crate::name::{HostName, HostPattern};
-use crate::proxy::{ActionSpec, ProxySpec, Router, path};
+use crate::proxy::{ActionSpec, Facts, ProxySpec, Router, path};
 use crate::storage::StorageSpec;
 use crate::telemetry::{AccessLogSpec, TelemetrySpec};
 
@@ -211,11 +212,14 @@ fn balancers(decoder: &mut Decoder<'_>, listen: &Fields) -> Vec<IpNet> {
 
 /// Finds redirects that lead to their own route again.
 fn endless_redirects(decoder: &mut Decoder<'_>, routes: &[Route], listen: &ListenSpec) {
-    let nothing = || ActionSpec::Respond { status: 404, body: None };
+    let nothing = || ActionSpec::Respond { status: 404, body: None, content_type: None };
     let specs: Vec<_> = routes.iter().map(|route| route.spec(nothing())).collect();
     let router = Router::new(&specs);
     for (index, route) in routes.iter().enumerate() {
-        let Some(Action::Redirect { url, .. }) = &route.action else { continue };
+        let Some(Action::Redirect { url, spec }) = &route.action else { continue };
+        if spec.pattern.is_some() || !route.when.is_always() {
+            continue; // where it leads is up to the request
+        }
         let (ours, usual) = match (url.value.tls, listen.https.is_empty()) {
             (true, false) => (&listen.https, 443),
             (false, true) => (&listen.http, 80),
@@ -228,7 +232,11 @@ fn endless_redirects(decoder: &mut Decoder<'_>, routes: &[Route], listen: &Liste
         let target = url.value.path.split('?').next().unwrap_or_default();
         let target = if target.is_empty() { &*route.path } else { target };
         let Ok(target) = path::normalise(target) else { continue };
-        if router.route(&url.value.host.to_string(), &target).is_some_and(|matched| matched.index == index) {
+        let facts = Facts { method: &Method::GET, headers: &HeaderMap::new(), query: None };
+        if router
+            .route(&url.value.host.to_string(), &target, &facts)
+            .is_some_and(|matched| matched.index == index)
+        {
             let problem =
                 Problem::error(url.span.clone(), format!("route `{}` redirects to itself", route.key.value))
                     .label("clients would go round in circles");

@@ -12,17 +12,18 @@ use super::error::Problem;
 use super::scalar::{self, WebUrl, Wrong};
 use super::table::{Kind, Section};
 use super::value::{At, Entry, Fields, Value};
-use super::{passed, policies, sections};
+use super::{conditions, forwarding, passed, policies, replies, sections};
 use crate::balance::ServerSpec;
 use crate::name::HostPattern;
 use crate::policy::PolicySpec;
-use crate::proxy::{ActionSpec, RedirectSpec, RouteHost, RouteSpec, path};
+use crate::proxy::{ActionSpec, ConditionSpec, ForwardSpec, RedirectSpec, RouteHost, RouteSpec, path};
 
 /// A route whose destination is not looked up yet.
 pub(super) struct Route {
     pub(super) key: At<String>,
     pub(super) host: RouteHost,
     pub(super) path: Arc<str>,
+    pub(super) when: ConditionSpec,
     pub(super) policy: PolicySpec,
     /// The server that `forward_auth` asks.
     pub(super) asks: Option<ServerSpec>,
@@ -33,13 +34,23 @@ pub(super) struct Route {
 /// What a route does.
 pub(super) enum Action {
     /// Sends the request on.
-    Forward { to: At<Destination>, strip_prefix: bool },
+    Forward(Box<Forward>),
     /// Hands the connection on as it is.
     Passthrough { to: At<Destination> },
     /// Sends the client to a URL.
     Redirect { url: At<WebUrl>, spec: RedirectSpec },
     /// Answers alone.
     Respond(ActionSpec),
+}
+
+/// How a request is sent on, with destinations that are not looked up yet.
+pub(super) struct Forward {
+    /// Each with its weight; at least one.
+    pub(super) to: Vec<(At<Destination>, u32)>,
+    /// Who gets copies, of how many of a hundred.
+    pub(super) mirror: Option<(At<Destination>, u8)>,
+    /// All else.
+    pub(super) spec: ForwardSpec,
 }
 
 /// Where `to` points.
@@ -56,6 +67,7 @@ impl Route {
             key: self.key.value.as_str().into(),
             host: self.host.clone(),
             path: self.path.clone(),
+            when: self.when.clone(),
             policy: self.policy.clone(),
             action,
         }
@@ -85,12 +97,16 @@ impl Decoder<'_> {
                 continue;
             }
             let value = match node.get_ref() {
-                DeValue::Array(_) => {
-                    let message = format!("route `{name}` has conditions, which are not supported yet");
-                    self.push(
-                        Problem::error(node.span(), message).help("for now a route is a text or one table"),
-                    );
-                    None
+                DeValue::Array(array) => {
+                    if array.is_empty() {
+                        let message = format!("route `{name}` is an empty list");
+                        self.push(Problem::error(node.span(), message).help("list at least one table"));
+                    }
+                    let place = format!("route `{name}`");
+                    let subject = Subject { name, place: &place, each: true };
+                    let good =
+                        |node| Some(At { value: self.value(node, element, &subject)?, span: node.span() });
+                    Some(Value::List(array.iter().filter_map(good).collect()))
                 }
                 DeValue::String(_) | DeValue::Table(_) => {
                     let place = format!("route `{name}`");
@@ -180,7 +196,7 @@ pub(super) fn read(decoder: &mut Decoder<'_>, entries: Vec<Entry>) -> Vec<Route>
             Err(wrong) => {
                 let message = format!("route `{}` is not a host with an optional path", key.value);
                 decoder.push(refusal(&wrong, key.span.clone(), &message, &key.value));
-                if let Some(Value::Table(fields)) = &value {
+                for fields in tables(&value) {
                     action(decoder, &key, None, fields); // for its problems
                 }
                 continue;
@@ -195,15 +211,58 @@ pub(super) fn read(decoder: &mut Decoder<'_>, entries: Vec<Entry>) -> Vec<Route>
         } else {
             seen.insert((host.clone(), path.clone()), key.clone());
         }
-        let (action, (policy, asks)) = match &value {
-            Some(Value::Table(fields)) => {
-                (action(decoder, &key, Some(&path), fields), policies::read(decoder, fields))
+        let variants = tables(&value);
+        if variants.is_empty() {
+            let (when, policy) = (ConditionSpec::default(), PolicySpec::default());
+            routes.push(Route { key, host, path, when, policy, asks: None, action: None });
+            continue;
+        }
+        let several = variants.len() > 1;
+        let mut always: Option<&Fields> = None;
+        for fields in variants {
+            let when = conditions::read(decoder, fields);
+            if several && fields.has("passthrough") {
+                let problem = Problem::error(fields.span_of("passthrough"), "`passthrough` stands alone");
+                decoder.push(
+                    problem.help("who passes a connection through sees no request that could be chosen by"),
+                );
             }
-            _ => (None, (PolicySpec::default(), None)),
-        };
-        routes.push(Route { key, host, path, policy, asks, action });
+            if let Some(first) = always {
+                let message = format!("this table of route `{}` is never reached", key.value);
+                decoder.push(
+                    Problem::error(fields.span.clone(), message)
+                        .also(first.span.clone(), "this one has no condition and takes every request")
+                        .help("the table without `when` comes last"),
+                );
+            } else if when.is_always() {
+                always = Some(fields);
+            }
+            let action = action(decoder, &key, Some(&path), fields);
+            let (policy, asks) = policies::read(decoder, fields);
+            routes.push(Route {
+                key: key.clone(),
+                host: host.clone(),
+                path: path.clone(),
+                when,
+                policy,
+                asks,
+                action,
+            });
+        }
     }
     routes
+}
+
+/// The tables of a route: one, or those of its list.
+fn tables(value: &Option<Value>) -> Vec<&Fields> {
+    fn table(value: &Value) -> Option<&Fields> {
+        if let Value::Table(fields) = value { Some(fields) } else { None }
+    }
+    match value {
+        Some(Value::List(list)) => list.iter().filter_map(|at| table(&at.value)).collect(),
+        Some(value) => table(value).into_iter().collect(),
+        None => Vec::new(),
+    }
 }
 
 /// Takes `host/path` apart and normalises both.
@@ -258,6 +317,19 @@ fn normal_path(path: &str) -> Result<Arc<str>, Wrong> {
     }
 }
 
+/// Keys of a route that belong to one action.
+const OWNERS: [(&str, &str); 9] = [
+    ("strip_prefix", "to"),
+    ("stick", "to"),
+    ("rewrite", "to"),
+    ("mirror", "to"),
+    ("timeouts", "to"),
+    ("status", "redirect"),
+    ("match", "redirect"),
+    ("body", "respond"),
+    ("content_type", "respond"),
+];
+
 fn action(
     decoder: &mut Decoder<'_>,
     key: &At<String>,
@@ -282,12 +354,15 @@ fn action(
         return None;
     };
     let mut fits = true;
-    for (extra, owner) in [("strip_prefix", "to"), ("status", "redirect"), ("body", "respond")] {
+    for (extra, owner) in OWNERS {
         if fields.has(extra) && kind != owner && kind != "passthrough" {
             fits = false;
             let message = format!("`{extra}` goes with `{owner}`, and route `{}` has `{kind}`", key.value);
             let problem = Problem::error(fields.span_of(extra), message);
             decoder.push(match (extra, kind) {
+                ("match", "to") => {
+                    problem.help("to change the path, write rewrite = { match = ..., to = ... }")
+                }
                 ("status", "respond") => problem.help("the status is the value of `respond` itself"),
                 _ => problem,
             });
@@ -295,9 +370,9 @@ fn action(
     }
     let action = match kind {
         "to" => forward(decoder, path, fields),
-        "redirect" => redirect(decoder, fields),
+        "redirect" => replies::redirect(decoder, fields),
         "passthrough" => passed::read(decoder, key, path, fields),
-        _ => respond(decoder, fields),
+        _ => replies::respond(decoder, fields),
     };
     action.filter(|_| fits)
 }
@@ -310,12 +385,26 @@ fn forward(decoder: &mut Decoder<'_>, path: Option<&Arc<str>>, fields: &Fields) 
                 .label("there is nothing to take off"),
         );
     }
-    let to: At<String> = fields.slot("to").given()?;
-    match destination(&to.value) {
-        Ok(value) => Some(Action::Forward { to: At { value, span: to.span }, strip_prefix }),
+    let spec = ForwardSpec {
+        to: Vec::new(),
+        stick: forwarding::stick(decoder, fields),
+        strip_prefix,
+        rewrite: forwarding::rewrite(decoder, fields),
+        mirror: None,
+        timeouts: forwarding::time_outs(fields),
+    };
+    let mirror = forwarding::mirror(decoder, fields);
+    let to = forwarding::shares(decoder, fields)?;
+    Some(Action::Forward(Box::new(Forward { to, mirror, spec })))
+}
+
+/// A destination and its place; what is wrong with it is said.
+pub(super) fn read_destination(decoder: &mut Decoder<'_>, text: At<String>) -> Option<At<Destination>> {
+    match destination(&text.value) {
+        Ok(value) => Some(At { value, span: text.span }),
         Err(wrong) => {
             let message = "a destination must be the name of an upstream, or a URL";
-            decoder.push(refusal(&wrong, to.span, message, "to"));
+            decoder.push(refusal(&wrong, text.span, message, "to"));
             None
         }
     }
@@ -340,59 +429,6 @@ pub(super) fn destination(text: &str) -> Result<Destination, Wrong> {
 pub(super) fn is_upstream_name(text: &str) -> bool {
     !text.is_empty()
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
-}
-
-fn redirect(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<Action> {
-    let status = fields.slot::<u64>("status").given();
-    if let Some(bad) = status.as_ref().filter(|s| ![301, 302, 303, 307, 308].contains(&s.value)) {
-        decoder.push(
-            Problem::error(bad.span.clone(), format!("status {} is not a redirect", bad.value))
-                .help("one of 301, 302, 303, 307, 308"),
-        );
-    }
-    let target: At<String> = fields.slot("redirect").given()?;
-    let read = scalar::web_url(&target.value).and_then(|url| Ok((location(&url.path)?, url)));
-    let (location, url) = match read {
-        Ok(read) => read,
-        Err(wrong) => {
-            decoder.push(refusal(
-                &wrong,
-                target.span,
-                "`redirect` must be a URL that clients can go to",
-                "redirect",
-            ));
-            return None;
-        }
-    };
-    let status = status.and_then(|s| u16::try_from(s.value).ok()).unwrap_or(308);
-    let spec = RedirectSpec { origin: url.origin().into(), path: location, status };
-    Some(Action::Redirect { url: At { value: url, span: target.span }, spec })
-}
-
-/// Path and query as they stand in a Location field: ASCII only. `None` if there are none.
-fn location(target: &str) -> Result<Option<Arc<str>>, Wrong> {
-    if target.is_empty() {
-        return Ok(None);
-    }
-    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-    let mut location = path::normalise(path).map_err(|error| Wrong::new(error.to_string()))?.into_owned();
-    if let Some(query) = query {
-        location.push('?');
-        location.extend(percent_encoding::utf8_percent_encode(query, percent_encoding::CONTROLS));
-    }
-    Ok(Some(location.into()))
-}
-
-fn respond(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<Action> {
-    let body = fields.slot::<String>("body").given();
-    let status = u16::try_from(fields.value::<u64>("respond")?).ok()?;
-    if let Some(body) = body.as_ref().filter(|_| matches!(status, 204 | 205 | 304)) {
-        decoder
-            .push(Problem::error(body.span.clone(), format!("an answer with status {status} has no body")));
-        return None;
-    }
-    let body = body.map(|at| at.value.as_str().into());
-    Some(Action::Respond(ActionSpec::Respond { status, body }))
 }
 
 #[cfg(test)]
@@ -432,15 +468,6 @@ mod tests {
         ] {
             assert!(key_parts(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn locations_are_ascii() {
-        let of = |target: &str| location(target).unwrap();
-        assert_eq!(of(""), None);
-        assert_eq!(of("/ü?q=ü&r=%20").as_deref(), Some("/%C3%BC?q=%C3%BC&r=%20"));
-        assert_eq!(of("/a/../b").as_deref(), Some("/b"));
-        assert!(location("/%zz").is_err());
     }
 
     #[test]

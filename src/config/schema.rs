@@ -89,8 +89,14 @@ fn kind(of: &Kind) -> Value {
         }
         Kind::Table(section) => table(section),
         Kind::Or(scalar, section) => json!({ "anyOf": [kind(scalar), table(section)] }),
-        Kind::Map(element) | Kind::Hosts(element) => {
-            json!({ "type": "object", "additionalProperties": kind(element) })
+        Kind::Either(one, other) => json!({ "anyOf": [kind(one), kind(other)] }),
+        Kind::Map(element) => json!({ "type": "object", "additionalProperties": kind(element) }),
+        Kind::Hosts(element) => {
+            let one = kind(element);
+            json!({
+                "type": "object",
+                "additionalProperties": { "anyOf": [one, { "type": "array", "minItems": 1, "items": one }] },
+            })
         }
         Kind::Later => json!(false),
     }

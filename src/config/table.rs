@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use toml::de::DeValue;
+
 use crate::dns::{Vendor, VendorKind};
 
 /// A section, or a table that stands inside one.
@@ -119,6 +121,8 @@ pub(super) enum Kind {
     Table(&'static Section),
     /// A scalar that may grow into a table.
     Or(&'static Kind, &'static Section),
+    /// This or that, which are written differently.
+    Either(&'static Kind, &'static Kind),
     /// A table whose keys are names that the author chooses.
     Map(&'static Kind),
     /// A table whose keys are hosts and paths, which need quotes.
@@ -182,7 +186,22 @@ impl Kind {
             Self::OneOrMore(element) => format!("{}, or a list of them", element.wants()).into(),
             Self::Table(_) | Self::Map(_) | Self::Hosts(_) => "a table".into(),
             Self::Or(scalar, _) => format!("{}, or a table", scalar.wants()).into(),
+            Self::Either(one, other) => format!("{}, or {}", one.wants(), other.wants()).into(),
             Self::Later => "left out".into(),
+        }
+    }
+
+    /// Whether `value` has the TOML type of this kind.
+    pub(super) fn is_written_as(&self, value: &DeValue<'_>) -> bool {
+        match self {
+            Self::Either(one, other) => one.is_written_as(value) || other.is_written_as(value),
+            Self::OneOrMore(element) => value.is_array() || element.is_written_as(value),
+            Self::Or(scalar, _) => value.is_table() || scalar.is_written_as(value),
+            Self::Table(_) | Self::Map(_) | Self::Hosts(_) => value.is_table(),
+            Self::List(_) => value.is_array(),
+            Self::Flag => value.is_bool(),
+            Self::Count { .. } => value.is_integer(),
+            _ => value.is_str(),
         }
     }
 

@@ -19,7 +19,7 @@ use crate::balance::{
     ProxyProtocol, RetrySpec, ServerSpec, TlsHttp, TlsIdentity, TlsSpec, Transport, UpstreamSpec,
     UpstreamTimeouts,
 };
-use crate::proxy::{ActionSpec, RouteSpec};
+use crate::proxy::{ActionSpec, ForwardSpec, MirrorSpec, RouteSpec, ShareSpec};
 use crate::secret::SecretSource;
 
 /// Time-outs that an upstream may have of its own.
@@ -231,39 +231,28 @@ pub(super) fn destinations(
             None => continue,
             Some(Action::Respond(action)) => action.clone(),
             Some(Action::Redirect { spec, .. }) => ActionSpec::Redirect(spec.clone()),
-            Some(Action::Forward { to, .. } | Action::Passthrough { to }) => {
-                let upstream: Arc<str> = match &to.value {
-                    Destination::Server(server) => {
-                        let spec = direct(server);
-                        let name = spec.name.clone();
-                        used.entry(name.clone()).or_insert(spec);
-                        name
-                    }
-                    Destination::Upstream(wanted) => {
-                        match declared.iter().find(|d| d.name.value == *wanted) {
-                            Some(declared) => {
-                                let name: Arc<str> = wanted.as_str().into();
-                                if let Some(spec) = &declared.spec {
-                                    if route.is_passed_through() {
-                                        passed::check_upstream(decoder, route, to, spec);
-                                    }
-                                    used.insert(name.clone(), spec.clone());
-                                }
-                                name
-                            }
-                            None => {
-                                decoder.push(unknown_upstream(to.span.clone(), wanted, &names));
-                                continue;
-                            }
-                        }
-                    }
+            Some(Action::Forward(forward)) => {
+                let mut find = |to: &At<Destination>| find(decoder, to, declared, &names, &direct, &mut used);
+                let shares = forward
+                    .to
+                    .iter()
+                    .map(|(to, weight)| Some(ShareSpec { upstream: find(to)?, weight: *weight }));
+                let to: Vec<Option<ShareSpec>> = shares.collect();
+                let mirror = forward
+                    .mirror
+                    .as_ref()
+                    .map(|(to, percent)| Some(MirrorSpec { upstream: find(to)?, percent: *percent }));
+                let Some(to) = to.into_iter().collect() else { continue };
+                ActionSpec::Forward(ForwardSpec { to, mirror: mirror.flatten(), ..forward.spec.clone() })
+            }
+            Some(Action::Passthrough { to }) => {
+                let Some(upstream) = find(decoder, to, declared, &names, &direct, &mut used) else {
+                    continue;
                 };
-                match &route.action {
-                    Some(Action::Forward { strip_prefix, .. }) => {
-                        ActionSpec::Forward { upstream, strip_prefix: *strip_prefix }
-                    }
-                    _ => ActionSpec::Passthrough { upstream },
+                if let (Destination::Upstream(_), Some(spec)) = (&to.value, used.get(&upstream)) {
+                    passed::check_upstream(decoder, route, to, spec);
                 }
+                ActionSpec::Passthrough { upstream }
             }
         };
         specs.push(route.spec(action));
@@ -278,4 +267,34 @@ pub(super) fn destinations(
         );
     }
     (specs, used.into_values().collect())
+}
+
+/// The name of the upstream that `to` means, which is used from now on; `None` if there is none, which is said.
+fn find(
+    decoder: &mut Decoder<'_>,
+    to: &At<Destination>,
+    declared: &[Declared],
+    names: &[&str],
+    direct: &impl Fn(&ServerSpec) -> UpstreamSpec,
+    used: &mut BTreeMap<Arc<str>, UpstreamSpec>,
+) -> Option<Arc<str>> {
+    match &to.value {
+        Destination::Server(server) => {
+            let spec = direct(server);
+            let name = spec.name.clone();
+            used.entry(name.clone()).or_insert(spec);
+            Some(name)
+        }
+        Destination::Upstream(wanted) => {
+            let Some(declared) = declared.iter().find(|d| d.name.value == *wanted) else {
+                decoder.push(unknown_upstream(to.span.clone(), wanted, names));
+                return None;
+            };
+            let name: Arc<str> = wanted.as_str().into();
+            if let Some(spec) = &declared.spec {
+                used.insert(name.clone(), spec.clone());
+            }
+            Some(name)
+        }
+    }
 }

@@ -1,20 +1,26 @@
 //! What a route asks of requests before they go anywhere, and what it adds to answers. Knows no server and no route.
 //!
 //! A policy is one of three kinds, each with a file of its own: it lets a request in or denies it ([`Policy::admit`],
-//! [`Policy::authenticate`]), it bounds what goes to a server ([`Policy::max_body`]), or it changes an answer ([`Policy::finish`]).
+//! [`Policy::authenticate`]), it bounds or changes what goes to a server ([`Policy::max_body`], [`Policy::prepare`]), or it
+//! changes an answer ([`Policy::page`], [`Policy::compress`], [`Policy::finish`]).
 
 mod access;
 mod basic;
 pub mod client_cert;
+mod compress;
 mod concurrency;
 mod denial;
+mod encode;
+mod fields;
 mod forward_auth;
 mod hsts;
 mod identity;
+mod pages;
 mod rate;
 mod spec;
 mod users;
 
+use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,12 +32,17 @@ pub use basic::{
     Attempt, BasicAuth, BasicAuthSpec, Turn, Turns, check_hash, check_user, check_users_file, hash_password,
 };
 pub use client_cert::ClientCertSpec;
+pub use compress::Coding;
 use concurrency::Concurrency;
 pub use concurrency::{ConcurrencySpec, Permit};
 pub use denial::Denial;
+pub use encode::{Encoder, MAX_ENCODERS};
+use fields::Fields;
+pub use fields::{Direction, FieldError, FieldValue, FieldsSpec, RequestFacts, untouchable};
 pub use forward_auth::{ForwardAuthSpec, Opinion};
 use hsts::Hsts;
 pub use identity::Identity;
+pub use pages::{MAX_PAGE, Page, PageError, PageFiles, PageFor, Pages, PagesSpec};
 use rate::RateLimit;
 pub use rate::{RateKey, RateSpec, Standing};
 pub use spec::{AccessSpec, HstsSpec, PolicySpec};
@@ -49,6 +60,19 @@ pub struct Policy {
     owned: Box<[HeaderName]>,
     hsts: Option<Hsts>,
     max_body: Option<u64>,
+    request_fields: Option<Fields>,
+    response_fields: Option<Fields>,
+    codings: Box<[Coding]>,
+    pages: Pages,
+}
+
+/// How an answer is compressed.
+#[derive(Debug)]
+pub enum Compressed {
+    /// It answers HEAD: only its head is that of a compressed one.
+    Head,
+    /// Its bytes go through this.
+    Bytes(Encoder),
 }
 
 /// A request that was let in, and what it holds until its answer has ended.
@@ -78,9 +102,9 @@ pub struct Memory {
 }
 
 impl Policy {
-    /// Makes the policies of a route; what `memory` has of the same rules is taken out of it and kept. Reads files of users:
-    /// blocking, and an error if one is wrong.
-    pub fn new(spec: &PolicySpec, memory: &mut Memory) -> Result<Self, UsersError> {
+    /// Makes the policies of a route; what `memory` has of the same rules is taken out of it and kept, and `pages` are its error
+    /// pages, read. Reads files of users: blocking, and an error if one is wrong.
+    pub fn new(spec: &PolicySpec, pages: Pages, memory: &mut Memory) -> Result<Self, UsersError> {
         let rate = spec.rate.as_ref().map(|spec| {
             take(&mut memory.rates, |rate| rate.is(spec)).unwrap_or_else(|| Arc::new(RateLimit::new(spec)))
         });
@@ -99,6 +123,7 @@ impl Policy {
             }),
         };
         let user = basic.as_ref().and_then(|basic| basic.owned());
+        let fields = |spec: &FieldsSpec, direction| (!spec.is_empty()).then(|| Fields::new(spec, direction));
         let copied = spec.forward_auth.iter().flat_map(|spec| &spec.copy);
         Ok(Self {
             access: Access::new(&spec.access),
@@ -109,6 +134,10 @@ impl Policy {
             forward_auth: spec.forward_auth.clone(),
             hsts: spec.hsts.as_ref().map(Hsts::new),
             max_body: spec.max_body,
+            request_fields: fields(&spec.request_headers, Direction::Request),
+            response_fields: fields(&spec.response_headers, Direction::Response),
+            codings: spec.compress.clone().into(),
+            pages,
         })
     }
 
@@ -191,10 +220,62 @@ impl Policy {
         }
     }
 
-    /// Changes the fields of an answer, whoever made it. `tls`: whether the client came by https.
-    pub fn finish(&self, headers: &mut HeaderMap, tls: bool) {
-        if let Some(hsts) = self.hsts.as_ref().filter(|_| tls) {
+    /// Changes the fields of a request that is ready for a server.
+    pub fn prepare(&self, headers: &mut HeaderMap, facts: &RequestFacts<'_>) {
+        if let Some(fields) = &self.request_fields {
+            fields.apply(headers, facts);
+        }
+    }
+
+    /// The coding in which a client with these fields may get its answer.
+    pub fn coding(&self, request: &HeaderMap) -> Option<Coding> {
+        if self.codings.is_empty() { None } else { compress::negotiate(&self.codings, request) }
+    }
+
+    /// Makes the head of an answer that of a compressed one; `None` if it stays as it is. `coding` is what [`Policy::coding`]
+    /// said, `length` that of the body if it is known.
+    pub fn compress(
+        &self,
+        method: &http::Method,
+        status: StatusCode,
+        headers: &mut HeaderMap,
+        length: Option<u64>,
+        coding: Option<Coding>,
+    ) -> Option<Compressed> {
+        if self.codings.is_empty() {
+            return None;
+        }
+        if status == StatusCode::NOT_MODIFIED {
+            compress::vary(headers);
+            if coding.is_some() {
+                compress::weaken(headers);
+            }
+            return None;
+        }
+        if !compress::is_compressible(status, headers, length) {
+            return None;
+        }
+        compress::vary(headers);
+        let compressed = match *method {
+            http::Method::HEAD => Compressed::Head,
+            _ => Compressed::Bytes(Encoder::new(coding?)?),
+        };
+        compress::mark(headers, coding?);
+        Some(compressed)
+    }
+
+    /// The route's own page for an error. `upstream`: a server made the answer.
+    pub fn page(&self, status: StatusCode, upstream: bool) -> Option<&Page> {
+        self.pages.page(status, upstream)
+    }
+
+    /// Changes the fields of an answer, whoever made it: the last word on it.
+    pub fn finish(&self, headers: &mut HeaderMap, facts: &RequestFacts<'_>) {
+        if let Some(hsts) = self.hsts.as_ref().filter(|_| facts.scheme == "https") {
             hsts.finish(headers);
+        }
+        if let Some(fields) = &self.response_fields {
+            fields.apply(headers, facts);
         }
     }
 }

@@ -6,8 +6,11 @@ use ipnet::IpNet;
 
 use super::basic::BasicAuthSpec;
 use super::client_cert::ClientCertSpec;
+use super::compress::Coding;
 use super::concurrency::ConcurrencySpec;
+use super::fields::FieldsSpec;
 use super::forward_auth::ForwardAuthSpec;
+use super::pages::PagesSpec;
 use super::rate::RateSpec;
 
 /// The policies of a route. The default asks for nothing and adds nothing.
@@ -29,6 +32,14 @@ pub struct PolicySpec {
     pub hsts: Option<HstsSpec>,
     /// Larger request bodies are 413; `None`: what `[limits]` says.
     pub max_body: Option<u64>,
+    /// Changes to the fields of requests.
+    pub request_headers: FieldsSpec,
+    /// Changes to the fields of answers.
+    pub response_headers: FieldsSpec,
+    /// Codings for answers, the preferred one first; empty: none is compressed.
+    pub compress: Vec<Coding>,
+    /// What errors look like.
+    pub pages: PagesSpec,
 }
 
 impl PolicySpec {
@@ -68,8 +79,23 @@ impl PolicySpec {
         if let Some(bytes) = self.max_body {
             steps.push(format!("max_body  {bytes} bytes"));
         }
+        if !self.request_headers.is_empty() {
+            steps.push(format!("request_headers  {}", self.request_headers));
+        }
+        if !self.pages.files.is_empty() {
+            let files = self.pages.files.iter().map(|(wanted, path)| format!("{wanted} {}", path.display()));
+            let whose = if self.pages.upstream { ", also for the server's" } else { "" };
+            steps.push(format!("error_pages  {}{whose}", files.collect::<Vec<_>>().join(", ")));
+        }
+        if !self.compress.is_empty() {
+            let codings: Vec<&str> = self.compress.iter().map(|coding| coding.name()).collect();
+            steps.push(format!("compress  {}", codings.join(", ")));
+        }
         if let Some(hsts) = &self.hsts {
             steps.push(format!("hsts   {} days", hsts.max_age.as_secs() / 86_400));
+        }
+        if !self.response_headers.is_empty() {
+            steps.push(format!("response_headers  {}", self.response_headers));
         }
         steps
     }

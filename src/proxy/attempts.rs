@@ -31,6 +31,8 @@ pub(super) struct Attempts<'a> {
     repeats: usize,
     /// A connection must be had by then, whichever server it is to.
     connected_by: Option<Instant>,
+    /// Without the beginning of an answer for so long, another server is asked.
+    patience: Duration,
     /// Why the last attempt came to nothing.
     last: Option<Failure>,
 }
@@ -65,8 +67,14 @@ impl<'a> Attempts<'a> {
             connects: most(retries.connect),
             repeats: most(retries.idempotent),
             connected_by: None,
+            patience: retries.attempt,
             last: None,
         }
+    }
+
+    /// The route's own `timeouts.attempt`, if it has one.
+    pub(super) fn give_up_after(&mut self, patience: Option<Duration>) {
+        self.patience = patience.unwrap_or(self.patience);
     }
 
     /// The server of the next attempt.
@@ -204,12 +212,11 @@ impl<'a> Attempts<'a> {
         if self.repeats == 0 || !self.idempotent || self.balancer.others(&self.tried) == 0 {
             return Some(answer.await);
         }
-        let attempt = self.balancer.retries().attempt;
         loop {
             tokio::select! {
                 biased;
                 answered = &mut answer => return Some(answered),
-                () = sleep(attempt) => {}
+                () = sleep(self.patience) => {}
             }
             // While the client still sends, nobody else can be to blame.
             if self.upload.is_whole() {

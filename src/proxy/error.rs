@@ -28,6 +28,8 @@ pub(super) enum Refusal {
     /// The certificate that was served is not for this host.
     Misdirected,
     NoRoute,
+    /// What the route makes of the path is not in normal form.
+    BadRewrite,
     /// The route's policy does not let it in.
     Denied(Denial),
     /// The announced body is larger than allowed.
@@ -49,6 +51,7 @@ impl Refusal {
             Self::ContentLengths => (StatusCode::BAD_REQUEST, "content_lengths"),
             Self::Misdirected => (StatusCode::MISDIRECTED_REQUEST, "misdirected"),
             Self::NoRoute => (StatusCode::NOT_FOUND, "no_route"),
+            Self::BadRewrite => (StatusCode::BAD_REQUEST, "bad_rewrite"),
             Self::Denied(denial) => denial.verdict(),
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::Upstream(failure) => match failure {

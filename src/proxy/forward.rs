@@ -17,7 +17,7 @@ use super::headers;
 use super::record::Record;
 use super::upgrade::Upgrade;
 use crate::balance::{Ask, Balancer, InFlight};
-use crate::upstream::{Exchange, ExchangeLimits, Failure, ResponseBody, Upload};
+use crate::upstream::{Exchange, Failure, ResponseBody, Upload};
 
 /// The target for the server: `path`, which was matched, and the query as it came. Nothing is copied if `path` is what came.
 pub(super) fn target(uri: &Uri, path: &str) -> Option<Uri> {
@@ -45,11 +45,7 @@ pub(super) async fn forward(
     upgrade: Option<Upgrade>,
     mut record: Box<Record>,
 ) -> Response<Answer> {
-    let limits = ExchangeLimits {
-        timeouts: *balancer.timeouts(),
-        body_timeout: record.local.snapshot.body_timeout,
-        max_body: record.max_body(),
-    };
+    let limits = record.limits(balancer);
     let hint = request.body().size_hint();
     if limits.max_body.is_some_and(|max| hint.lower() > max) {
         return refuse(Refusal::BodyTooLarge, record);
@@ -59,8 +55,11 @@ pub(super) async fn forward(
     let preference = balancer.prefer(&ask);
     headers::announce_body(&mut parts.headers, &parts.method, hint.exact());
     parts.version = Version::HTTP_11;
-    let mut attempts =
-        Attempts::new(balancer, &parts.method, |keep| Upload::new(body, keep, headers::sift_trailers));
+    let copy = record.copy.take();
+    let mut attempts = Attempts::new(balancer, &parts.method, |keep| {
+        Upload::new(body, keep, headers::sift_trailers).copied(copy)
+    });
+    attempts.give_up_after(record.attempt());
     attempts.may_switch = upgrade.is_some();
     let mut parts = Some(parts);
     loop {

@@ -1,12 +1,11 @@
 //! One worker's proxy: decides what a request is, and does it.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -18,26 +17,28 @@ use tokio::time::Instant;
 use super::admit::{self, Visit};
 use super::body::Answer;
 use super::client::Client;
+use super::condition::Facts;
 use super::error::{self, Refusal};
 use super::host::{Authority, bracketed};
+use super::local::Local;
+use super::mirror::Copies;
 use super::passthrough::Passage;
 use super::record::{CLIENT_CLOSED, Record, RequestId};
+use super::rewrite::NotNormal;
 use super::route::NoRoute;
-use super::snapshot::{Snapshot, SnapshotReader, Target};
+use super::snapshot::{RedirectPath, Snapshot, SnapshotReader, Target};
 use super::tunnel::Tunnel;
 use super::upgrade::{self, Upgrade};
-use super::{headers, path};
+use super::{after, headers, mirror, path};
 use crate::clock::SharedClock;
 use crate::conn::{ConnInfo, Service, TlsPolicy};
 use crate::name::HostName;
 use crate::policy::{Identity, Pass, client_cert};
-use crate::telemetry::{AccessWriter, Counter, Histogram, Metrics, NONE};
-use crate::upstream::{Pools, is_grpc};
+use crate::telemetry::{AccessWriter, Metrics};
+use crate::upstream::{Failure, Pools, is_grpc};
 
 /// Methods that Starlock does not do, and those it does.
 const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
-const METHODS: [Method; 7] =
-    [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
 
 /// Routes and forwards the requests of one worker.
 #[derive(Debug)]
@@ -55,58 +56,13 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
     pub(super) access: AccessWriter,
     pub(super) clock: SharedClock,
-}
-
-/// Route, whether a server was asked, method, status.
-type Series = (Option<usize>, bool, &'static str, u16);
-
-/// The snapshot in force as one worker holds it, with the metric handles it has come to need.
-#[derive(Debug)]
-pub(super) struct Local {
-    pub(super) snapshot: Arc<Snapshot>,
-    /// Of the upstreams' servers, when connections were last held against them.
-    version: Cell<u64>,
-    counters: RefCell<HashMap<Series, Counter>>,
-    durations: RefCell<HashMap<Option<usize>, Histogram>>,
-}
-
-impl Local {
-    fn new(snapshot: Arc<Snapshot>) -> Rc<Self> {
-        let version = Cell::new(snapshot.upstreams.version());
-        Rc::new(Self { snapshot, version, counters: RefCell::default(), durations: RefCell::default() })
-    }
-
-    /// Counts a request that has ended. `duration`: how long its answer took.
-    pub(super) fn count(
-        &self,
-        shared: &Shared,
-        route: Option<usize>,
-        upstream: Option<&Arc<str>>,
-        method: &Method,
-        status: u16,
-        duration: Option<Duration>,
-    ) {
-        let none = || Arc::from(NONE);
-        let key = || route.map_or_else(none, |index| self.snapshot.router.routes()[index].key.clone());
-        let method = METHODS
-            .iter()
-            .position(|known| known == method)
-            .map_or("other", |n| ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"][n]);
-        let mut counters = self.counters.borrow_mut();
-        let counter = counters.entry((route, upstream.is_some(), method, status)).or_insert_with(|| {
-            shared.metrics.requests(&key(), &upstream.cloned().unwrap_or_else(none), method, status)
-        });
-        counter.inc();
-        let Some(duration) = duration else { return };
-        let mut durations = self.durations.borrow_mut();
-        durations.entry(route).or_insert_with(|| shared.metrics.durations(&key())).observe(duration);
-    }
+    pub(super) copies: Copies,
 }
 
 /// Where a request goes.
 struct Decision<'a> {
     authority: Authority<'a>,
-    path: std::borrow::Cow<'a, str>,
+    path: Cow<'a, str>,
     /// `None`: to https.
     route: Option<usize>,
 }
@@ -123,7 +79,12 @@ impl Proxy {
         let local = RefCell::new(Local::new(reader.load()));
         // Ids are unique, not secret.
         let next_id = Cell::new(rand::random());
-        Self { shared: Rc::new(Shared { pools, metrics, access, clock }), reader, local, next_id }
+        Self {
+            shared: Rc::new(Shared { pools, metrics, access, clock, copies: Copies::default() }),
+            reader,
+            local,
+            next_id,
+        }
     }
 
     /// The snapshot in force. When servers are gone, by a reload or because a name resolves to others, connections to them are
@@ -186,6 +147,10 @@ impl Proxy {
             reason: CLIENT_CLOSED.1,
             received: 0,
             sent: 0,
+            scheme: conn.scheme(),
+            coding: None,
+            encoded: None,
+            copy: None,
             passed: false,
             tunnelled: false,
         })
@@ -193,12 +158,11 @@ impl Proxy {
 
     /// Answers a request, and lets its route's policies have the last word on the answer.
     async fn serve(self: Rc<Self>, request: Request<Incoming>, conn: Rc<ConnInfo>) -> Response<Answer> {
-        let tls = conn.tls.is_some();
         let (mut head, body) = self.answer(request, conn).await.into_parts();
         if let Some((record, policy)) = body.record().and_then(|record| Some((record, record.policy()?))) {
             policy.standing(&record.pass, &mut head.headers);
-            policy.finish(&mut head.headers, tls);
         }
+        let body = after::finish(&mut head, body).await;
         Response::from_parts(head, body)
     }
 
@@ -245,47 +209,60 @@ impl Proxy {
                 Err(answer) => return *answer,
             }
         }
+        record.coding = local.snapshot.policies[route].coding(&parts.headers);
         match &local.snapshot.targets[route] {
             Target::Passthrough(_) => refuse(Refusal::Misdirected, record),
-            Target::Redirect { status, origin, path: None } => {
-                redirect(*status, origin.to_string(), &decision.path, query, record)
-            }
-            Target::Redirect { status, origin, path: Some(path) } => {
-                redirect(*status, origin.to_string(), path, None, record)
+            Target::Redirect { status, origin, to } => {
+                let origin = origin.to_string();
+                match to {
+                    RedirectPath::Same => redirect(*status, origin, &decision.path, query, record),
+                    RedirectPath::Fixed(path) => redirect(*status, origin, path, None, record),
+                    RedirectPath::Rewritten(rewrite) => match rewrite.apply(&decision.path) {
+                        Ok(Some(new)) => {
+                            redirect(*status, origin, &new.path, new.query.as_deref().or(query), record)
+                        }
+                        Ok(None) => refuse(Refusal::NoRoute, record),
+                        Err(_) => refuse(Refusal::BadRewrite, record),
+                    },
+                }
             }
             Target::Respond { status, body } => {
                 record.answered(*status);
                 match body {
-                    Some(body) => full(*status, "text/plain; charset=utf-8", body.clone(), record),
+                    Some((kind, body)) => full(*status, kind.clone(), body.clone(), record),
                     None if status.is_client_error() || status.is_server_error() => {
-                        let (kind, page) = error::page(*status, record.id.as_str(), record.html);
+                        let (kind, page) = after::page(*status, &record);
                         full(*status, kind, page, record)
                     }
                     None => bare(*status, record),
                 }
             }
-            Target::Forward { balancer, strip_prefix } => {
+            Target::Forward(target) => {
                 let prefix = &local.snapshot.router.routes()[route].path;
-                let stripped = if *strip_prefix {
-                    path::without_prefix(&decision.path, prefix)
-                } else {
-                    &*decision.path
+                let path = match target.path(prefix, &decision.path) {
+                    Ok(path) => path,
+                    Err(NotNormal) => return refuse(Refusal::BadRewrite, record),
                 };
                 let Some(host) = decision.authority.to_value(parts.headers.get(header::HOST)) else {
                     return refuse(Refusal::Host(super::host::HostError::Malformed), record);
                 };
-                let Some(uri) = super::forward::target(&parts.uri, stripped) else {
+                let Some(uri) = super::forward::target(&parts.uri, &path) else {
                     return refuse(Refusal::Path(path::PathError::Control), record);
+                };
+                let Some(balancer) = target.split.choose(client.address, &parts.headers) else {
+                    return refuse(Refusal::Upstream(Failure::NoServer), record);
                 };
                 let incoming =
                     headers::Incoming { client, scheme: conn.scheme(), host: &host, version: parts.version };
                 let upgrade = Upgrade::asked(&parts, !body.is_end_stream());
                 let mut fields = std::mem::take(&mut parts.headers);
+                let mirror = target.mirror.as_ref().filter(|_| upgrade.is_none());
                 headers::to_server(&mut fields, &incoming);
                 policy.identify(&identity, &mut fields);
                 if let Some(tls) = &conn.tls {
                     client_cert::tell(tls, &mut fields);
                 }
+                policy.prepare(&mut fields, &record.facts());
                 if let Some(upgrade) = &upgrade {
                     upgrade.ask(&mut parts.method, &mut fields);
                 }
@@ -293,6 +270,16 @@ impl Proxy {
                 *outgoing.method_mut() = parts.method;
                 *outgoing.uri_mut() = uri;
                 *outgoing.headers_mut() = fields;
+                if let Some(mirror) = mirror {
+                    mirror::unmark(outgoing.headers_mut());
+                    record.copy = mirror::copy(
+                        &self.shared,
+                        mirror,
+                        record.addresses(),
+                        &outgoing,
+                        record.limits(balancer),
+                    );
+                }
                 super::forward::forward(&self.shared, balancer, outgoing, upgrade, record).await
             }
         }
@@ -374,7 +361,8 @@ fn decide<'a>(snapshot: &Snapshot, parts: &'a Parts, conn: &ConnInfo) -> Result<
             Err(Refusal::NoRoute)
         };
     }
-    match snapshot.router.route_unambiguous(&authority.host, &path) {
+    let facts = Facts { method: &parts.method, headers: &parts.headers, query: parts.uri.query() };
+    match snapshot.router.route_unambiguous(&authority.host, &path, &facts) {
         // The connection was made for this very host, so it is not one of those that are passed through.
         Ok(matched)
             if matches!(snapshot.targets[matched.index], Target::Passthrough(_))
@@ -387,7 +375,7 @@ fn decide<'a>(snapshot: &Snapshot, parts: &'a Parts, conn: &ConnInfo) -> Result<
             Err(Refusal::NoRoute)
         }
         Ok(matched) => Ok(Decision { route: Some(matched.index), authority, path }),
-        Err(NoRoute::Unknown) => Err(Refusal::NoRoute),
+        Err(NoRoute::Unknown | NoRoute::Unmet) => Err(Refusal::NoRoute),
         Err(NoRoute::Ambiguous { .. }) => Err(Refusal::AmbiguousPath),
     }
 }
@@ -398,7 +386,7 @@ pub(super) fn refuse(refusal: Refusal, mut record: Box<Record>) -> Response<Answ
     if record.grpc {
         return grpc(status, record);
     }
-    let (kind, page) = error::page(status, record.id.as_str(), record.html);
+    let (kind, page) = after::page(status, &record);
     let mut response = full(status, kind, page, record);
     if let Refusal::Denied(denial) = refusal {
         let mut fields = HeaderMap::new();
@@ -470,12 +458,12 @@ fn bare(status: StatusCode, record: Box<Record>) -> Response<Answer> {
 
 pub(super) fn full(
     status: StatusCode,
-    kind: &'static str,
+    kind: HeaderValue,
     body: Bytes,
     record: Box<Record>,
 ) -> Response<Answer> {
     let mut response = Response::new(Answer::full(body, record));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }

@@ -396,6 +396,25 @@ mod tests {
         assert_eq!(count(&map(&[])), 0);
     }
 
+    const CLAIMS: [&str; 16] = [
+        "x-user",
+        "x-forwarded-user",
+        "x-forwarded-for",
+        "x-forwarded",
+        "x-real-ip",
+        "forwarded",
+        "x-tls-client",
+        "x-tag",
+        "proxy-authorization",
+        "proxy",
+        "keep-alive",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+        "proxy-connection",
+        "x-forwarded-client-cert",
+    ];
+
     proptest! {
         #[test]
         fn no_spelling_of_a_strangers_claim_gets_through(
@@ -407,6 +426,52 @@ mod tests {
             let spelt: String =
                 name.chars().map(|c| if c == '-' { separator.next().unwrap_or('-') } else { c }).collect();
             prop_assert_eq!(sent(&[(&spelt, &format!("evil{value}"))], false), OURS);
+        }
+
+        /// Whatever a client sends and whatever rules a route has: nothing of one connection, nothing that says who the client
+        /// is, and no spelling of what the route sets or removes gets to the server as the client wrote it.
+        #[test]
+        fn no_claim_of_a_client_survives_rewriting(
+            sent in prop::collection::vec((prop::sample::select(CLAIMS.to_vec()), prop::collection::vec(prop::sample::select(vec!['-', '_', '.']), 4)), 0..12),
+            named in prop::collection::vec(prop::sample::select(CLAIMS.to_vec()), 0..4),
+            set in prop::sample::subsequence(vec!["x-user", "x-forwarded-user", "x-tls-client", "host"], 0..4),
+            removed in prop::sample::subsequence(vec!["x-user", "x-tag", "x-forwarded-for", "x-tls-client"], 0..4),
+        ) {
+            let mut headers = HeaderMap::new();
+            for (name, separators) in &sent {
+                let mut separator = separators.iter();
+                let spelt: String = name.chars().map(|c| if c == '-' { *separator.next().unwrap_or(&'-') } else { c }).collect();
+                headers.append(HeaderName::from_bytes(spelt.as_bytes()).unwrap(), HeaderValue::from_static("evil"));
+            }
+            headers.append(CONNECTION, HeaderValue::from_str(&named.join(", ")).unwrap());
+            let client = Client { address: [1, 1, 1, 1].into(), peer: [10, 0, 0, 1].into(), trusted: false };
+            let host = HeaderValue::from_static("a.test");
+            to_server(&mut headers, &Incoming { client, scheme: "https", host: &host, version: Version::HTTP_11 });
+            let value = crate::policy::FieldValue::parse("ours").unwrap();
+            let rules = crate::policy::FieldsSpec {
+                remove: removed.iter().map(|name| HeaderName::from_static(name)).collect(),
+                set: set.iter().map(|name| (HeaderName::from_static(name), value.clone())).collect(),
+                add: vec![],
+            };
+            let spec = crate::policy::PolicySpec { request_headers: rules, ..Default::default() };
+            let facts = crate::policy::RequestFacts { client: client.address, host: "a.test", scheme: "https", method: &Method::GET, id: "1" };
+            crate::policy::Policy::new(&spec, crate::policy::Pages::default(), &mut crate::policy::Memory::default()).unwrap().prepare(&mut headers, &facts);
+            for (name, value) in &headers {
+                let plain = name.as_str().replace(['_', '.'], "-");
+                let evil = value.as_bytes().windows(4).any(|w| w == b"evil");
+                let of_ours = set.contains(&&*plain) || removed.contains(&&*plain);
+                let of_one_connection = ["keep-alive", "te", "transfer-encoding", "upgrade", "connection"].contains(&name.as_str());
+                let claim = plain.starts_with("x-forwarded") || plain.starts_with("proxy") || plain == "x-real-ip" || plain == "forwarded";
+                prop_assert!(!evil || !(of_ours || of_one_connection || claim), "{name}: {value:?}");
+                prop_assert!(!of_one_connection, "{name}: {value:?}");
+            }
+            for name in &set {
+                let values: Vec<_> = headers.get_all(*name).iter().collect();
+                prop_assert_eq!(values, ["ours"]);
+            }
+            for name in removed.iter().filter(|name| !set.contains(name)) {
+                prop_assert!(!headers.contains_key(*name), "{}", name);
+            }
         }
 
         #[test]

@@ -10,12 +10,15 @@ use http::{Method, StatusCode, Version};
 use tokio::time::Instant;
 
 use super::error::Refusal;
-use super::handler::{Local, Shared};
-use crate::balance::Endpoint;
+use super::handler::Shared;
+use super::local::Local;
+use super::snapshot::Target;
+use super::spec::RouteTimeouts;
+use crate::balance::{Balancer, Endpoint};
 use crate::conn::ConnInfo;
-use crate::policy::{Pass, Policy};
+use crate::policy::{Coding, Pass, Policy, RequestFacts};
 use crate::telemetry::AccessRecord;
-use crate::upstream::{ClientAddresses, Exchange};
+use crate::upstream::{BodyCopy, ClientAddresses, Exchange, ExchangeLimits};
 
 /// The id of a request: on its error page and in its line of the log.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +70,14 @@ pub(super) struct Record {
     pub(super) received: u64,
     /// Bytes of an answer that did not come from a server, or to the client in a tunnel.
     pub(super) sent: u64,
+    /// `https` or `http`.
+    pub(super) scheme: &'static str,
+    /// In which coding the client may get its answer.
+    pub(super) coding: Option<Coding>,
+    /// Bytes of an answer that is not the one a server sent.
+    pub(super) encoded: Option<u64>,
+    /// Where a copy of the request's body goes.
+    pub(super) copy: Option<Box<BodyCopy>>,
     /// Whether it is a connection that is passed through: nothing is known of what is said on it.
     pub(super) passed: bool,
     /// Whether it has become a tunnel: how long that lives says nothing of how fast anything was answered.
@@ -92,6 +103,44 @@ impl Record {
         let (peer, to) = self.ends;
         let from = if peer.ip() == self.client { peer } else { SocketAddr::new(self.client, 0) };
         ClientAddresses { from, to }
+    }
+
+    /// What the exchange with one of `balancer`'s servers is held to.
+    pub(super) fn limits(&self, balancer: &Balancer) -> ExchangeLimits {
+        let mut limits = ExchangeLimits {
+            timeouts: *balancer.timeouts(),
+            body_timeout: self.local.snapshot.body_timeout,
+            max_body: self.max_body(),
+        };
+        if let Some(own) = self.timeouts() {
+            limits.timeouts.response = own.response.unwrap_or(limits.timeouts.response);
+            limits.timeouts.stall = own.stall.unwrap_or(limits.timeouts.stall);
+            limits.body_timeout = own.body.unwrap_or(limits.body_timeout);
+        }
+        limits
+    }
+
+    /// How long an attempt may take before another server is asked, if the route says so.
+    pub(super) fn attempt(&self) -> Option<Duration> {
+        self.timeouts().and_then(|own| own.attempt)
+    }
+
+    fn timeouts(&self) -> Option<&RouteTimeouts> {
+        match &self.local.snapshot.targets[self.route?] {
+            Target::Forward(forward) => Some(&forward.timeouts),
+            _ => None,
+        }
+    }
+
+    /// What header rules may say.
+    pub(super) fn facts(&self) -> RequestFacts<'_> {
+        RequestFacts {
+            client: self.client,
+            host: self.host.as_deref().unwrap_or_default(),
+            scheme: self.scheme,
+            method: &self.method,
+            id: self.id.as_str(),
+        }
     }
 
     pub(super) fn refuse(&mut self, refusal: Refusal) -> StatusCode {
@@ -148,7 +197,7 @@ impl Drop for Record {
             tls_resumed: self.tls_resumed,
             status: self.status,
             received: self.received + exchange.map_or(0, |e| e.received()),
-            sent: self.sent + exchange.map_or(0, |e| e.sent()),
+            sent: self.encoded.unwrap_or_else(|| self.sent + exchange.map_or(0, |e| e.sent())),
             duration,
             route: self.route.map_or("", |index| &self.local.snapshot.router.routes()[index].key),
             upstream: upstream.map_or("", |name| name),

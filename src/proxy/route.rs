@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use super::condition::Facts;
 use super::path;
 use super::spec::{RouteHost, RouteSpec};
 use crate::name::HostPattern;
@@ -33,6 +34,8 @@ pub struct Matched<'a> {
 pub enum NoRoute {
     /// None is for it: 404.
     Unknown,
+    /// One has its host and path, but a condition that the request does not meet: 404.
+    Unmet,
     /// A server behind us might read the path as `reading`, for which another route does something else: 400.
     Ambiguous {
         /// The other path.
@@ -56,6 +59,10 @@ pub struct Candidate<'a> {
 pub enum Verdict {
     /// This one.
     Taken,
+    /// It has the same host and path as the one that is taken, and its condition is met, but it comes later.
+    Later,
+    /// It has the host and path that are taken, but its condition is not met.
+    Unmet,
     /// It matches, but another one for the same host has a longer path.
     ShorterPath,
     /// It matches, but another one names the host more exactly.
@@ -70,6 +77,8 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Taken => "taken: the most exact host, and the longest path for it",
+            Self::Later => "matches, but one before it with the same host and path comes first",
+            Self::Unmet => "its condition is not met",
             Self::ShorterPath => "matches, but a route with a longer path comes first",
             Self::LessExactHost => "matches, but a route that names the host more exactly comes first",
             Self::OtherPath => "its path is not a prefix of this one",
@@ -79,7 +88,7 @@ impl fmt::Display for Verdict {
 }
 
 impl Router {
-    /// Builds a router. If two routes have the same host and path, the first one gets them (`config` refuses such files).
+    /// Builds a router. Routes with the same host and path are tried in the order given.
     pub fn new(routes: &[RouteSpec]) -> Self {
         let mut router = Self { routes: routes.into(), ..Self::default() };
         for (index, route) in routes.iter().enumerate() {
@@ -106,9 +115,21 @@ impl Router {
     /// The route for `host` (lower case, no port, no trailing dot, no brackets) and a normal `path`. Allocates nothing.
     ///
     /// Of the routes that match, the one with the most exact host wins (a name or an address, then a wildcard, then any), then
-    /// the one with the longest path: `a.test/api` leaves `a.test/x` to `*.test`.
-    pub fn route(&self, host: &str, path: &str) -> Option<Matched<'_>> {
-        let index = self.exact.get(host).and_then(|tree| tree.find(path)).or_else(|| {
+    /// the one with the longest path: `a.test/api` leaves `a.test/x` to `*.test`. Of several with this host and path, the first
+    /// whose condition is met; if none is, there is no route: others do not step in.
+    pub fn route(&self, host: &str, path: &str, facts: &Facts<'_>) -> Option<Matched<'_>> {
+        self.first_met(self.variants(host, path), facts)
+    }
+
+    fn first_met(&self, variants: &[usize], facts: &Facts<'_>) -> Option<Matched<'_>> {
+        let met = |index: &&usize| self.routes[**index].when.is_met(facts);
+        let index = *variants.iter().find(met)?;
+        Some(Matched { index, route: &self.routes[index] })
+    }
+
+    /// The routes of the host and path that a request has, in the order of trying them. Empty: there is none.
+    fn variants(&self, host: &str, path: &str) -> &[usize] {
+        let found = self.exact.get(host).and_then(|tree| tree.find(path)).or_else(|| {
             self.address(host)
                 .and_then(|tree| tree.find(path))
                 .or_else(|| {
@@ -116,8 +137,8 @@ impl Router {
                     if first.is_empty() { None } else { self.wildcard.get(zone)?.find(path) }
                 })
                 .or_else(|| self.any.find(path))
-        })?;
-        Some(Matched { index, route: &self.routes[index] })
+        });
+        found.unwrap_or_default()
     }
 
     /// Whether a route names `host` itself, as opposed to a wildcard.
@@ -134,21 +155,29 @@ impl Router {
 
     /// Like [`Router::route`], and refuses a path that a server behind us might read as one of another route, as long as the
     /// two do different things. Allocates only for paths with `;`, `//` or `%2F`.
-    pub fn route_unambiguous(&self, host: &str, path: &str) -> Result<Matched<'_>, NoRoute> {
-        let matched = self.route(host, path);
+    pub fn route_unambiguous(
+        &self,
+        host: &str,
+        path: &str,
+        facts: &Facts<'_>,
+    ) -> Result<Matched<'_>, NoRoute> {
+        let variants = self.variants(host, path);
+        if variants.is_empty() {
+            // What no route is for now cannot be protected by one.
+            return Err(NoRoute::Unknown);
+        }
         for reading in path::other_readings(path) {
-            let other = self.route(host, &reading);
-            let same = match (&matched, &other) {
-                (Some(a), Some(b)) => a.index == b.index || a.route.does_the_same_as(b.route),
-                // What no route is for now cannot be protected by one.
-                (None, _) => true,
-                (Some(_), None) => false,
-            };
-            if !same {
+            if !self.do_the_same(variants, self.variants(host, &reading)) {
                 return Err(NoRoute::Ambiguous { reading });
             }
         }
-        matched.ok_or(NoRoute::Unknown)
+        self.first_met(variants, facts).ok_or(NoRoute::Unmet)
+    }
+
+    /// Whether any request gets the same from both, whatever conditions it meets.
+    fn do_the_same(&self, some: &[usize], others: &[usize]) -> bool {
+        let same = |(a, b): (&usize, &usize)| a == b || self.routes[*a].does_the_same_as(&self.routes[*b]);
+        some.len() == others.len() && some.iter().zip(others).all(same)
     }
 
     /// Whether some route is for `host`, whatever the path.
@@ -162,8 +191,10 @@ impl Router {
     }
 
     /// Every route with a verdict, best first. Looks at all of them: for people, not for requests.
-    pub fn explain(&self, host: &str, path: &str) -> Vec<Candidate<'_>> {
-        let taken = self.route(host, path);
+    pub fn explain(&self, host: &str, path: &str, facts: &Facts<'_>) -> Vec<Candidate<'_>> {
+        let variants = self.variants(host, path);
+        let taken = self.first_met(variants, facts);
+        let best = variants.first().map(|index| rank(&self.routes[*index].host));
         let mut candidates: Vec<_> = self
             .routes
             .iter()
@@ -171,9 +202,11 @@ impl Router {
             .map(|(index, route)| {
                 let verdict = match taken {
                     Some(taken) if taken.index == index => Verdict::Taken,
+                    _ if variants.contains(&index) && route.when.is_met(facts) => Verdict::Later,
+                    _ if variants.contains(&index) => Verdict::Unmet,
                     _ if !host_matches(&route.host, host) => Verdict::OtherHost,
                     _ if !path::has_prefix(path, &route.path) => Verdict::OtherPath,
-                    Some(taken) if rank(&taken.route.host) == rank(&route.host) => Verdict::ShorterPath,
+                    _ if best == Some(rank(&route.host)) => Verdict::ShorterPath,
                     _ => Verdict::LessExactHost,
                 };
                 Candidate { index, route, verdict }
@@ -205,7 +238,7 @@ fn rank(host: &RouteHost) -> u8 {
 /// The paths of one host, by segments: a lookup reads a path once and never deeper than the deepest route.
 #[derive(Debug, Default)]
 struct PathTree {
-    route: Option<usize>,
+    routes: Vec<usize>,
     children: HashMap<Box<str>, PathTree>,
 }
 
@@ -217,35 +250,39 @@ impl PathTree {
                 node = node.children.entry(segment.into()).or_default();
             }
         }
-        node.route.get_or_insert(index);
+        node.routes.push(index);
     }
 
-    fn find(&self, path: &str) -> Option<usize> {
+    fn find(&self, path: &str) -> Option<&[usize]> {
         let mut node = self;
-        let mut best = self.route;
+        let mut best = &self.routes;
         for segment in path.split('/').skip(1) {
             if node.children.is_empty() {
                 break;
             }
             let Some(child) = node.children.get(segment) else { break };
             node = child;
-            best = node.route.or(best);
+            if !node.routes.is_empty() {
+                best = &node.routes;
+            }
         }
-        best
+        Some(&**best).filter(|routes| !routes.is_empty())
     }
 
     fn is_empty(&self) -> bool {
-        self.route.is_none() && self.children.is_empty()
+        self.routes.is_empty() && self.children.is_empty()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::LazyLock;
 
+    use http::{HeaderMap, Method};
     use proptest::prelude::*;
 
-    use super::super::spec::ActionSpec;
+    use super::super::condition::ConditionSpec;
+    use super::super::spec::{ActionSpec, ForwardSpec};
     use super::*;
     use crate::policy::PolicySpec;
 
@@ -255,32 +292,52 @@ mod tests {
             "*" => RouteHost::Any,
             host => RouteHost::Pattern(host.parse().unwrap()),
         };
-        let action = ActionSpec::Forward { upstream: key.into(), strip_prefix: false };
-        RouteSpec { key: key.into(), host, path: path.into(), policy: PolicySpec::default(), action }
+        let action = ActionSpec::Forward(ForwardSpec::to(key.into()));
+        let when = ConditionSpec::default();
+        RouteSpec { key: key.into(), host, path: path.into(), when, policy: PolicySpec::default(), action }
     }
 
     fn routes(keys: &[&str]) -> Vec<RouteSpec> {
         keys.iter().map(|key| route(key)).collect()
     }
 
+    static NOTHING: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
+
+    fn asked(method: &Method) -> Facts<'_> {
+        Facts { method, headers: &NOTHING, query: None }
+    }
+
+    /// A route like `key`, for `methods` alone.
+    fn variant(key: &str, methods: &[Method], upstream: &str) -> RouteSpec {
+        let mut spec = route(key);
+        spec.when.methods = methods.to_vec();
+        spec.action = ActionSpec::Forward(ForwardSpec::to(upstream.into()));
+        spec
+    }
+
     /// What the words of the manual say, word by word.
-    fn linear<'a>(routes: &'a [RouteSpec], host: &str, path: &str) -> Option<&'a Arc<str>> {
-        routes
-            .iter()
-            .filter(|r| match &r.host {
+    fn linear<'a>(routes: &'a [RouteSpec], host: &str, path: &str, method: &Method) -> Option<usize> {
+        let matching = |r: &&'a RouteSpec| {
+            let for_host = match &r.host {
                 RouteHost::Any => true,
                 RouteHost::Pattern(pattern) => pattern.matches(host),
-            })
-            .filter(|r| &*r.path == "/" || path == &*r.path || path.starts_with(&format!("{}/", r.path)))
-            .min_by_key(|r| {
-                let class = match &r.host {
-                    RouteHost::Any => 2,
-                    RouteHost::Pattern(pattern) if pattern.is_wildcard() => 1,
-                    RouteHost::Pattern(_) => 0,
-                };
-                (class, std::cmp::Reverse(r.path.len()))
-            })
-            .map(|r| &r.key)
+            };
+            for_host && (&*r.path == "/" || path == &*r.path || path.starts_with(&format!("{}/", r.path)))
+        };
+        let exactness = |r: &RouteSpec| {
+            let class = match &r.host {
+                RouteHost::Any => 2,
+                RouteHost::Pattern(pattern) if pattern.is_wildcard() => 1,
+                RouteHost::Pattern(_) => 0,
+            };
+            (class, std::cmp::Reverse(r.path.len()))
+        };
+        let best = routes.iter().filter(matching).map(exactness).min()?;
+        routes.iter().position(|r| {
+            matching(&r)
+                && exactness(r) == best
+                && (r.when.methods.is_empty() || r.when.methods.contains(method))
+        })
     }
 
     #[test]
@@ -315,12 +372,12 @@ mod tests {
             ("0:0::1", "/p/q", "::1/p"),
             ("::1", "/", "*"),
         ] {
-            let found = router.route(host, path).map(|m| &*m.route.key);
-            assert_eq!(found, Some(expected), "{host}{path}");
-            assert_eq!(found, linear(&specs, host, path).map(|k| &**k), "{host}{path}");
+            let found = router.route(host, path, &asked(&Method::GET));
+            assert_eq!(found.map(|m| &*m.route.key), Some(expected), "{host}{path}");
+            assert_eq!(found.map(|m| m.index), linear(&specs, host, path, &Method::GET), "{host}{path}");
         }
-        assert!(Router::new(&routes(&["a.test/x"])).route("a.test", "/").is_none());
-        assert!(Router::new(&routes(&["*.a.test"])).route(".a.test", "/").is_none());
+        assert!(Router::new(&routes(&["a.test/x"])).route("a.test", "/", &asked(&Method::GET)).is_none());
+        assert!(Router::new(&routes(&["*.a.test"])).route(".a.test", "/", &asked(&Method::GET)).is_none());
     }
 
     #[test]
@@ -329,23 +386,77 @@ mod tests {
         for path in
             ["//admin", "/%2Fadmin", "/x/..;/admin", "/x%2F..%2Fadmin/users", "/admin;a/x", "/admin/..;/x"]
         {
-            let found = router.route_unambiguous("a.test", path);
+            let found = router.route_unambiguous("a.test", path, &asked(&Method::GET));
             assert!(matches!(found, Err(NoRoute::Ambiguous { .. })), "{path}: {found:?}");
         }
         for path in ["/a%2Fb", "/a;b/c", "/a//b", "/admin/x;y", "/admin//x", "/admin/a%2Fb", "/admin/"] {
-            assert!(router.route_unambiguous("a.test", path).is_ok(), "{path}");
+            assert!(router.route_unambiguous("a.test", path, &asked(&Method::GET)).is_ok(), "{path}");
         }
-        assert_eq!(router.route_unambiguous("b.test", "//admin").unwrap_err(), NoRoute::Unknown);
+        assert_eq!(
+            router.route_unambiguous("b.test", "//admin", &asked(&Method::GET)).unwrap_err(),
+            NoRoute::Unknown
+        );
         let mut same = routes(&["a.test", "a.test/admin"]);
         same[1].action = same[0].action.clone();
-        assert!(Router::new(&same).route_unambiguous("a.test", "//admin").is_ok(), "both do the same");
+        assert!(
+            Router::new(&same).route_unambiguous("a.test", "//admin", &asked(&Method::GET)).is_ok(),
+            "both do the same"
+        );
+    }
+
+    #[test]
+    fn of_one_key_the_first_whose_condition_is_met() {
+        let get = [Method::GET];
+        let specs = [
+            variant("a.test/x", &get, "one"),
+            variant("a.test/x", &[Method::GET, Method::POST], "two"),
+            variant("a.test", &[], "all"),
+            variant("b.test/y", &get, "one"),
+            variant("b.test/y", &[], "two"),
+            variant("b.test/z", &get, "one"),
+            variant("b.test/z", &[], "two"),
+            variant("b.test", &get, "one"),
+        ];
+        let router = Router::new(&specs);
+        for (path, method, expected) in [
+            ("/x", Method::GET, Ok(0)),
+            ("/x", Method::POST, Ok(1)),
+            ("/x", Method::PUT, Err(NoRoute::Unmet)),
+            ("/", Method::PUT, Ok(2)),
+            ("//x", Method::GET, Err(NoRoute::Ambiguous { reading: "/x".into() })),
+            ("//x", Method::PUT, Err(NoRoute::Ambiguous { reading: "/x".into() })),
+        ] {
+            let found = router.route_unambiguous("a.test", path, &asked(&method)).map(|m| m.index);
+            assert_eq!(found, expected, "{method} {path}");
+        }
+        let verdicts: Vec<_> = router
+            .explain("a.test", "/x", &asked(&Method::POST))
+            .iter()
+            .map(|c| (c.index, c.verdict))
+            .collect();
+        assert_eq!(verdicts[..3], [(1, Verdict::Taken), (0, Verdict::Unmet), (2, Verdict::ShorterPath)]);
+        assert_eq!(router.explain("a.test", "/x", &asked(&Method::GET))[1].verdict, Verdict::Later);
+        let none = router.explain("a.test", "/x", &asked(&Method::PUT));
+        assert_eq!(
+            (none[0].verdict, none[1].verdict, none[2].verdict),
+            (Verdict::Unmet, Verdict::Unmet, Verdict::ShorterPath)
+        );
+        // Two keys whose variants are the same are one to whoever reads the path in another way; fewer variants are not.
+        assert_eq!(
+            router.route_unambiguous("b.test", "/y/..%2Fz", &asked(&Method::GET)).map(|m| m.index),
+            Ok(3)
+        );
+        assert!(router.route_unambiguous("b.test", "/;/z", &asked(&Method::GET)).is_err());
     }
 
     #[test]
     fn explain_gives_every_route_a_reason() {
         let router = Router::new(&routes(&["*", "b.test", "a.test/x", "a.test", "a.test/api", "*.test"]));
-        let verdicts: Vec<_> =
-            router.explain("a.test", "/api/1").iter().map(|c| (&*c.route.key, c.verdict)).collect();
+        let verdicts: Vec<_> = router
+            .explain("a.test", "/api/1", &asked(&Method::GET))
+            .iter()
+            .map(|c| (&*c.route.key, c.verdict))
+            .collect();
         assert_eq!(
             verdicts,
             [
@@ -388,21 +499,34 @@ mod tests {
         )
     }
 
+    fn methods() -> impl Strategy<Value = Vec<Method>> {
+        prop::sample::subsequence(vec![Method::GET, Method::PUT], 0..3)
+    }
+
     proptest! {
         #[test]
         fn agrees_with_a_linear_scan(
-            keys in prop::collection::hash_set(key(), 0..20),
+            keys in prop::collection::vec((key(), methods()), 0..24),
             host in host(),
             path in r"(/(a|b|ab|)){1,4}",
+            method in prop::sample::select(vec![Method::GET, Method::PUT, Method::POST]),
         ) {
-            let specs: Vec<_> = keys.iter().map(|key| route(key)).collect();
+            let specs: Vec<_> = keys.iter().map(|(key, methods)| variant(key, methods, key)).collect();
             let router = Router::new(&specs);
-            let found = router.route(&host, &path).map(|m| &m.route.key);
-            prop_assert_eq!(found, linear(&specs, &host, &path));
-            let explained = router.explain(&host, &path);
+            let facts = asked(&method);
+            let found = router.route(&host, &path, &facts).map(|m| m.index);
+            prop_assert_eq!(found, linear(&specs, &host, &path, &method));
+            let explained = router.explain(&host, &path, &facts);
             prop_assert_eq!(explained.len(), specs.len());
-            let taken = explained.first().filter(|c| c.verdict == Verdict::Taken).map(|c| &c.route.key);
+            let taken = explained.first().filter(|c| c.verdict == Verdict::Taken).map(|c| c.index);
             prop_assert_eq!(found, taken);
+            if let Ok(matched) = router.route_unambiguous(&host, &path, &facts) {
+                prop_assert_eq!(Some(matched.index), found);
+                for reading in path::other_readings(&path) {
+                    let other = router.route(&host, &reading, &facts);
+                    prop_assert!(other.is_some_and(|o| o.route.does_the_same_as(matched.route)));
+                }
+            }
         }
     }
 }

@@ -41,6 +41,7 @@ pub struct Metrics {
     upstream_in_flight: Family<Labels<2>, Gauge>,
     retries: Family<Labels<2>, Counter>,
     rejected: Family<Labels<1>, Counter>,
+    mirrored: Family<Labels<2>, Counter>,
     connections: Family<Labels<2>, Gauge>,
     handshakes: Family<Labels<1>, Counter>,
     not_after: Family<Labels<1>, Seconds>,
@@ -67,6 +68,7 @@ impl Metrics {
             upstream_in_flight: Family::default(),
             retries: Family::default(),
             rejected: Family::default(),
+            mirrored: Family::default(),
             connections: Family::default(),
             handshakes: Family::default(),
             not_after: Family::default(),
@@ -97,6 +99,7 @@ impl Metrics {
             "Requests and connections refused by Starlock itself",
             metrics.rejected.clone(),
         );
+        registry.register("mirrored", "Copies of requests for another upstream", metrics.mirrored.clone());
         registry.register("connections_open", "Clients' connections", metrics.connections.clone());
         registry.register("tls_handshakes", "Handshakes with clients", metrics.handshakes.clone());
         registry.register(
@@ -227,6 +230,11 @@ impl Metrics {
     /// `starlock_rejected_total`.
     pub fn rejected(&self, reason: &'static str) -> Counter {
         self.rejected.get_or_create_owned(&[("reason", reason.into())])
+    }
+
+    /// `starlock_mirrored_total`; `result` from a fixed list. Takes a lock: keep the handle.
+    pub fn mirrored(&self, upstream: &Arc<str>, result: &'static str) -> Counter {
+        self.mirrored.get_or_create_owned(&[("upstream", upstream.clone()), ("result", result.into())])
     }
 
     /// `starlock_connections_open`; `protocol` is `h1` or `h2`.

@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
+use super::copy::BodyCopy;
 use super::exchange::{Exchange, Failure};
 use super::h2;
 use super::stream::ServerStream;
@@ -32,7 +33,10 @@ pub struct Upload(
 
 #[derive(Debug)]
 struct Shared {
-    inner: RefCell<Incoming>,
+    /// `None`: everything there will be is kept.
+    inner: RefCell<Option<Incoming>>,
+    /// Who else reads what the client sends.
+    copy: RefCell<Option<Box<BodyCopy>>>,
     sift: fn(&mut HeaderMap),
     /// The attempt that may read; a former one that is not gone yet may not.
     attempt: Cell<usize>,
@@ -55,10 +59,36 @@ impl Upload {
     /// Takes what the client sends. `keep`: at most 64 KiB of it are kept, so that it can be sent again. `sift` takes
     /// from its trailers what must not be said there.
     pub fn new(inner: Incoming, keep: bool, sift: fn(&mut HeaderMap)) -> Self {
-        let kept = || RefCell::new(Kept { is_wanted: keep, ..Kept::default() });
-        Self((!inner.is_end_stream()).then(|| {
-            Rc::new(Shared { inner: RefCell::new(inner), sift, attempt: Cell::new(0), kept: kept() })
-        }))
+        let kept = Kept { is_wanted: keep, ..Kept::default() };
+        if inner.is_end_stream() { Self(None) } else { Self::from(Some(inner), kept, sift) }
+    }
+
+    /// A body that is there already.
+    pub fn whole(data: Vec<u8>) -> Self {
+        if data.is_empty() {
+            return Self(None);
+        }
+        Self::from(None, Kept { data, is_whole: true, is_wanted: true, ..Kept::default() }, |_| {})
+    }
+
+    fn from(inner: Option<Incoming>, kept: Kept, sift: fn(&mut HeaderMap)) -> Self {
+        Self(Some(Rc::new(Shared {
+            inner: RefCell::new(inner),
+            copy: RefCell::default(),
+            sift,
+            attempt: Cell::new(0),
+            kept: RefCell::new(kept),
+        })))
+    }
+
+    /// Lets `copy` see what the client sends, once, however many attempts there are.
+    pub fn copied(self, copy: Option<Box<BodyCopy>>) -> Self {
+        match (&self.0, copy) {
+            (Some(shared), copy) => *shared.copy.borrow_mut() = copy,
+            (None, Some(mut copy)) => copy.end(),
+            (None, None) => {}
+        }
+        self
     }
 
     /// No body: a question of our own.
@@ -159,10 +189,18 @@ impl Body for RequestBody {
             return Poll::Ready(None);
         } else {
             let mut inner = shared.inner.borrow_mut();
-            let Poll::Ready(frame) = Pin::new(&mut *inner).poll_frame(cx) else {
+            let polled = match &mut *inner {
+                Some(inner) => Pin::new(inner).poll_frame(cx),
+                None => Poll::Ready(None),
+            };
+            let Poll::Ready(frame) = polled else {
                 this.exchange.client_owes();
                 return Poll::Pending;
             };
+            let is_end = inner.as_ref().is_none_or(Body::is_end_stream);
+            if let Some(copy) = &mut *shared.copy.borrow_mut() {
+                copy.see(frame.as_ref().map(|frame| frame.as_ref().ok()), is_end);
+            }
             match frame {
                 None => {
                     kept.is_whole = true;
@@ -178,7 +216,7 @@ impl Body for RequestBody {
                     if let Some(trailers) = frame.trailers_mut() {
                         (shared.sift)(trailers);
                     }
-                    kept.take_note(&frame, inner.is_end_stream());
+                    kept.take_note(&frame, is_end);
                     Ok(frame)
                 }
             }
@@ -201,7 +239,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         let Some(shared) = &self.shared else { return SizeHint::with_exact(0) };
         let again = if self.replay { shared.kept.borrow().data.len() as u64 } else { 0 };
-        let rest = shared.inner.borrow().size_hint();
+        let rest = shared.inner.borrow().as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
         let mut hint = SizeHint::new();
         hint.set_lower(again + rest.lower());
         if let Some(upper) = rest.upper() {

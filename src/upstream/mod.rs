@@ -2,6 +2,7 @@
 
 mod body;
 mod connect;
+mod copy;
 mod exchange;
 mod h1;
 mod h2;
@@ -14,6 +15,7 @@ mod tls;
 
 pub use body::{BodyError, RequestBody, ResponseBody, Upload};
 pub use connect::{Reached, reach};
+pub use copy::{BodyCopy, Copied};
 pub use exchange::{Exchange, ExchangeLimits, Failure, is_grpc};
 pub use pool::{Pool, Pools};
 pub use proxy_protocol::ClientAddresses;

@@ -75,6 +75,6 @@ fn the_tour_holds_together() {
     }
     let loaded = parse(&text, "config.example.toml", &environment()).unwrap_or_else(|p| panic!("{p}"));
     assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
-    assert_eq!(loaded.plan.proxy.routes.len(), 10);
+    assert_eq!(loaded.plan.proxy.routes.len(), 16);
     assert_eq!(loaded.plan.certificates.len(), 3, "the wildcard covers all routes");
 }

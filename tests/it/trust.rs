@@ -82,6 +82,80 @@ async fn one_path_names_the_route_and_goes_to_the_server() {
 }
 
 #[tokio::test]
+async fn what_is_forwarded_is_the_normal_form_of_what_came_and_is_its_own() {
+    let server = Server::echo();
+    let rig = Plan::clear()
+        .forward("a.test", server.address)
+        .forward_stripped("a.test/p", server.address)
+        .start()
+        .await;
+    let pieces = [
+        "/", "a", "b", ".", "..", "%2e", "%2E%2e", "%2F", "%2f", "%41", "%7e", "%25", "%20", ";v=1", "//",
+        "~", "!", "p", "/p/", "%C3%bc", "%5b", "+",
+    ];
+    let mut client = rig.connect().await;
+    let (mut number, mut forwarded, mut stripped, mut refused) = (1_u64, 0, 0, 0);
+    for _ in 0..600 {
+        let mut path = "/".to_owned();
+        for _ in 0..number % 7 {
+            number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            path.push_str(pieces[(number >> 33) as usize % pieces.len()]);
+        }
+        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407) >> 1;
+        let normal = starlock::proxy::path::normalise(&path).unwrap().into_owned();
+        let answer = client.get("a.test", &format!("{path}?{path}")).await;
+        if answer.status == 400 {
+            refused += 1;
+            continue;
+        }
+        let target = answer.text().split(' ').nth(1).unwrap();
+        let (got, query) = target.split_once('?').unwrap();
+        assert_eq!(query, path, "the query is not touched");
+        assert_eq!(starlock::proxy::path::normalise(got).as_deref(), Ok(got), "{path} went as {got}");
+        match normal.strip_prefix("/p").filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+            Some(rest) => {
+                stripped += 1;
+                assert_eq!(got, if rest.is_empty() { "/" } else { rest }, "{path}");
+            }
+            None => {
+                forwarded += 1;
+                assert_eq!(got, normal, "{path}");
+            }
+        }
+    }
+    assert!(forwarded > 300 && stripped > 5 && refused > 5, "{forwarded} {stripped} {refused}");
+}
+
+#[tokio::test]
+async fn every_answer_is_dated_once_and_every_request_says_who_passed_it_on() {
+    let dated = Server::canned(
+        "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\n\r\n",
+        false,
+    );
+    let undated = Server::canned("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", false);
+    let echo = Server::echo();
+    let rig = Plan::clear()
+        .forward("a.test", dated.address)
+        .forward("b.test", undated.address)
+        .forward("c.test", echo.address)
+        .start()
+        .await;
+    let mut client = rig.connect().await;
+    assert_eq!(client.get("a.test", "/").await.field("date"), Some("Sun, 06 Nov 1994 08:49:37 GMT"));
+    assert!(client.get("b.test", "/").await.field("date").is_some_and(|date| date.ends_with(" GMT")));
+    assert!(client.get("nobody.test", "/").await.field("date").is_some());
+    for (version, via) in
+        [("1.1", "\nvia: 1.0 other\nvia: 1.1 starlock\n"), ("1.0", "\nvia: 1.0 other\nvia: 1.0 starlock\n")]
+    {
+        let head = format!(
+            "GET / HTTP/{version}\r\nHost: c.test\r\nConnection: keep-alive\r\nVia: 1.0 other\r\n\r\n"
+        );
+        let answer = client.ask(head).await;
+        assert!(answer.text().contains(via), "{}", answer.text());
+    }
+}
+
+#[tokio::test]
 async fn unknown_hosts_learn_nothing_and_some_methods_are_not_done() {
     let rig = Plan::clear().respond("a.test", 200, Some("ok")).start().await;
     let mut client = rig.connect().await;

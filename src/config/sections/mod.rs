@@ -235,6 +235,12 @@ pub(super) static EXPECT: Section = section(
     "A request and what must become of it",
     &[
         Key::required("request", Kind::Text, "Method and URL: \"GET https://app.example.com/api\""),
+        Key::new(
+            "header",
+            Kind::Map(&Kind::Text),
+            "",
+            "Fields of the request, for conditions: { X-Beta = \"1\" }",
+        ),
         Key::new("to", Kind::Text, "", "The upstream that it must reach"),
         Key::new(
             "status",

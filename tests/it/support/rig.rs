@@ -14,8 +14,8 @@ use starlock::listen::{Inherited, ListenSpec, Traffic};
 use starlock::policy::PolicySpec;
 use starlock::probe::Prober;
 use starlock::proxy::{
-    ActionSpec, Proxy, ProxySpec, RedirectSpec, RouteHost, RouteSpec, Snapshot, SnapshotPublisher,
-    snapshot_cell,
+    ActionSpec, ConditionSpec, ForwardSpec, Proxy, ProxySpec, RedirectSpec, RouteHost, RouteSpec, Snapshot,
+    SnapshotPublisher, snapshot_cell,
 };
 use starlock::resolver::Hosts;
 use starlock::task::{Shutdown, Supervisor};
@@ -94,6 +94,7 @@ impl Plan {
             key: key.into(),
             host,
             path: path.into(),
+            when: ConditionSpec::default(),
             policy: PolicySpec::default(),
             action,
         });
@@ -119,17 +120,22 @@ impl Plan {
         let upstream: Arc<str> = format!("to-{key}").into();
         let servers = vec![ServerSpec::new(host, port)];
         self.upstreams.push(UpstreamSpec::new(upstream.clone(), servers, UpstreamTimeouts::default()));
-        self.route(key, ActionSpec::Forward { upstream, strip_prefix })
+        self.route(key, ActionSpec::Forward(ForwardSpec { strip_prefix, ..ForwardSpec::to(upstream) }))
     }
 
     pub(crate) fn respond(self, key: &str, status: u16, body: Option<&str>) -> Self {
-        self.route(key, ActionSpec::Respond { status, body: body.map(Into::into) })
+        self.route(key, ActionSpec::Respond { status, body: body.map(Into::into), content_type: None })
     }
 
     pub(crate) fn redirect(self, key: &str, origin: &str, path: Option<&str>, status: u16) -> Self {
         self.route(
             key,
-            ActionSpec::Redirect(RedirectSpec { origin: origin.into(), path: path.map(Into::into), status }),
+            ActionSpec::Redirect(RedirectSpec {
+                origin: origin.into(),
+                path: path.map(Into::into),
+                pattern: None,
+                status,
+            }),
         )
     }
 
