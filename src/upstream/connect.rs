@@ -177,8 +177,12 @@ mod tests {
         assert!(socket(&local, &hosts, limit).await.is_ok());
         let named = server(ServerHost::Name("localhost".into()));
         assert!(socket(&named, &hosts, limit).await.is_ok(), "::1 refuses, 127.0.0.1 takes it");
+        // An address where no other test listens: the port is not taken again.
+        let listener = tokio::net::TcpListener::bind("127.0.77.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
         drop(listener);
-        assert_eq!(socket(&local, &hosts, limit).await.unwrap_err(), Failure::ConnectRefused);
+        let closed = ServerSpec::new(ServerHost::Ip(address.ip()), address.port());
+        assert_eq!(socket(&closed, &hosts, limit).await.unwrap_err(), Failure::ConnectRefused);
         let odd = server(ServerHost::Name("..".into()));
         assert_eq!(socket(&odd, &hosts, limit).await.unwrap_err(), Failure::Resolve);
         let dir = tempfile::tempdir().unwrap();
