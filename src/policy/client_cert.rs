@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use super::spelling::begins_with_spelling;
 use crate::conn::{TlsInfo, TlsPolicy};
 use crate::name::HostPattern;
 
@@ -37,17 +38,7 @@ impl fmt::Display for ClientCertSpec {
 /// Whether a field says something of a client's certificate, in any spelling that a server may take for it. Such fields are
 /// ours alone: they are removed from every request, whoever sent it.
 pub fn is_claim(name: &str) -> bool {
-    let bytes = name.as_bytes();
-    let rest = match bytes.first() {
-        Some(b'c') => bytes,
-        Some(b'x') => bytes.get(2..).unwrap_or_default(),
-        _ => return false,
-    };
-    let plain = b"client-cert";
-    let same = |(a, b): (&u8, &u8)| a == b || (*a == b'-' && matches!(b, b'_' | b'.'));
-    (bytes.first() == Some(&b'c') || matches!(bytes.get(1), Some(b'-' | b'_' | b'.')))
-        && rest.len() >= plain.len()
-        && plain.iter().zip(rest).all(same)
+    begins_with_spelling(name, "client-cert") || begins_with_spelling(name, "x-client-cert")
 }
 
 /// Tells a server what the client has shown, if its host asks for certificates. The client's own words are gone already.

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use super::spelling::{is_proxy, is_spelling};
+
 /// What is known of a request when its fields, or those of its answer, are written.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestFacts<'a> {
@@ -152,8 +154,6 @@ pub enum Direction {
 /// Why no rule may touch a field; `None` if one may.
 pub fn untouchable(name: &HeaderName, direction: Direction) -> Option<&'static str> {
     let text = name.as_str();
-    let proxy =
-        text.strip_prefix("proxy").is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '_', '.']));
     match name {
         &header::CONNECTION
         | &header::TE
@@ -161,7 +161,7 @@ pub fn untouchable(name: &HeaderName, direction: Direction) -> Option<&'static s
         | &header::UPGRADE
         | &header::TRAILER => Some("it concerns one connection only, and Starlock writes it itself"),
         _ if text == "keep-alive" => Some("it concerns one connection only"),
-        _ if proxy => Some("fields that begin with `proxy` are not passed on"),
+        _ if is_proxy(text) => Some("fields that begin with `proxy` are not passed on"),
         &header::CONTENT_LENGTH => Some("it says how long the body is, which a rule does not know"),
         &header::EXPECT => Some("Starlock answers it itself"),
         &header::HOST if direction == Direction::Response => Some("answers have no Host"),
@@ -243,18 +243,12 @@ impl Fields {
         headers.remove(name);
         if self.aliases && name.as_str().contains(['-', '_', '.']) {
             let spelt: Vec<HeaderName> =
-                headers.keys().filter(|other| is_alias(other, name)).cloned().collect();
+                headers.keys().filter(|other| is_spelling(other.as_str(), name.as_str())).cloned().collect();
             for other in spelt {
                 headers.remove(other);
             }
         }
     }
-}
-
-fn is_alias(other: &HeaderName, name: &HeaderName) -> bool {
-    let plain = |byte: u8| if matches!(byte, b'_' | b'.') { b'-' } else { byte };
-    let (other, name) = (other.as_str(), name.as_str());
-    other.len() == name.len() && other.bytes().map(plain).eq(name.bytes().map(plain))
 }
 
 impl FieldsSpec {

@@ -3,6 +3,8 @@
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
+use super::spelling::is_spelling;
+
 /// What authentication found out about one request. The default is nothing.
 #[derive(Debug, Default)]
 pub struct Identity {
@@ -21,7 +23,7 @@ impl Identity {
         }
         let claimed: SmallVec<[HeaderName; 4]> = headers
             .keys()
-            .filter(|name| owned.iter().any(|owned| is_alias(name.as_str(), owned.as_str())))
+            .filter(|name| owned.iter().any(|owned| is_spelling(name.as_str(), owned.as_str())))
             .cloned()
             .collect();
         for name in &claimed {
@@ -31,12 +33,6 @@ impl Identity {
             headers.append(name, value.clone());
         }
     }
-}
-
-/// Whether servers may take `name` for `owned`: `_`, `.` and `-` are one to CGI and its heirs.
-fn is_alias(name: &str, owned: &str) -> bool {
-    let plain = |byte: u8| if matches!(byte, b'_' | b'.') { b'-' } else { byte };
-    name.len() == owned.len() && name.bytes().zip(owned.bytes()).all(|(a, b)| plain(a) == plain(b))
 }
 
 #[cfg(test)]

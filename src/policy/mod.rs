@@ -18,6 +18,7 @@ mod identity;
 mod pages;
 mod rate;
 mod spec;
+pub mod spelling;
 mod users;
 
 use http::StatusCode;

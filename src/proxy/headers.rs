@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use super::client::Client;
 use super::error::Refusal;
 use crate::policy::client_cert::is_claim;
+use crate::policy::spelling::{begins_with_spelling, is_proxy, is_spelling};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -144,23 +145,10 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-fn is_proxy(name: &str) -> bool {
-    name.starts_with("proxy") && matches!(name.as_bytes().get(5), None | Some(b'-' | b'_' | b'.'))
-}
-
 /// `Content_Length` and the like: to a server behind CGI they are the real one.
 fn is_framing_alias(name: &str) -> bool {
     name.contains(['_', '.'])
-        && (is_spelling("content-length", name) || is_spelling("transfer-encoding", name))
-}
-
-/// Whether `name` is `plain` with any of `-`, `_` and `.` for each hyphen: they are one to CGI and its heirs.
-fn is_spelling(plain: &str, name: &str) -> bool {
-    plain.len() == name.len() && begins_with_spelling(plain, name.as_bytes())
-}
-
-fn begins_with_spelling(plain: &str, name: &[u8]) -> bool {
-    plain.bytes().zip(name).all(|(a, b)| if a == b'-' { matches!(b, b'-' | b'_' | b'.') } else { a == *b })
+        && (is_spelling(name, "content-length") || is_spelling(name, "transfer-encoding"))
 }
 
 fn elements(value: &HeaderValue) -> impl Iterator<Item = &str> {
@@ -185,13 +173,10 @@ fn join_cookies(headers: &mut HeaderMap) {
 
 /// Whether servers may take `name` for a field that says who the client is: `_` and `.` are `-` to CGI and its heirs.
 fn is_forwarding(name: &str) -> bool {
-    let bytes = name.as_bytes();
-    let ends_there = || matches!(bytes.get(11), None | Some(b'-' | b'_' | b'.'));
-    match bytes.len() {
-        9 => is_spelling("x-real-ip", name) || name == "forwarded",
-        11.. => begins_with_spelling("x-forwarded", bytes) && ends_there(),
-        _ => false,
-    }
+    name == "forwarded"
+        || is_spelling(name, "x-real-ip")
+        || is_spelling(name, "x-forwarded")
+        || begins_with_spelling(name, "x-forwarded-")
 }
 
 fn set_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
