@@ -206,6 +206,18 @@ impl Exchange {
         }
     }
 
+    /// What the clock says: look again then, at `latest`, or the failure of who is over a deadline.
+    pub(super) fn look(&self, now: Instant, latest: Instant) -> Result<Instant, Failure> {
+        match self.deadline() {
+            Some((end, failure)) if now >= end => {
+                self.fail(failure);
+                Err(failure)
+            }
+            Some((end, _)) => Ok(end.min(latest)),
+            None => Ok(latest),
+        }
+    }
+
     /// How far ahead of any moment a deadline can begin to matter: a driver that looks this often misses none.
     pub(super) fn shortest(&self) -> Duration {
         let usual =

@@ -167,17 +167,7 @@ impl Link {
                 let end = self.idle_since.get() + self.idle_limit.get();
                 if now >= end { Err(()) } else { Ok(end.min(now + self.ahead.get())) }
             }
-            Some(exchange) => {
-                let latest = now + self.ahead.get();
-                match exchange.deadline() {
-                    Some((end, failure)) if now >= end => {
-                        exchange.fail(failure);
-                        Err(())
-                    }
-                    Some((end, _)) => Ok(end.min(latest)),
-                    None => Ok(latest),
-                }
-            }
+            Some(exchange) => exchange.look(now, now + self.ahead.get()).map_err(drop),
         }
     }
 }

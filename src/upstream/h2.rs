@@ -197,15 +197,10 @@ impl Stream {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let latest = now + exchange.shortest().max(Duration::from_millis(1));
-            let next = match exchange.deadline() {
-                Some((end, failure)) if now >= end => {
-                    exchange.fail(failure);
-                    return Poll::Ready(failure);
-                }
-                Some((end, _)) => end.min(latest),
-                None => latest,
-            };
-            self.timer.as_mut().reset(next);
+            match exchange.look(now, latest) {
+                Ok(next) => self.timer.as_mut().reset(next),
+                Err(failure) => return Poll::Ready(failure),
+            }
         }
         Poll::Pending
     }
