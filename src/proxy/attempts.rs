@@ -54,8 +54,7 @@ impl<'a> Attempts<'a> {
         upload: impl FnOnce(bool) -> Upload,
     ) -> Self {
         balancer.count_request();
-        let idempotent =
-            matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
+        let idempotent = method.is_idempotent();
         let retries = balancer.retries();
         let most = |count: u8| usize::from(count).min(Tried::MOST / 2 - 1);
         Self {
@@ -112,15 +111,20 @@ impl<'a> Attempts<'a> {
     /// `limits` for the next attempt: all attempts to connect share the time for one, so that a client learns in that time that
     /// nobody is there.
     pub(super) fn limits(&mut self, mut limits: ExchangeLimits) -> ExchangeLimits {
+        limits.timeouts.connect = self.share(limits.timeouts.connect);
+        limits
+    }
+
+    /// What the next attempt may have of the time to connect, which is `whole` for all of them.
+    fn share(&mut self, whole: Duration) -> Duration {
         let others = self.balancer.others(&self.tried).min(self.connects);
         if others == 0 && self.connected_by.is_none() {
-            return limits;
+            return whole;
         }
         let now = Instant::now();
-        let by = *self.connected_by.get_or_insert(now + limits.timeouts.connect);
+        let by = *self.connected_by.get_or_insert(now + whole);
         let left = by.saturating_duration_since(now).max(Duration::from_millis(1));
-        limits.timeouts.connect = left / u32::try_from(others + 1).unwrap_or(u32::MAX);
-        limits
+        left / u32::try_from(others + 1).unwrap_or(u32::MAX)
     }
 
     /// Connects to the server that was picked, for bytes that are not HTTP. `None`: another attempt is due.
@@ -130,28 +134,14 @@ impl<'a> Attempts<'a> {
         in_flight: &InFlight,
         client: &ClientAddresses,
     ) -> Result<Option<(ServerStream, Connection)>, Failure> {
-        let limits = ExchangeLimits {
-            timeouts: *self.balancer.timeouts(),
-            body_timeout: Duration::ZERO,
-            max_body: None,
-        };
-        let limit = self.limits(limits).timeouts.connect;
-        let failure = match pools.connect(in_flight.endpoint(), client, limit).await {
+        let limit = self.share(self.balancer.timeouts().connect);
+        match pools.connect(in_flight.endpoint(), client, limit).await {
             Ok(connected) => {
                 self.balancer.report(in_flight, Outcome::Fine);
-                return Ok(Some(connected));
+                Ok(Some(connected))
             }
-            Err(failure) => failure,
-        };
-        if let Some(outcome) = blame(failure) {
-            self.balancer.report(in_flight, outcome);
+            Err(failure) => self.failed(failure, in_flight).map(|()| None),
         }
-        self.last = Some(failure);
-        if self.connects > 0 && self.balancer.others(&self.tried) > 0 {
-            self.again(Retry::Connect);
-            return Ok(None);
-        }
-        Err(self.verdict(failure))
     }
 
     /// Sends the request to the server that was picked. `None`: it came to nothing, and another attempt is due.
@@ -184,6 +174,11 @@ impl<'a> Attempts<'a> {
             }
             Some(Err(failure)) => failure,
         };
+        self.failed(failure, in_flight).map(|()| None)
+    }
+
+    /// What follows from a failure: `Ok` if another attempt is due, else what the client is told.
+    fn failed(&mut self, failure: Failure, in_flight: &InFlight) -> Result<(), Failure> {
         if let Some(outcome) = blame(failure) {
             self.balancer.report(in_flight, outcome);
         }
@@ -191,11 +186,11 @@ impl<'a> Attempts<'a> {
         if never_started(failure) {
             if self.connects > 0 && self.upload.can_start_over() && self.balancer.others(&self.tried) > 0 {
                 self.again(Retry::Connect);
-                return Ok(None);
+                return Ok(());
             }
         } else if matches!(failure, Failure::Closed | Failure::ResponseTimeout) && self.may_repeat() {
             self.again(Retry::NoAnswer);
-            return Ok(None);
+            return Ok(());
         }
         Err(self.verdict(failure))
     }
