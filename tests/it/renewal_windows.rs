@@ -7,7 +7,7 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use serde_json::Value;
 
 use crate::load;
-use crate::support::pebble::{Options, Pebble};
+use crate::support::pebble::{Options, Pebble, ari_misses};
 use crate::support::starlock::Starlock;
 use crate::support::stopper::{Stop, Stopper};
 use crate::support::web::{Upstream, served_chain};
@@ -79,8 +79,18 @@ fn window(now: SystemTime, from: i64, to: i64, more: &str) -> String {
 
 #[test]
 fn a_mass_revocation_is_ridden_out_and_remembered() {
-    let mut drill = Drill::start();
+    assert!(
+        (0..3).any(|_| ridden_out(Drill::start())),
+        "a serial that Pebble's ARI misses in each of three drills"
+    );
+}
+
+/// False if Pebble gave a serial that its ARI does not find again.
+fn ridden_out(mut drill: Drill) -> bool {
     let first = HOSTS.map(|host| drill.starlock.serial_other_than(host, None));
+    if first.iter().any(|serial| odd(serial)) {
+        return false;
+    }
     let issued = drill.replaced().len();
     let calm = window(SystemTime::now(), 260, 340, "");
     for host in HOSTS {
@@ -112,6 +122,9 @@ fn a_mass_revocation_is_ridden_out_and_remembered() {
     assert!(String::from_utf8_lossy(&listed.stdout).contains("ARI"), "{listed:?}");
     drill.stopper.release();
     let second = drill.starlock.serial_other_than(HOSTS[0], Some(&first[0]));
+    if odd(&second) {
+        return false;
+    }
     for load in loads {
         let report = load.stop();
         let failed =
@@ -163,4 +176,11 @@ fn a_mass_revocation_is_ridden_out_and_remembered() {
         assert_eq!((&certificate["state"], &certificate["attempts"]), (&"valid".into(), &0.into()));
         assert!(certificate["last_error"].is_null(), "{certificate}");
     }
+    true
+}
+
+/// As `ari_misses`, of hexadecimal digits.
+fn odd(serial: &str) -> bool {
+    let first = u8::from_str_radix(&serial[..2], 16).unwrap();
+    ari_misses(&[first])
 }
