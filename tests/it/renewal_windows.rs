@@ -7,7 +7,7 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use serde_json::Value;
 
 use crate::load;
-use crate::support::pebble::{Options, Pebble, ari_misses};
+use crate::support::pebble::{Options, Pebble};
 use crate::support::starlock::Starlock;
 use crate::support::stopper::{Stop, Stopper};
 use crate::support::web::{Upstream, served_chain};
@@ -179,8 +179,7 @@ fn ridden_out(mut drill: Drill) -> bool {
     true
 }
 
-/// As `ari_misses`, of hexadecimal digits.
+/// As `ari_misses`: of a serial in hexadecimal, which is shown without the sign byte.
 fn odd(serial: &str) -> bool {
-    let first = u8::from_str_radix(&serial[..2], 16).unwrap();
-    ari_misses(&[first])
+    u8::from_str_radix(&serial[..2], 16).unwrap() >= 0x80
 }
