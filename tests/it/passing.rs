@@ -114,6 +114,33 @@ fn files_are_written_and_the_hook_told_once_over_restarts() {
 }
 
 #[test]
+fn a_hook_that_fails_after_files_were_mended_is_run_again() {
+    let config = LOCAL.replace("{ run = \"{dir}/hangs\", timeout = \"1s\" },\n", "");
+    let mut starlock = Starlock::start_with(&config, |dir, _| {
+        shell(&dir.join("hook"), &format!("echo once >> {0}/told; ! test -e {0}/broken", dir.display()));
+    });
+    let (told, broken) = (starlock.path("told"), starlock.path("broken"));
+    eventually("the hook was told", || (read(&told).lines().count() == 1).then_some(()));
+    let shown =
+        |starlock: &Starlock| String::from_utf8(starlock.command(&["certs", "show", "app.localhost"]).stdout);
+    eventually("it is remembered", || shown(&starlock).unwrap().contains("ok at ").then_some(()));
+    starlock.process().kill();
+    // Somebody changes a file; it is mended, and just then the hook fails.
+    std::fs::write(starlock.path("mail/cert.pem"), "changed").unwrap();
+    std::fs::write(&broken, "").unwrap();
+    starlock.start_again();
+    let said = eventually("the failure is shown", || {
+        Some(shown(&starlock).unwrap()).filter(|shown| shown.contains("failed at "))
+    });
+    assert!(said.contains("the hook") && read(&starlock.path("mail/cert.pem")).contains("BEGIN"), "{said}");
+    starlock.process().kill();
+    std::fs::remove_file(&broken).unwrap();
+    starlock.start_again();
+    eventually("it is told again", || (read(&told).lines().count() == 3).then_some(()));
+    eventually("it is well", || shown(&starlock).unwrap().contains("ok at ").then_some(()));
+}
+
+#[test]
 fn every_renewal_is_passed_on() {
     let rig = Rig::start(30);
     let dns = "provider = \"exec\"\nprogram = \"/bin/true\"";

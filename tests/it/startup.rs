@@ -2,6 +2,7 @@
 
 use crate::issuance::builtin;
 use crate::support::pebble::{Options, Pebble, verify_chain};
+use crate::support::process::output;
 use crate::support::starlock::{Starlock, command, local_root, set_clock};
 use crate::support::web::{Upstream, curl, served_chain};
 use crate::support::{eventually, free_port, local};
@@ -29,6 +30,33 @@ fn with_the_ca_down_it_serves_from_storage_at_once_and_keeps_trying() {
 
     pebble.restart();
     starlock.serial_other_than("example.test", Some(&serial));
+}
+
+#[test]
+fn a_fresh_process_says_in_its_metrics_that_its_configuration_was_taken() {
+    let config = "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\nmetrics = \"127.0.0.1:0\"\n[routes]\n\"a.localhost\" = { respond = 204 }\n";
+    let starlock = Starlock::start(config);
+    let metrics = || output("curl", &["-sf", &format!("http://{}/metrics", starlock.address("metrics"))]);
+    let value = |series: &str| -> Option<f64> {
+        metrics().lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+    };
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    assert_eq!(value("starlock_config_last_reload_success "), Some(1.0));
+    let loaded = value("starlock_config_last_reload_timestamp_seconds ").unwrap();
+    assert!((now - 60.0..now + 1.0).contains(&loaded), "{loaded}");
+
+    curl(starlock.address("https"), &local_root(&starlock), "https://a.localhost/", &[]).unwrap();
+    let count = "starlock_http_request_duration_seconds_count{route=\"a.localhost\"}";
+    eventually("the request is counted", || value(count).filter(|count| *count == 1.0));
+    let text = metrics();
+    assert!(text.contains("# TYPE starlock_http_request_duration_seconds histogram"), "{text}");
+    assert!(
+        text.contains("starlock_http_request_duration_seconds_bucket{le=\"+Inf\",route=\"a.localhost\"} 1"),
+        "{text}"
+    );
+
+    assert!(!starlock.reload(&config.replace("204", "\"nonsense\"")).status.success());
+    assert_eq!(value("starlock_config_last_reload_success "), Some(0.0), "a refusal is seen");
 }
 
 #[test]
