@@ -6,6 +6,7 @@
 mod budget;
 mod ca;
 mod caa;
+mod cert_files;
 mod challenge;
 mod delegation;
 mod dnssec;
@@ -20,12 +21,13 @@ mod persist;
 mod provider;
 pub mod records;
 mod running;
+mod start;
 mod state;
 mod way;
 mod zone;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +36,7 @@ use futures_util::stream::{self, StreamExt};
 use self::finding::Note;
 use self::running::Running;
 use crate::clock::SharedClock;
-use crate::config::{IssuerPlan, Plan};
+use crate::config::{IssuerPlan, Plan, References};
 use crate::storage::Storage;
 use crate::task::{self, Supervisor};
 
@@ -50,6 +52,8 @@ const MACHINE_LIMIT: Duration = Duration::from_secs(30);
 pub struct Examination {
     /// The file that the plan came from.
     pub config: PathBuf,
+    /// What the plan's file points to.
+    pub references: References,
     /// Whether throw-away TXT records may be written.
     pub write: bool,
 }
@@ -93,7 +97,7 @@ pub async fn examine(
         }
     };
     findings.extend(running.iter().flat_map(running::judge));
-    let machine = machine(plan, &how.config, running.as_ref());
+    let machine = machine(plan, how, running.as_ref(), clock);
     let (accounts, storage) = (state::accounts(plan).await, state::storage(plan).await);
     let running = running.as_ref();
     let with = With { plan, how, running, accounts, storage, clock, supervisor, progress };
@@ -120,15 +124,31 @@ struct With<'a> {
     progress: Progress<'a>,
 }
 
-async fn machine(plan: &Plan, config: &Path, running: Option<&Running>) -> Vec<Finding> {
-    let (plan, config) = (plan.clone(), config.to_owned());
-    let ours = running.map(|running| running.listeners.clone()).unwrap_or_default();
-    let looking = task::blocking(move || {
-        let mut findings = listeners::judge(&listeners::gather(listeners::wanted(&plan), &ours));
-        findings.extend(files::judge_state(&files::gather_state(&plan.storage.path)));
-        findings.extend(files::judge_files(&files::gather_files(&config, &plan)));
+async fn machine(
+    plan: &Plan,
+    how: &Examination,
+    running: Option<&Running>,
+    clock: &SharedClock,
+) -> Vec<Finding> {
+    let (config, clock, owned) = (how.config.clone(), clock.clone(), plan.clone());
+    let (runs, ours) =
+        (running.is_some(), running.map(|running| running.listeners.clone()).unwrap_or_default());
+    let looking = async {
+        let (mut findings, files) = task::blocking(move || {
+            let plan = owned;
+            let mut findings = listeners::judge(&listeners::gather(listeners::wanted(&plan), &ours));
+            findings.push(start::judge_admin(&plan.admin, runs));
+            findings.extend(files::judge_state(&files::gather_state(&plan.storage.path)));
+            findings.extend(cert_files::judge(&cert_files::gather(&plan), clock.now()));
+            (findings, files::gather_files(&config, &plan))
+        })
+        .await;
+        let known: Vec<String> =
+            files.secrets.iter().filter_map(|secret| secret.read.clone().err()).collect();
+        let pointed = start::judge_pointed(plan, &how.references, &known).await;
+        findings.extend(files::judge_files(&files, pointed));
         findings
-    });
+    };
     tokio::time::timeout(MACHINE_LIMIT, looking).await.unwrap_or_else(|_| {
         let about = About::State("files".into());
         vec![

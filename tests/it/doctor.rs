@@ -634,7 +634,8 @@ fn ports_files_and_directories() {
             "warning",
             &["/dev/shm/starlock-doctor lies in memory", "[storage] path = \"/var/lib/starlock\""],
         )
-        .only(&["listener.denied", "state.not-durable"]);
+        .has("admin.unusable", "failure", &["nothing can be made in", "RuntimeDirectory=starlock"])
+        .only(&["listener.denied", "state.not-durable", "admin.unusable"]);
 
     let config = update(&pebble, &top, unbound.address, "\"example.test\"")
         .replace("{ file = \"{dir}/key\" }", &format!("\"{}\"", top.secret));
@@ -752,6 +753,118 @@ fn what_the_running_process_gave_up_on() {
         .find(|f| f["id"].as_str().unwrap().starts_with("certificate."));
     let found = found.unwrap_or_else(|| panic!("{json:#}"));
     assert!(found["fix"].as_str().unwrap().contains("starlock certs show example.test"), "{found}");
+}
+
+/// A self-signed pair for `host` that ends in so many days.
+fn pair(dir: &Path, name: &str, host: &str, days: i64) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec![host.to_owned()]).unwrap();
+    params.not_before = time::OffsetDateTime::now_utc() - time::Duration::days(100);
+    params.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(days);
+    fs::write(dir.join(format!("{name}.crt")), params.self_signed(&key).unwrap().pem()).unwrap();
+    fs::write(dir.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    mode(&dir.join(format!("{name}.key")), 0o600);
+}
+
+/// One that is right needs every file that `POINTING` names.
+const POINTING: &str = r#"
+listen = { https = ["127.0.0.1:0"], http = [], admin = "{dir}/run/admin.sock" }
+acme = "local"
+log = { access = { file = "{dir}/access.log" } }
+notify = { webhook = "http://127.0.0.1:1/", secret = { file = "{dir}/notify" } }
+
+[[certificates]]
+names = ["files.test"]
+cert = "{dir}/site.crt"
+key = "{dir}/site.key"
+
+[routes]
+"files.test" = { respond = 204, error_pages = { "404" = "{dir}/page.html" } }
+"mtls.localhost" = { respond = 204 }
+"users.localhost" = { respond = 204, basic_auth = { file = "{dir}/users" } }
+"app.localhost" = "app"
+
+[upstreams.app]
+servers = ["https://127.0.0.1:1"]
+sticky = { cookie = "srv", secret = { file = "{dir}/sticky" } }
+tls = { ca = "{dir}/servers.crt", cert = "{dir}/us.crt", key = "{dir}/us.key" }
+
+[mtls."mtls.localhost"]
+ca = "{dir}/clients.crt"
+"#;
+
+#[test]
+fn whatever_would_keep_it_from_starting_is_a_finding() {
+    let plant = |change: &dyn Fn(&Path)| {
+        let dir = directory(POINTING, "x");
+        pair(dir.path(), "site", "files.test", 30);
+        pair(dir.path(), "clients", "clients.test", 30);
+        pair(dir.path(), "servers", "servers.test", 30);
+        pair(dir.path(), "us", "us.test", 30);
+        for (name, text) in [
+            ("notify", "secret"),
+            ("sticky", "0123456789abcdef0123456789abcdef"),
+            ("page.html", "<p>gone"),
+            (
+                "users",
+                "ada:$argon2id$v=19$m=4096,t=3,p=1$c2FsdHNhbHQ$WTvZF2bZ0b5nJ8RZ0wG4q9H3oFkxJ7k1gR3rFr8sDxk\n",
+            ),
+        ] {
+            fs::write(dir.path().join(name), text).unwrap();
+            mode(&dir.path().join(name), 0o600);
+        }
+        change(dir.path());
+        Diagnosis::within(dir, &[])
+    };
+    plant(&|_| {}).good(&["cert-files.good", "admin.free", "config.good"]);
+    type Plant<'a> = (&'a dyn Fn(&Path), &'a str, &'a [&'a str]);
+    let remove = |name: &'static str| move |dir: &Path| fs::remove_file(dir.join(name)).unwrap();
+    let write =
+        |name: &'static str, text: &'static str| move |dir: &Path| fs::write(dir.join(name), text).unwrap();
+    let cases: &[Plant<'_>] = &[
+        (&remove("site.key"), "cert-files.unusable", &["site.key", "[[certificates]]"]),
+        (&|dir| pair(dir, "site", "other.test", 30), "cert-files.names", &["other.test", "files.test"]),
+        (&|dir| pair(dir, "site", "files.test", -1), "cert-files.expired", &["site.crt has expired"]),
+        (
+            &|dir| assert!(fs::copy(dir.join("us.key"), dir.join("site.key")).is_ok()),
+            "cert-files.unusable",
+            &["does not belong", "openssl pkey"],
+        ),
+        (&remove("notify"), "secret.unreadable", &["notify", "starlock.toml, line 5"]),
+        (&remove("sticky"), "secret.unreadable", &["sticky"]),
+        (&remove("clients.crt"), "client-ca.unusable", &["clients.crt"]),
+        (&remove("users"), "users.unusable", &["users"]),
+        (&write("users", "nonsense"), "users.unusable", &["users"]),
+        (&write("servers.crt", "nonsense"), "upstream-ca.unusable", &["servers.crt"]),
+        (&remove("page.html"), "page.unusable", &["page.html"]),
+        (&|dir| pair(dir, "us", "us.test", 30), "config.good", &[]),
+        (
+            &|dir| assert!(fs::copy(dir.join("site.key"), dir.join("us.key")).is_ok()),
+            "upstream-tls.unusable",
+            &["us.crt"],
+        ),
+        (
+            &write("run", "a file where the directory should be"),
+            "admin.unusable",
+            &["run is no directory", "install -d"],
+        ),
+        (
+            &|dir| {
+                fs::create_dir(dir.join("run")).unwrap();
+                fs::write(dir.join("run/admin.sock"), "").unwrap();
+            },
+            "admin.unusable",
+            &["is not a socket", "mv "],
+        ),
+        (&|dir| fs::create_dir(dir.join("access.log")).unwrap(), "access-log.unwritable", &["access.log"]),
+    ];
+    for (change, id, words) in cases {
+        let diagnosis = plant(change);
+        match *id {
+            "config.good" => diagnosis.good(&[id]),
+            id => drop(diagnosis.has(id, "failure", words).only(&[id])),
+        }
+    }
 }
 
 #[test]
