@@ -28,7 +28,6 @@ mod zone;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
@@ -37,7 +36,6 @@ use self::finding::Note;
 use self::running::Running;
 use crate::clock::SharedClock;
 use crate::config::{IssuerPlan, Plan, References};
-use crate::storage::Storage;
 use crate::task::{self, Supervisor};
 
 pub use finding::{About, Finding, Report, Severity};
@@ -98,9 +96,9 @@ pub async fn examine(
     };
     findings.extend(running.iter().flat_map(running::judge));
     let machine = machine(plan, how, running.as_ref(), clock);
-    let (accounts, storage) = (state::accounts(plan).await, state::storage(plan).await);
+    let (accounts, kept) = (state::accounts(plan).await, state::storage(plan).await);
     let running = running.as_ref();
-    let with = With { plan, how, running, accounts, storage, clock, supervisor, progress };
+    let with = With { plan, how, running, accounts, kept, clock, supervisor, progress };
     let (machine, cas) = tokio::join!(machine, cas(&with));
     findings.extend(machine);
     for (wanted, facts) in &cas {
@@ -118,7 +116,7 @@ struct With<'a> {
     how: &'a Examination,
     running: Option<&'a Running>,
     accounts: BTreeMap<String, state::Account>,
-    storage: Option<Arc<dyn Storage>>,
+    kept: state::Kept,
     clock: &'a SharedClock,
     supervisor: &'a Supervisor,
     progress: Progress<'a>,
@@ -187,9 +185,8 @@ async fn cas(with: &With<'_>) -> BTreeMap<ca::Wanted, ca::CaFacts> {
         .await
 }
 
-/// What the ledger says of each certificate that nobody holds yet.
+/// What the ledger says of each certificate that nobody holds yet, at each CA that may be asked for it.
 async fn budgets(with: &With<'_>) -> Vec<Finding> {
-    let Some(storage) = &with.storage else { return Vec::new() };
     let mut findings = Vec::new();
     for certificate in &with.plan.certificates {
         let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
@@ -197,12 +194,21 @@ async fn budgets(with: &With<'_>) -> Vec<Finding> {
         if with.running.is_some_and(|running| running.holds(&names)) {
             continue;
         }
-        let registers = !matches!(with.accounts.get(&acme.acme.directory), Some(Ok(Some(_))));
-        let facts = budget::gather(storage, with.clock, &acme.acme, &certificate.names, registers).await;
-        let ca = ca::name(&acme.acme.directory);
-        findings.extend(
-            facts.map(|facts| budget::judge(&ca, &facts).about(&About::Certificate(names.join(", ")))),
-        );
+        let about = About::Certificate(names.join(", "));
+        for spec in std::iter::once(&acme.acme).chain(&acme.fallback) {
+            let ca = ca::name(&spec.directory);
+            let note = match &with.kept.reads {
+                Ok(storage) => {
+                    let registers = !matches!(with.accounts.get(&spec.directory), Some(Ok(Some(_))));
+                    let facts =
+                        budget::gather(storage, with.clock, spec, &certificate.names, registers).await;
+                    facts.map(|facts| budget::judge(&ca, &facts))
+                }
+                Err(reason) => budget::unread(&ca, spec, reason),
+            };
+            let first = std::ptr::eq(spec, &raw const acme.acme);
+            findings.extend(note.map(|note| if first { note } else { note.of_fallback(&ca) }.about(&about)));
+        }
     }
     findings
 }

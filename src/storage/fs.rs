@@ -49,6 +49,14 @@ impl FsStorage {
         Ok((this, warnings))
     }
 
+    /// The directory as it is: nothing is made, narrowed or swept. For whoever looks into that of a process that may be running.
+    /// Blocking.
+    pub fn as_it_is(path: &Path) -> Result<Self, StorageError> {
+        let path =
+            fs::canonicalize(path).map_err(|e| io_error("cannot open the state directory", path, &e))?;
+        Ok(Self { path: path.into(), turn: Arc::default() })
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -13,7 +13,7 @@ use crate::support::dns::{Recursor, loopback, txt};
 use crate::support::eventually;
 use crate::support::pebble::{Options, Pebble};
 use crate::support::starlock::{Starlock, binary, command, write_config};
-use crate::support::zones::{Authority, Validator, Zone, signed_long_ago, udp_only};
+use crate::support::zones::{Authority, Validator, Zone, signed_by_tools, signed_long_ago, udp_only};
 
 /// What `doctor --json` said.
 struct Diagnosis {
@@ -253,6 +253,30 @@ fn a_signed_zone_with_a_whole_chain_is_right_and_a_broken_one_is_bogus() {
             )
             .only(&["dnssec.bogus", "caa.unanswered", "challenge.refused"]);
     }
+}
+
+#[test]
+fn an_algorithm_that_is_not_known_here_is_no_alarm_and_ended_signatures_of_it_are() {
+    let (parent, ip, pebble) = (loopback(), loopback(), pebble());
+    let (good, good_ds) =
+        signed_by_tools(&Zone::new("good.test", ip, ""), "ED448", ["20200101000000", "20990101000000"]);
+    let (over, over_ds) =
+        signed_by_tools(&Zone::new("over.test", ip, ""), "ED448", ["20200101000000", "20200201000000"]);
+    let child = Authority::start_files(ip, &[("good.test", good, false), ("over.test", over, false)]);
+    let body = format!("{good_ds}\n{over_ds}\n{}{}", delegate("good.test", ip), delegate("over.test", ip));
+    let top = Authority::start(parent, &[Zone::new("test", parent, &body).with(|zone| zone.signed = true)]);
+    let unbound = Recursor::unbound("test", top.ip.into());
+    // Its signatures would no longer hold if a record were written.
+    let look = |name: &str| {
+        let config = update(&pebble, &child, unbound.address, &format!("\"{name}\""));
+        Diagnosis::within(directory(&config, &child.secret), &["--no-write"])
+    };
+    let diagnosis = look("good.test");
+    diagnosis.only(&[]);
+    let unseen = |finding: &&Value| finding["id"] == "dnssec.unknown" && finding["severity"] == "skipped";
+    let found = diagnosis.findings().iter().find(unseen).unwrap_or_else(|| panic!("{:#}", diagnosis.json));
+    assert!(found["why"].as_str().unwrap().contains("algorithm 16"), "{found}");
+    look("over.test").has("dnssec.bogus", "failure", &["signatures that have ended"]).only(&["dnssec.bogus"]);
 }
 
 #[test]
@@ -530,7 +554,10 @@ fn the_responder_with_its_records_is_right() {
         ..Options::with_dns(unbound.address)
     });
     let config = builtin(&pebble, responder, "ns.edge.test", unbound.address, "");
-    Diagnosis::of(&config, &[]).good(&["delegation.there", "delegation.nameserver", "listener.free"]);
+    let diagnosis = Diagnosis::of(&config, &[]);
+    diagnosis.good(&["delegation.there", "delegation.nameserver", "listener.free", "caa.advice"]);
+    let advice = diagnosis.findings().iter().find(|finding| finding["id"] == "caa.advice").unwrap();
+    assert_eq!(advice["fix"], "example.test.  CAA  0 issue \"ca.test; validationmethods=dns-01\"");
     // Beside the process that it is about.
     let starlock = Starlock::start(
         &config
@@ -544,6 +571,7 @@ fn the_responder_with_its_records_is_right() {
     for words in [
         "held by the running Starlock",
         "answers over UDP and TCP",
+        "example.test.  CAA  0 issue \"ca.test; validationmethods=dns-01; accounturi=https://",
         "leads to Starlock",
         "nothing is wrong; ",
     ] {
@@ -651,6 +679,28 @@ fn ports_files_and_directories() {
     let dir = directory(&update(&pebble, &top, unbound.address, "\"example.test\""), &top.secret);
     mode(&dir.path().join("key"), 0o644);
     Diagnosis::within(dir, &[]).has("secret.exposed", "warning", &["chmod 0600 "]).only(&["secret.exposed"]);
+}
+
+#[test]
+fn what_another_user_keeps_is_read_and_nothing_is_written_beside_it() {
+    let (ip, pebble) = (loopback(), pebble());
+    let top = top(ip, "");
+    let unbound = Recursor::unbound("test", top.ip.into());
+    // Limits of its own, so that somebody counts.
+    let limits = "limits = { names = { burst = 5, every = \"168h\" } }\nca_root =";
+    let config = update(&pebble, &top, unbound.address, "\"example.test\"").replace("ca_root =", limits);
+    let dir = directory(&config, &top.secret);
+    let state = dir.path().join("state");
+    fs::create_dir(&state).unwrap();
+    mode(&state, 0o700);
+    std::os::unix::fs::chown(&state, Some(65534), Some(65534)).unwrap();
+    let diagnosis = Diagnosis::within(dir, &[]);
+    diagnosis.only(&[]);
+    let skipped = |finding: &&Value| finding["id"] == "provider.not-tried";
+    let found = diagnosis.findings().iter().find(skipped).unwrap_or_else(|| panic!("{:#}", diagnosis.json));
+    assert!(found["why"].as_str().unwrap().contains("sudo -u '#65534' starlock doctor"), "{found}");
+    assert!(diagnosis.findings().iter().any(|f| f["id"] == "budget.left"), "{:#}", diagnosis.json);
+    assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
 }
 
 #[test]

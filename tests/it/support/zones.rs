@@ -113,33 +113,19 @@ impl Authority {
 
 /// The zone's file, signed by BIND's tools until a day that is over.
 pub fn signed_long_ago(zone: &Zone) -> (String, String) {
+    signed_by_tools(zone, "ECDSAP256SHA256", ["20200101000000", "20200201000000"])
+}
+
+/// The zone's file, signed by BIND's tools with an algorithm, from a day to another; and its DS record.
+pub fn signed_by_tools(zone: &Zone, algorithm: &str, [from, to]: [&str; 2]) -> (String, String) {
     let dir = tempfile::tempdir().unwrap();
     let (place, name) = (dir.path().to_str().unwrap(), zone.name.as_str());
-    let key = output("dnssec-keygen", &["-q", "-K", place, "-a", "ECDSAP256SHA256", "-f", "KSK", name]);
+    let key = output("dnssec-keygen", &["-q", "-K", place, "-a", algorithm, "-f", "KSK", name]);
     let file = write(&dir, "zone", &zone.file());
     let signed = format!("{file}.signed");
-    output(
-        "dnssec-signzone",
-        &[
-            "-q",
-            "-S",
-            "-P",
-            "-z",
-            "-K",
-            place,
-            "-d",
-            place,
-            "-o",
-            name,
-            "-s",
-            "20200101000000",
-            "-e",
-            "20200201000000",
-            "-f",
-            &signed,
-            &file,
-        ],
-    );
+    let mut arguments = vec!["-q", "-S", "-P", "-z", "-K", place, "-d", place, "-o", name];
+    arguments.extend(["-s", from, "-e", to, "-f", &signed, &file]);
+    output("dnssec-signzone", &arguments);
     let public = format!("{place}/{}.key", key.trim());
     let ds = output("dnssec-dsfromkey", &["-2", &public]);
     (std::fs::read_to_string(signed).unwrap(), ds.trim().to_owned())
