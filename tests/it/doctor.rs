@@ -259,7 +259,7 @@ fn a_signed_zone_with_a_whole_chain_is_right_and_a_broken_one_is_bogus() {
 fn an_algorithm_that_is_not_known_here_is_no_alarm_and_ended_signatures_of_it_are() {
     let (parent, ip, pebble) = (loopback(), loopback(), pebble());
     let (good, good_ds) =
-        signed_by_tools(&Zone::new("good.test", ip, ""), "ED448", ["20200101000000", "20990101000000"]);
+        signed_by_tools(&Zone::new("good.test", ip, ""), "ED448", ["20260101000000", "20880101000000"]);
     let (over, over_ds) =
         signed_by_tools(&Zone::new("over.test", ip, ""), "ED448", ["20200101000000", "20200201000000"]);
     let child = Authority::start_files(ip, &[("good.test", good, false), ("over.test", over, false)]);

@@ -60,6 +60,42 @@ fn a_fresh_process_says_in_its_metrics_that_its_configuration_was_taken() {
 }
 
 #[test]
+fn a_state_directory_that_is_not_as_it_should_be_is_said_at_the_start() {
+    let config =
+        "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\n[routes]\n\"a.localhost\" = { respond = 204 }\n";
+    let told = |prepare: &dyn Fn(&std::path::Path)| {
+        let starlock = Starlock::start_with(config, |dir, _| prepare(&dir.join("state")));
+        let lines = starlock.log();
+        lines.lines().filter(|line| line.contains("WARN")).collect::<Vec<_>>().join("\n")
+    };
+    let make = |state: &std::path::Path| {
+        std::fs::create_dir(state).unwrap();
+        std::fs::set_permissions(state, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    };
+    let chown = |path: &std::path::Path| std::os::unix::fs::chown(path, Some(65534), None).unwrap();
+    let whole = told(&|_| {});
+    assert!(!whole.contains("belongs to uid"), "{whole}");
+    let foreign = told(&|state| {
+        make(state);
+        chown(state);
+    });
+    assert!(foreign.contains("belongs to uid 65534, this process runs as"), "{foreign}");
+    let value = told(&|state| {
+        make(state);
+        std::fs::create_dir(state.join("certs")).unwrap();
+        std::fs::write(state.join("certs/a.json"), "{}").unwrap();
+        chown(&state.join("certs/a.json"));
+    });
+    assert!(value.contains("certs/a.json belongs to uid 65534") && value.contains("chown -R"), "{value}");
+    let volatile = format!("/dev/shm/starlock-test-{}", std::process::id());
+    let starlock = Starlock::start(&format!("{config}[storage]\npath = \"{volatile}\"\n"));
+    let log = starlock.log();
+    drop(starlock);
+    std::fs::remove_dir_all(&volatile).unwrap();
+    assert!(log.contains("lies in memory") && log.contains("mount a durable volume"), "{log}");
+}
+
+#[test]
 fn an_upstream_that_does_not_resolve_stops_nobody_else() {
     let app = Upstream::start("app");
     let starlock = Starlock::start(&format!(
