@@ -210,7 +210,7 @@ fn solver(
     });
     let propagation = spec.common.propagation.clone();
     let solver = Dns01Solver::new(provider.clone(), resolver, ground.janitor.clone(), propagation, own);
-    let solver = solver.answering(kind);
+    let solver = solver.answering(kind).in_a_given_zone(spec.common.zone.is_some());
     Ok((provider, Arc::new(solver)))
 }
 
