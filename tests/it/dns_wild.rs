@@ -277,8 +277,10 @@ async fn a_fixed_wait_or_none_asks_nobody() {
 #[test]
 fn split_horizon_is_checked_from_outside_over_https() {
     // The alias stands outside only.
-    let public =
-        Knot::start(&[("test", ""), ("example.test", "_acme-challenge.www.cname CNAME behind.example.test.")]);
+    let public = Knot::start(&[
+        ("test", ""),
+        ("example.test", "_acme-challenge.www.cname CNAME behind.example.test."),
+    ]);
     let inside = Knot::start(&[("example.test", "intranet A 192.0.2.1")]);
     let (ip, dir) = (loopback(), tempfile::tempdir().unwrap());
     let key = KeyPair::generate().unwrap();

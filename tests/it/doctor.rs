@@ -13,7 +13,7 @@ use crate::support::dns::{Recursor, loopback, txt};
 use crate::support::eventually;
 use crate::support::pebble::{Options, Pebble};
 use crate::support::starlock::{Starlock, binary, command, write_config};
-use crate::support::zones::{Authority, Validator, Zone, signed_by_tools, signed_long_ago, udp_only};
+use crate::support::zones::{Authority, Bind, Validator, Zone, signed_by_tools, signed_long_ago, udp_only};
 
 /// What `doctor --json` said.
 struct Diagnosis {
@@ -279,6 +279,93 @@ fn an_algorithm_that_is_not_known_here_is_no_alarm_and_ended_signatures_of_it_ar
     look("over.test").has("dnssec.bogus", "failure", &["signatures that have ended"]).only(&["dnssec.bogus"]);
 }
 
+/// One zone is right and four are not, all at the same BIND.
+#[test]
+fn mistakes_in_zones_of_bind() {
+    let (parent, ip, pebble) = (loopback(), loopback(), pebble());
+    let zone = |name: &str| Zone::new(name, ip, "");
+    let grant = "grant acme. wildcard * TXT;";
+    let addressed = |name: &str, ip: Ipv4Addr| Zone::new(name, ip, "");
+    let late = loopback();
+    let bind = Bind::start(
+        &[
+            (zone("good.test"), grant),
+            (zone("other-key.test"), "grant acme. name elsewhere.other-key.test. TXT;"),
+            (zone("broken.test").with(|zone| zone.body.push_str("\n( a line that never ends")), grant),
+            (addressed("no-tcp.test", late).with(|zone| zone.body = "ns A 127.0.0.1".into()), grant),
+        ],
+        "good.test",
+        ip,
+    );
+    let no_tcp = udp_only(bind.address);
+    let body: String =
+        ["good.test", "other-key.test", "broken.test", "lame.test"].map(|zone| delegate(zone, ip)).concat()
+            + &delegate("no-tcp.test", no_tcp);
+    let top = top(parent, &body);
+    let unbound = Recursor::unbound("test", top.ip.into());
+    let dns = format!(
+        "[dns]\nprovider = \"rfc2136\"\nserver = \"{}\"\nkey_name = \"acme.\"\nsecret = {{ file = \"{{dir}}/key\" }}\nresolvers = [\"{}\"]\n",
+        bind.address, unbound.address
+    );
+    let look = |names: &str| Diagnosis::within(directory(&base(&pebble, &dns, names), &bind.secret), &[]);
+    look("\"good.test\", \"*.good.test\"").good(&["provider.works", "zone.servers"]);
+    look("\"other-key.test\"")
+        .has("provider.refused", "failure", &["grant acme. name _acme-challenge.other-key.test. TXT;"])
+        .only(&["provider.refused"]);
+    let broken = look("\"broken.test\", \"lame.test\"");
+    broken.has("challenge.no-server", "failure", &["broken.test", "SERVFAIL"]).has(
+        "challenge.no-server",
+        "failure",
+        &["lame.test", "REFUSED"],
+    );
+    look("\"no-tcp.test\"").has("zone.tcp-blocked", "warning", &["dig +tcp +norecurse"]);
+}
+
+/// What the ledger has counted is told before an order is; and what cannot be written is told as another user.
+#[test]
+fn a_budget_that_is_spent_and_a_state_that_cannot_be_written() {
+    let (ip, pebble) = (loopback(), pebble());
+    let top = top(ip, "");
+    let unbound = Recursor::unbound("test", top.ip.into());
+    let signing = Pebble::start(Options::with_dns(unbound.address));
+    let limits = "limits = { names = { burst = 1, every = \"168h\" } }\nca_root =";
+    let config = update(&signing, &top, unbound.address, "\"example.test\"").replace("ca_root =", limits);
+    let mut starlock = Starlock::start_with(&config, |dir, _| {
+        fs::write(dir.join("key"), &top.secret).unwrap();
+        mode(&dir.join("key"), 0o600);
+        mode(&dir.join("starlock.toml"), 0o600);
+    });
+    starlock.serial_other_than("example.test", None);
+    starlock.process().signal("TERM");
+    assert!(starlock.process().wait().success());
+    let output = starlock.command(&["doctor", "--json", "--no-write"]);
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e} {output:?}"));
+    Diagnosis { json, code: output.status.code(), _dir: tempfile::tempdir().unwrap() }
+        .has("budget.spent", "warning", &["exactly example.test is used up", "fallback"])
+        .only(&["budget.spent"]);
+
+    let dir = directory(&update(&pebble, &top, unbound.address, "\"example.test\""), &top.secret);
+    fs::create_dir(dir.path().join("state")).unwrap();
+    for (path, wide) in [(dir.path().to_owned(), 0o777), (dir.path().join("state"), 0o700)] {
+        mode(&path, wide);
+    }
+    for name in ["key", "starlock.toml"] {
+        std::os::unix::fs::chown(dir.path().join(name), Some(65534), Some(65534)).unwrap();
+    }
+    let usual = binary(dir.path());
+    let mut other = std::process::Command::new("setpriv");
+    other.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(usual.get_program());
+    other.args(["doctor", "--json", "--no-write"]).current_dir(dir.path()).env_clear();
+    other.envs(usual.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = other.output().unwrap();
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e} {output:?}"));
+    Diagnosis { json, code: output.status.code(), _dir: dir }.has(
+        "state.unwritable",
+        "failure",
+        &["uid 65534 cannot write to", "chown -R 65534"],
+    );
+}
+
 #[test]
 fn aliases_that_lead_nowhere() {
     let (ip, pebble) = (loopback(), pebble());
@@ -317,7 +404,7 @@ fn aliases_that_lead_nowhere() {
 fn servers_that_are_down_refuse_are_lame_or_forgot_tcp() {
     let (parent, first, pebble) = (loopback(), loopback(), pebble());
     let (silent, refusing) = (loopback(), loopback());
-    let udp = udp_only(first);
+    let udp = udp_only((first, 53));
     let ns = |n: usize| format!("ns{n}");
     let addresses = [first, silent, refusing, parent, udp];
     let glue: String = addresses.iter().enumerate().map(|(n, ip)| format!("ns{n} A {ip}\n")).collect();
