@@ -293,7 +293,7 @@ impl Resolver {
         let (mut refusals, mut failures) = (Vec::new(), Vec::new());
         let mut take = |server: String, answer: Result<Message, String>| match answer {
             Ok(message) => match message.metadata.response_code {
-                ResponseCode::NoError | ResponseCode::NXDomain => return Some(message),
+                ResponseCode::NoError | ResponseCode::NXDomain => Some(message),
                 code => {
                     refusals.push(format!("{server} says {}", code_text(code)));
                     None

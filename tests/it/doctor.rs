@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::dns::{Recursor, loopback, txt};
+use crate::support::dns::{Recursor, loopback, script, txt};
 use crate::support::eventually;
 use crate::support::pebble::{Options, Pebble};
 use crate::support::starlock::{Starlock, binary, command, write_config};
@@ -363,6 +363,36 @@ fn a_budget_that_is_spent_and_a_state_that_cannot_be_written() {
         "state.unwritable",
         "failure",
         &["uid 65534 cannot write to", "chown -R 65534"],
+    );
+}
+
+#[test]
+fn a_provider_that_does_not_take_away_and_a_delegation_without_glue_to_the_responder() {
+    let (ip, pebble) = (loopback(), pebble());
+    let top = top(ip, "_acme-challenge.example NS ns._acme-challenge.example");
+    let unbound = Recursor::unbound("test", top.ip.into());
+    let hook = format!(
+        "#!/bin/sh\nset -eu\ntest $1 = present || exit 0\n\
+         printf 'server {ip} 53\\nzone test\\nupdate add %s 1 TXT \"%s\"\\nsend\\n' $2 \"$3\" | nsupdate -v -y hmac-sha256:acme:{}\n",
+        top.secret
+    );
+    let dns = format!(
+        "[dns]\nprovider = \"exec\"\nprogram = \"{{dir}}/hook\"\nresolvers = [\"{}\"]\n",
+        unbound.address
+    );
+    let dir = directory(&base(&pebble, &dns, "\"other.test\""), "x");
+    script(&dir.path().join("hook"), &hook);
+    Diagnosis::within(dir, &[])
+        .has("provider.not-removed", "warning", &["_acme-challenge.other.test", "credentials may delete too"])
+        .only(&["provider.not-removed"]);
+
+    let responder = loopback();
+    let name = "ns._acme-challenge.example.test";
+    let config = builtin(&pebble, responder, name, unbound.address, "");
+    Diagnosis::of(&config, &[]).has(
+        "delegation.glue-missing",
+        "failure",
+        &["without glue nobody finds its address", &format!("{name}.  A  {responder}")],
     );
 }
 
