@@ -65,25 +65,33 @@ impl Drop for Place {
     }
 }
 
+/// The path to bind first, if `path` can be a socket's and nobody has it.
+fn free(path: &Path) -> Result<PathBuf, BindError> {
+    let nameless = || io::Error::other("the path names no file");
+    let mut fresh = path
+        .file_name()
+        .ok_or_else(|| BindError::Io { path: path.to_owned(), error: nameless() })?
+        .to_owned();
+    fresh.push(format!(".{}", std::process::id()));
+    let fresh = path.with_file_name(fresh);
+    if fresh.as_os_str().len() > MAX_PATH {
+        return Err(BindError::TooLong(path.to_owned()));
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => Err(BindError::NotASocket(path.to_owned())),
+        Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
+            Err(BindError::Running(path.to_owned()))
+        }
+        _ => Ok(fresh),
+    }
+}
+
 impl AdminServer {
     /// Binds `path` with mode 0660, making its directory (0750) if it is missing. A socket that a dead process left is replaced;
     /// a live one is refused. Must be called inside a runtime. Blocking for microseconds.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
         let io = |error: io::Error| BindError::Io { path: path.to_owned(), error };
-        let name = path.file_name().ok_or_else(|| io(io::Error::other("the path names no file")))?;
-        let mut fresh = name.to_owned();
-        fresh.push(format!(".{}", std::process::id()));
-        let fresh = path.with_file_name(fresh);
-        if fresh.as_os_str().len() > MAX_PATH {
-            return Err(BindError::TooLong(path.to_owned()));
-        }
-        match std::fs::symlink_metadata(path) {
-            Ok(meta) if !meta.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
-            Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
-                return Err(BindError::Running(path.to_owned()));
-            }
-            _ => {}
-        }
+        let fresh = free(path)?;
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             std::fs::DirBuilder::new().recursive(true).mode(0o750).create(parent).map_err(io)?;
         }
@@ -100,6 +108,23 @@ impl AdminServer {
                 Err(io(error))
             }
         }
+    }
+
+    /// Whether [`AdminServer::bind`] would succeed, as far as that can be seen without making anything. Blocking.
+    pub fn could_bind(path: &Path) -> Result<(), BindError> {
+        let io = |error: io::Error| BindError::Io { path: path.to_owned(), error };
+        free(path)?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let nearest = parent.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
+        if !nearest.is_dir() {
+            return Err(io(io::Error::other(format!("{} is no directory", nearest.display()))));
+        }
+        let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+        let writable = rustix::fs::access(nearest, access);
+        writable.map_err(|error| {
+            let error = io::Error::from(error);
+            io(io::Error::new(error.kind(), format!("nothing can be made in {}: {error}", nearest.display())))
+        })
     }
 
     /// Where it is.

@@ -210,7 +210,7 @@ fn solver(
     });
     let propagation = spec.common.propagation.clone();
     let solver = Dns01Solver::new(provider.clone(), resolver, ground.janitor.clone(), propagation, own);
-    let solver = solver.answering(kind);
+    let solver = solver.answering(kind).in_a_given_zone(spec.common.zone.is_some());
     Ok((provider, Arc::new(solver)))
 }
 
@@ -233,13 +233,18 @@ fn fingerprint(acme: &AcmePlan, plan: &Plan, responder: &[SocketAddr]) -> String
     digest.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect()
 }
 
-/// Every secret that issuers are made with and that may be rotated while we run.
+/// Every secret that issuers and upstreams are made with and that may be rotated while we run. The webhook's is read for each message.
 pub(super) fn sources(plan: &Plan) -> Vec<SecretSource> {
     let acme = plan.certificates.iter().filter_map(|certificate| match &certificate.issuer {
         IssuerPlan::Acme(acme) => Some(acme),
         IssuerPlan::Local | IssuerPlan::Files(_) => None,
     });
     let mut sources: Vec<SecretSource> = Vec::new();
+    for sticky in plan.upstreams.iter().filter_map(|upstream| upstream.sticky.as_ref()) {
+        if !matches!(sticky.secret, SecretSource::Plain(_)) && !sources.contains(&sticky.secret) {
+            sources.push(sticky.secret.clone());
+        }
+    }
     for plan in acme {
         let bindings = std::iter::once(&plan.acme).chain(&plan.fallback).filter_map(|spec| spec.eab.as_ref());
         let dns = plan.dns.iter().flat_map(secrets).map(|(_, source)| source);

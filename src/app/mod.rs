@@ -107,7 +107,8 @@ impl App {
         };
         let listeners =
             traffic.prepare(&plan.listen, &mut self.inherited).await.map_err(|e| e.to_string())?;
-        let responders = self.responders.prepare(plan.responder.as_ref()).map_err(|e| e.to_string())?;
+        let responders = self.responders.prepare(plan.responder.as_ref(), &mut self.inherited);
+        let responders = responders.map_err(|e| e.to_string())?;
         // Before they are read for use: a rotation in between is seen at the next look.
         let secrets = secrets::look(&issuers::sources(&plan));
         let issuers = issuers::build(&plan, &self.ground, &responders.addresses)?;
@@ -196,9 +197,11 @@ impl App {
         Ok(Reloaded { changed: !changes.is_empty(), changes, warnings })
     }
 
-    /// After a secret has changed: makes the issuers anew, as a reload would. What cannot be made leaves those in force.
+    /// After a secret has changed: makes the issuers and the upstreams anew, as a reload would. What cannot be made leaves those
+    /// in force.
     async fn renew_secrets(&mut self, seen: secrets::Seen) {
         self.secrets = seen;
+        self.renew_upstreams();
         match issuers::build(&self.plan, &self.ground, &self.responders.addresses()) {
             Ok(issuers) => {
                 tracing::info!("a secret has changed; what depends on it uses the new one");
@@ -208,6 +211,26 @@ impl App {
             Err(error) => {
                 tracing::error!(
                     "a secret has changed, but the new one cannot be used; the old one stays: {error}"
+                );
+            }
+        }
+    }
+
+    fn renew_upstreams(&mut self) {
+        if self.plan.upstreams.iter().all(|upstream| upstream.sticky.is_none()) {
+            return;
+        }
+        let (current, port) = (self.snapshots.current(), self.traffic.addresses().https_port());
+        let made =
+            Snapshot::build(&self.plan.proxy, &self.plan.upstreams, port, Some(&*current), &self.metrics);
+        match made {
+            Ok(snapshot) => {
+                self.snapshots.publish(snapshot.asking(self.client_auth.current().policies()));
+                self.prober.watch(self.snapshots.current().upstreams());
+            }
+            Err(error) => {
+                tracing::error!(
+                    "a secret has changed, but the upstreams cannot be made with it; the old one stays: {error}"
                 );
             }
         }

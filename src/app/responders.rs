@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
+use crate::listen::Inherited;
 use crate::responder::{BindError, Bound, ResponderSpec, Running, TxtTable, ZoneReader, ZoneWriter, zones};
 use crate::task::Shutdown;
 
@@ -36,14 +37,19 @@ impl Responders {
         self.running.values().flat_map(|r| r.addresses().iter().copied()).collect()
     }
 
-    /// Binds what `spec` needs beside what is already there.
-    pub(super) fn prepare(&self, spec: Option<&ResponderSpec>) -> Result<PreparedResponders, BindError> {
+    /// Takes what `spec` needs beside what is already there: an inherited socket first, else by binding.
+    pub(super) fn prepare(
+        &self,
+        spec: Option<&ResponderSpec>,
+        inherited: &mut Inherited,
+    ) -> Result<PreparedResponders, BindError> {
         let (mut bound, mut addresses) = (Vec::new(), Vec::new());
         for listen in spec.into_iter().flat_map(|s| &s.listen) {
             match self.running.get(listen).filter(|running| !running.is_finished()) {
                 Some(running) => addresses.extend_from_slice(running.addresses()),
                 None => {
-                    let new = Bound::bind(&[*listen])?;
+                    let given = inherited.take_dns(*listen);
+                    let new = Bound::of_given(*listen, given.udp, given.tcp)?;
                     addresses.extend_from_slice(new.addresses());
                     bound.push((*listen, new));
                 }

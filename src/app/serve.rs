@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::control::{AppControl, Board, ReloadCommand, Shown};
 use super::issuers::Ground;
-use super::observer::Observers;
+use super::observer::{Names, Observers};
 use super::responders::Responders;
 use super::secrets::SecretWatch;
 use super::{App, Loader, accounts, end, issuers, minting, systemd};
@@ -112,6 +112,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         metrics: metrics.clone(),
         deployments: deployments.clone(),
         notifier: notifier.clone(),
+        names: Names::default(),
     });
     let certs = CertManager::start(publisher, storage.clone(), clock.clone(), observer, &supervisor);
 
@@ -167,6 +168,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
             let prepared = app.prepare(&traffic, plan).await?;
             sweep(&janitor, &storage, prepared.issuers.providers.clone(), &supervisor);
             app.commit(prepared).await;
+            metrics.reloaded(true, clock.now()); // the first load is one that was taken
             Ok::<(), String>(())
         } => Some(begun),
         () = stop.asked() => None,

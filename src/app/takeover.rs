@@ -160,7 +160,9 @@ async fn take_account(
         AccountKey::Es256(key) => key,
         AccountKey::Other(kind) => {
             return Err(format!(
-                "its key is {kind}, and Starlock signs with ECDSA on P-256 only: a new account is registered at the first order"
+                "its key is {kind}, and Starlock signs with ECDSA on P-256 only. Nothing needs to be done for it: the first order registers a \
+                 new account. If a CAA record (accounturi) or dns-persist-01 names the old one, let it name the new one too, which \
+                 `starlock accounts list` shows then"
             ));
         }
     };

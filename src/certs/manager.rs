@@ -398,9 +398,10 @@ impl Actor {
             self.workers.insert(id, entry);
         }
         for (id, entry) in before {
-            self.shared.views.remove(&id);
-            self.shared.observer.forgotten(entry.wanted.names());
+            // Stopped first: what its worker still shows is not taken any more.
             self.retire(entry);
+            self.shared.views.remove(&id);
+            self.shared.observer.forgotten(&id);
         }
         (loaded, settled)
     }

@@ -20,7 +20,7 @@ use crate::name::HostPattern;
 use crate::secret::Secret;
 use crate::storage::{Expect, Key, MemoryStorage, Storage};
 use crate::task::{Shutdown, Supervisor};
-use crate::tls::{CertResolver, cert_store};
+use crate::tls::{CertFiles, CertResolver, cert_store};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -163,6 +163,7 @@ struct Count {
     ok: AtomicU32,
     failed: AtomicU32,
     last: Mutex<Option<CertView>>,
+    forgotten: Mutex<Vec<CertId>>,
 }
 
 impl CertObserver for Count {
@@ -174,7 +175,9 @@ impl CertObserver for Count {
         *self.last.lock().unwrap() = Some(view.clone());
     }
 
-    fn forgotten(&self, _names: &[HostPattern]) {}
+    fn forgotten(&self, id: &CertId) {
+        self.forgotten.lock().unwrap().push(id.clone());
+    }
 }
 
 /// One process.
@@ -281,6 +284,30 @@ async fn an_outage_is_ridden_out_on_the_old_certificate() {
     tokio::time::sleep(2 * DAY).await;
     assert_ne!(process.served("a.example.com").unwrap(), first);
     assert_eq!(process.view().failures, 0);
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_forgotten_is_called_as_it_was_shown() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let ca = ModelCa::new(&clock, 45 * DAY);
+    let process = Process::start(&storage, &clock);
+    let dir = tempfile::tempdir().unwrap();
+    let files = CertFiles { cert: dir.path().join("cert.pem"), key: dir.path().join("key.pem") };
+    let pair = ca.sign(vec!["files.test".into()]);
+    std::fs::write(&files.cert, &pair.chain_pem).unwrap();
+    std::fs::write(&files.key, pair.key_pem.expose()).unwrap();
+    let first = Arc::new(files.read().unwrap().bundle);
+    let files = WantedFiles { files, names: Arc::new([]), first };
+    process.manager.set_wanted(vec![wanted(&ca, EXAMPLE)], vec![files], None).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let shown: Vec<CertId> = process.manager.views().into_iter().map(|view| view.id).collect();
+    assert_eq!(shown.len(), 2);
+    // The host of the files comes from the CA from now on.
+    process.want(&ca, &[&["files.test"]]).await;
+    let mut forgotten = process.count.forgotten.lock().unwrap().clone();
+    forgotten.sort();
+    assert_eq!(forgotten, shown);
     process.stop().await;
 }
 

@@ -142,8 +142,8 @@ pub trait CertObserver: Send + Sync {
     fn budget(&self, _ca: &str, _limit: &'static str, _remaining: u32) {}
     /// What is served, or what happens next, has changed.
     fn changed(&self, view: &CertView);
-    /// It is not wanted any more.
-    fn forgotten(&self, names: &[HostPattern]);
+    /// It is not wanted any more; `id` is what its views said.
+    fn forgotten(&self, id: &CertId);
 }
 
 /// The views of all certificates. Read by operators and by nothing on the request path.

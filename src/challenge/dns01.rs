@@ -43,6 +43,7 @@ pub struct Dns01Solver {
     propagation: Propagation,
     own: Option<OwnResponder>,
     kind: ChallengeKind,
+    zone_is_given: bool,
 }
 
 impl Dns01Solver {
@@ -54,13 +55,28 @@ impl Dns01Solver {
         propagation: Propagation,
         own: Option<OwnResponder>,
     ) -> Self {
-        Self { provider, resolver, janitor, propagation, own, kind: ChallengeKind::Dns01 }
+        Self {
+            provider,
+            resolver,
+            janitor,
+            propagation,
+            own,
+            kind: ChallengeKind::Dns01,
+            zone_is_given: false,
+        }
     }
 
     /// The same for another kind whose records are written for each order.
     #[must_use]
     pub fn answering(mut self, kind: ChallengeKind) -> Self {
         self.kind = kind;
+        self
+    }
+
+    /// The configuration names the provider's zone: that resolvers inside find none is not the last word.
+    #[must_use]
+    pub fn in_a_given_zone(mut self, given: bool) -> Self {
+        self.zone_is_given = given;
         self
     }
 
@@ -71,7 +87,12 @@ impl Dns01Solver {
             Some(own) => Here { zone: own.zone.clone(), cuts: true },
             None => Here::default(),
         };
-        let followed = tokio::time::timeout(FOLLOW_LIMIT, self.resolver.follow(&challenge, &here)).await;
+        let outside = match self.propagation.check {
+            PropagationCheck::Doh => self.outside().await,
+            _ => None,
+        };
+        let resolver = outside.as_ref().unwrap_or(&*self.resolver);
+        let followed = tokio::time::timeout(FOLLOW_LIMIT, resolver.follow(&challenge, &here)).await;
         let error = match followed {
             Ok(Ok(target)) => return Ok(target),
             Ok(Err(error)) => error,
@@ -82,7 +103,10 @@ impl Dns01Solver {
         };
         let permanent = match &error {
             LookupError::NoResolver(_) | LookupError::Aliases { .. } | LookupError::BadAlias { .. } => true,
-            LookupError::NoZone { reason, .. } => reason.is_empty(),
+            // What is asked for another view, or not at all, is no reason to wait for a person.
+            LookupError::NoZone { reason, .. } => {
+                reason.is_empty() && outside.is_none() && !self.zone_is_given
+            }
             LookupError::Unanswered { .. } | LookupError::NoServer { .. } => false,
         };
         if self.propagation.check != PropagationCheck::Authoritative && !permanent {
@@ -95,6 +119,17 @@ impl Dns01Solver {
                 "cannot find out where the TXT record for {challenge} has to stand: {error}. No CA was asked."
             ),
         })
+    }
+
+    /// The world's view, where a zone has another one inside: an alias may stand in one of them only.
+    async fn outside(&self) -> Option<Resolver> {
+        match task::blocking(|| Doh::new(DOH_TIMEOUT)).await {
+            Ok(doh) => Some(Resolver::outside(doh, self.propagation.doh.clone())),
+            Err(error) => {
+                tracing::warn!(%error, "no resolver can be asked over HTTPS; aliases are followed by the resolvers inside");
+                None
+            }
+        }
     }
 
     /// Waits until the records are visible wherever the CA may look.

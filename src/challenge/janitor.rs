@@ -3,7 +3,7 @@
 //! Every record that is to stand in DNS is *held* first. Whoever lets go of a record last has it removed; removing and
 //! creating the same record take turns, so an order that is resumed never loses what it has just published again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +20,7 @@ use super::journal::Journal;
 use crate::backoff::Backoff;
 use crate::clock::SharedClock;
 use crate::dns::{DnsError, TxtProvider, TxtRecord, ZoneTurns};
+use crate::name::DnsName;
 use crate::storage::{Storage, StorageError};
 use crate::task::{self, OnExit, Shutdown, Supervisor};
 
@@ -120,11 +121,17 @@ impl Janitor {
     /// Holds records for `provider`. Nothing is created yet. Waits while another order holds a record of a provider that
     /// has room for one value only.
     pub(super) async fn hold(&self, provider: Arc<dyn TxtProvider>, records: Vec<TxtRecord>) -> Guard {
-        let turn = if provider.holds_one_value() {
-            Some(self.0.turns.take(&format!("provider {}", provider.id())).await)
-        } else {
-            None
-        };
+        let mut turn = Vec::new();
+        if provider.holds_one_value() {
+            turn.push(self.0.turns.take(&format!("provider {}", provider.id())).await);
+        } else if provider.keeps_values() {
+            // Newer values push older ones out: another order's must not come while these have to be seen. In one order for all,
+            // so that two never wait for each other.
+            let names: BTreeSet<&DnsName> = records.iter().map(|record| &record.name).collect();
+            for name in names {
+                turn.push(self.0.turns.take(&format!("values {} {name}", provider.id())).await);
+            }
+        }
         let mut held = self.0.held();
         for record in &records {
             *held.entry((provider.id().to_owned(), record.clone())).or_insert(0) += 1;
@@ -219,7 +226,7 @@ impl Janitor {
                 job.adding = None;
             }
             // Whatever came of it, the next order may have its turn: its value replaces this one.
-            job.turn = None;
+            job.turn.clear();
             (!job.left.is_empty()).then_some(job)
         }
         .boxed()
@@ -359,7 +366,7 @@ struct Job {
     /// What was being created when the order was dropped: it is brought to its end first, so that it cannot come after the
     /// removal. The mutex only makes it shareable; nobody else locks it.
     adding: Option<Mutex<BoxFuture<'static, Added>>>,
-    turn: Option<OwnedMutexGuard<()>>,
+    turn: Vec<OwnedMutexGuard<()>>,
     failures: u32,
     reason: String,
 }
@@ -384,7 +391,7 @@ struct Left {
 
 impl Job {
     fn new(provider: Arc<dyn TxtProvider>, left: Vec<Left>) -> Self {
-        Self { provider, left, adding: None, turn: None, failures: 0, reason: String::new() }
+        Self { provider, left, adding: None, turn: Vec::new(), failures: 0, reason: String::new() }
     }
 
     fn report(&self, next: Option<Duration>) {

@@ -36,7 +36,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    let how = Examination { config: path, write: !arguments.no_write };
+    let how = Examination { config: path, references: loaded.references.clone(), write: !arguments.no_write };
     let report = match examine(&loaded.plan, &how) {
         Ok(report) => report,
         Err(error) => return fail(FAILURE, &error),

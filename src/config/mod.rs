@@ -42,7 +42,7 @@ pub use environment::Environment;
 pub use error::{LoadError, Problem, Problems, Severity};
 pub use expect::{Expect, ExpectRequest, Want};
 pub use plan::{AcmePlan, CertificatePlan, FilesPlan, IssuerPlan, Plan};
-pub use references::References;
+pub use references::{Fault, ReferenceKind, References};
 pub use schema::{json_schema, reference};
 
 /// What a good file says.

@@ -44,44 +44,112 @@ impl References {
 
     /// What of it cannot be read or used, with its places; no value is kept. Blocking.
     pub fn unreadable(&self) -> Problems {
-        let mut problems = Vec::new();
-        for (span, reference) in &self.list {
-            let problem = match reference {
-                Reference::Secret(source) => source.resolve().err().map(|error| {
-                    Problem::error(span.clone(), error.to_string()).label("Starlock does not start without it").help(
-                        "it has to be readable for the user that Starlock runs as; `starlock check --offline` looks at the file alone",
-                    )
-                }),
-                Reference::Root(path) => root(path).err().map(|reason| {
-                    let what = format!("the root certificates in {} cannot be used: {reason}", path.display());
-                    Problem::error(span.clone(), what)
-                        .label("Starlock does not start without them")
-                        .help("wanted is a PEM file with the root of the CA's own HTTPS certificate")
-                }),
-                Reference::ClientCa(path) => root(path).err().map(|reason| {
-                    let what = format!("the CA certificates in {} cannot be used: {reason}", path.display());
-                    Problem::error(span.clone(), what)
-                        .label("Starlock does not start without them: nobody may come in unasked")
-                        .help("wanted is a PEM file with the certificates of those who sign the clients'")
-                }),
-                Reference::Users(path) => check_users_file(path)
-                    .err()
-                    .map(|error| Problem::error(span.clone(), error.to_string()).label("Starlock does not start with it")),
-                Reference::Certificates(path) => root(path).err().map(|reason| {
-                    let what = format!("the certificates in {} cannot be used: {reason}", path.display());
-                    Problem::error(span.clone(), what)
-                        .label("Starlock does not start without them")
-                        .help("wanted is a PEM file; `starlock check --offline` looks at the configuration alone")
-                }),
-                Reference::Page(path) => Page::read(path).err().map(|error| {
-                    Problem::error(span.clone(), error.to_string())
-                        .label("Starlock does not start without it")
-                        .help("`starlock check --offline` looks at the configuration alone")
-                }),
-            };
-            problems.extend(problem);
-        }
-        Problems::new(&self.file, &self.text, problems)
+        let problems = self.faults().map(|(span, _, fault)| {
+            Problem::error(span, fault.what)
+                .label(fault.why)
+                .maybe_help((!fault.fix.is_empty()).then_some(fault.fix))
+        });
+        Problems::new(&self.file, &self.text, problems.collect())
+    }
+
+    /// The same, for whoever says it in words of their own. Blocking.
+    pub fn faults_by_kind(&self) -> Vec<(ReferenceKind, Fault)> {
+        let placed = self.faults().map(|(span, kind, mut fault)| {
+            let line = 1 + self.text.get(..span.start).map_or(0, |before| before.matches('\n').count());
+            fault.place = format!("{}, line {line}", self.file);
+            (kind, fault)
+        });
+        placed.collect()
+    }
+
+    fn faults(&self) -> impl Iterator<Item = (Span, ReferenceKind, Fault)> {
+        self.list.iter().filter_map(|(span, reference)| {
+            let (kind, fault) = reference.fault()?;
+            Some((span.clone(), kind, fault))
+        })
+    }
+}
+
+/// What is pointed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReferenceKind {
+    /// A password, token or key.
+    Secret,
+    /// Roots for the connection to a CA.
+    Root,
+    /// Who may sign clients' certificates.
+    ClientCa,
+    /// Users and hashes of their passwords.
+    Users,
+    /// Roots for connections to servers, and what is shown to them.
+    Certificates,
+    /// A page for errors.
+    Page,
+}
+
+/// One thing that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What is so.
+    pub what: String,
+    /// What it means.
+    pub why: &'static str,
+    /// What to do; may be empty.
+    pub fix: &'static str,
+    /// File and line.
+    pub place: String,
+}
+
+impl Reference {
+    /// Reads it. Blocking.
+    fn fault(&self) -> Option<(ReferenceKind, Fault)> {
+        const OFFLINE: &str = "`starlock check --offline` looks at the configuration alone";
+        let fault = |what: String, why, fix| Fault { what, why, fix, place: String::new() };
+        let unusable = |what: &str, path: &PathBuf, reason: String| {
+            format!("the {what} in {} cannot be used: {reason}", path.display())
+        };
+        Some(match self {
+            Self::Secret(source) => (
+                ReferenceKind::Secret,
+                fault(
+                    source.resolve().err()?.to_string(),
+                    "Starlock does not start without it",
+                    "it has to be readable for the user that Starlock runs as; `starlock check --offline` looks at the file alone",
+                ),
+            ),
+            Self::Root(path) => (
+                ReferenceKind::Root,
+                fault(
+                    unusable("root certificates", path, root(path).err()?),
+                    "Starlock does not start without them",
+                    "wanted is a PEM file with the root of the CA's own HTTPS certificate",
+                ),
+            ),
+            Self::ClientCa(path) => (
+                ReferenceKind::ClientCa,
+                fault(
+                    unusable("CA certificates", path, root(path).err()?),
+                    "Starlock does not start without them: nobody may come in unasked",
+                    "wanted is a PEM file with the certificates of those who sign the clients'",
+                ),
+            ),
+            Self::Users(path) => (
+                ReferenceKind::Users,
+                fault(check_users_file(path).err()?.to_string(), "Starlock does not start with it", ""),
+            ),
+            Self::Certificates(path) => (
+                ReferenceKind::Certificates,
+                fault(
+                    unusable("certificates", path, root(path).err()?),
+                    "Starlock does not start without them",
+                    "wanted is a PEM file; `starlock check --offline` looks at the configuration alone",
+                ),
+            ),
+            Self::Page(path) => (
+                ReferenceKind::Page,
+                fault(Page::read(path).err()?.to_string(), "Starlock does not start without it", OFFLINE),
+            ),
+        })
     }
 }
 

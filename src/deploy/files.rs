@@ -13,13 +13,16 @@ const MAX_FILE: u64 = 1024 * 1024;
 const MAX_ACCOUNTS: u64 = 4 * 1024 * 1024;
 const END: &str = "-----END CERTIFICATE-----";
 
-/// Writes what differs. Says whether anything did. Blocking. The error is for a person.
-pub(super) fn write(dir: &Path, spec: &DeploySpec, pem: &Exported) -> Result<bool, String> {
+/// Whether anything there is not as it should be. Blocking. The error is for a person.
+pub(super) fn differ(dir: &Path, spec: &DeploySpec, pem: &Exported) -> Result<bool, String> {
+    let owner = spec.owner.as_deref().map(owner).transpose()?;
+    Ok(!contents(pem).iter().all(|(name, text)| is_there(&dir.join(name), text, spec.mode, owner)))
+}
+
+/// Writes all four. Blocking. The error is for a person.
+pub(super) fn write(dir: &Path, spec: &DeploySpec, pem: &Exported) -> Result<(), String> {
     let owner = spec.owner.as_deref().map(owner).transpose()?;
     let files = contents(pem);
-    if files.iter().all(|(name, text)| is_there(&dir.join(name), text, spec.mode, owner)) {
-        return Ok(false);
-    }
     let failed = |path: &Path, error: io::Error| {
         let hint = match error.kind() {
             io::ErrorKind::PermissionDenied => "; may the user that runs Starlock write there?",
@@ -48,8 +51,7 @@ pub(super) fn write(dir: &Path, spec: &DeploySpec, pem: &Exported) -> Result<boo
         }
         return Err(error);
     }
-    directory.sync_all().map_err(|e| failed(dir, e))?;
-    Ok(true)
+    directory.sync_all().map_err(|e| failed(dir, e))
 }
 
 fn put(path: &Path, text: &str, mode: u32, owner: Option<(Option<u32>, Option<u32>)>) -> io::Result<()> {
@@ -136,18 +138,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().join("a/b");
         let spec = spec(0o640, None);
-        assert_eq!(write(&place, &spec, &pem("x")), Ok(true));
-        assert_eq!(write(&place, &spec, &pem("x")), Ok(false));
+        let mend = |text: &str| {
+            assert_eq!(differ(&place, &spec, &pem(text)), Ok(true));
+            assert_eq!(write(&place, &spec, &pem(text)), Ok(()));
+            assert_eq!(differ(&place, &spec, &pem(text)), Ok(false));
+        };
+        mend("x");
         let read = |name: &str| fs::read_to_string(place.join(name)).unwrap();
         assert_eq!(read("cert.pem") + &read("chain.pem"), read("fullchain.pem"));
         assert_eq!(read("chain.pem").matches("BEGIN").count(), 1);
         assert_eq!(fs::metadata(place.join("privkey.pem")).unwrap().mode() & 0o7777, 0o640);
         assert_eq!(fs::read_dir(&place).unwrap().count(), 4, "no temporary file is left");
         fs::set_permissions(place.join("cert.pem"), fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(write(&place, &spec, &pem("x")), Ok(true));
+        mend("x");
         fs::remove_file(place.join("chain.pem")).unwrap();
-        assert_eq!(write(&place, &spec, &pem("x")), Ok(true));
-        assert_eq!(write(&place, &spec, &pem("y")), Ok(true));
+        mend("x");
+        mend("y");
         assert!(read("fullchain.pem").contains("y1"));
     }
 

@@ -97,8 +97,8 @@ impl Deployments {
     }
 
     /// The certificate is not held any more.
-    pub fn forgotten(&self, names: &[HostPattern]) {
-        self.0.seen().remove(&CertId::of(names));
+    pub fn forgotten(&self, id: &CertId) {
+        self.0.seen().remove(id);
     }
 
     /// How the last deploy of a certificate went, a line for each target; `None` if it has none.
@@ -165,8 +165,9 @@ impl Deployer {
             let (shared, certs, job) = (shared.clone(), certs.clone(), template.clone());
             async move {
                 tokio::select! {
-                    () = run(&shared, &certs, &job) => {}
+                    biased; // nothing is counted for a certificate that may be forgotten already
                     () = stop.wait() => {}
+                    () = run(&shared, &certs, &job) => {}
                 }
             }
         });
@@ -234,31 +235,43 @@ async fn once(shared: &Shared, certs: &CertManager, job: &Job, serial: &str) -> 
     }
     let record = Key::new(&["deploys", CertId::of(&job.names).as_str(), &job.id()]);
     let known = shared.storage.load(&record).await.map_err(|e| e.to_string())?;
-    let hook_ran = known.is_some_and(|known| known.value == serial.as_bytes());
+    let mut is_done = known.is_some_and(|known| known.value == serial.as_bytes());
     let mut did = Vec::new();
     if let Some(dir) = &spec.dir
-        && write(dir, spec, &pem).await?
+        && on_files(dir, spec, &pem, files::differ).await?
     {
+        if is_done {
+            // Before anything is written: whatever fails from here on, the next attempt runs the hook.
+            let removed = shared.storage.remove(&record).await;
+            removed.map_err(|e| format!("what was done before cannot be forgotten: {e}"))?;
+            is_done = false;
+        }
+        on_files(dir, spec, &pem, files::write).await?;
         did.push(format!("wrote {}", dir.display()));
     }
-    let is_news = !hook_ran || !did.is_empty();
-    if let Some(program) = spec.run.first().filter(|_| is_news) {
+    if let Some(program) = spec.run.first().filter(|_| !is_done) {
         let _turn = shared.turns.acquire().await.map_err(|e| e.to_string())?;
         hook::run(&spec.run, &variables(job, serial), spec.timeout).await?;
         did.push(format!("ran {program}"));
     }
-    if !hook_ran {
+    if !is_done {
         let stored = shared.storage.store(&record, serial.as_bytes(), Expect::Anything).await;
         stored.map_err(|e| format!("done, but it cannot be remembered: {e}"))?;
     }
     Ok(if did.is_empty() { "unchanged".to_owned() } else { did.join(", ") })
 }
 
-async fn write(dir: &Path, spec: &DeploySpec, pem: &Exported) -> Result<bool, String> {
+/// Has `act` done to the files of `dir`, away from everything that must not wait for a disk.
+async fn on_files<T: Send + 'static>(
+    dir: &Path,
+    spec: &DeploySpec,
+    pem: &Exported,
+    act: fn(&Path, &DeploySpec, &Exported) -> Result<T, String>,
+) -> Result<T, String> {
     let (place, settings, pem) = (dir.to_owned(), spec.clone(), pem.clone());
-    let written = task::blocking(move || files::write(&place, &settings, &pem));
-    let late = |_| format!("{} could not be written within {} s", dir.display(), spec.timeout.as_secs());
-    tokio::time::timeout(spec.timeout, written).await.map_err(late)?
+    let done = task::blocking(move || act(&place, &settings, &pem));
+    let late = |_| format!("{} does not answer within {} s", dir.display(), spec.timeout.as_secs());
+    tokio::time::timeout(spec.timeout, done).await.map_err(late)?
 }
 
 fn variables(job: &Job, serial: &str) -> Vec<(&'static str, String)> {

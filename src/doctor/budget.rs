@@ -53,12 +53,28 @@ pub(super) fn judge(ca: &str, facts: &BudgetFacts) -> Note {
     }
 }
 
+/// When the ledger cannot be read; `None` if nobody counts at this CA.
+pub(super) fn unread(ca: &str, spec: &AcmeSpec, reason: &str) -> Option<Note> {
+    AcmeIssuer::budget_of(spec)?;
+    let note = Note::skipped("budget.unknown", format!("what is left of the limits of {ca} cannot be seen"));
+    Some(note.why(reason).place("the ledger in [storage] path"))
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::SystemTime;
 
     use super::super::Severity;
     use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_said() {
+        let spec = AcmeSpec::new("https://acme-v02.api.letsencrypt.org/directory");
+        let note = unread("Let's Encrypt", &spec, "it belongs to uid 7").unwrap();
+        assert_eq!((note.id, note.severity), ("budget.unknown", Severity::Skipped));
+        assert!(note.why.contains("uid 7"), "{note:?}");
+        assert_eq!(unread("x", &AcmeSpec::new("https://ca.test/dir"), "y"), None);
+    }
 
     #[test]
     fn what_is_used_up_only_warns() {

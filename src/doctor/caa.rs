@@ -200,6 +200,29 @@ pub(super) fn judge(name: &DnsName, wildcard: bool, facts: &CaaFacts, asker: &As
     }
 }
 
+/// For a name that the built-in responder proves: the record that keeps others from issuing for it, if nothing does so far.
+pub(super) fn advise(name: &DnsName, facts: &CaaFacts, asker: &Asker<'_>) -> Option<Note> {
+    let (CaaFacts::Free, Some(identity)) = (facts, asker.identities.first()) else { return None };
+    let ways = asker.methods.join(",");
+    let mut line = format!("{}  CAA  0 issue \"{identity}; validationmethods={ways}", name.to_fqdn());
+    // A new account gets a URL that nobody knows before.
+    let later = match asker.account {
+        Account::Known(url) => {
+            line.push_str(&format!("; accounturi={url}"));
+            ""
+        }
+        _ => {
+            "\nonce the first order has registered an account, `; accounturi=` and its URL (starlock accounts list) belong into it"
+        }
+    };
+    line.push('"');
+    let what = format!(
+        "whoever holds the responder's address could issue for {name}; this record keeps all others out:\n{line}{later}"
+    );
+    let why = "no CAA record restricts who signs it, and by which account";
+    Some(Note::ok("caa.advice", what).why(why).fix(line).place(format!("CAA of {name}")))
+}
+
 /// The value of an `issue` or `issuewild` property (RFC 8659 section 4.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Issuers {

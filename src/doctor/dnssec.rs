@@ -92,7 +92,17 @@ fn delegation_signers(message: &Message) -> Vec<DS> {
     message.answers.iter().filter_map(ds).collect()
 }
 
+/// What a signature did not hold for.
+enum Broken {
+    /// Nobody can take it.
+    Surely(&'static str),
+    /// None of those that could be checked holds.
+    ByOurs(&'static str),
+}
+
 /// The chain from the DS records to the signature of the SOA (RFC 4035 section 5). Pure.
+///
+/// What rests on an algorithm that is not known here is not called bogus: others may know it (RFC 4035 section 5.2).
 fn verify(apex: &DnsName, ds: &[DS], keys: &[Record], soa: &[Record], now: u32) -> Dnssec {
     let Ok(name) = Name::from_ascii(apex.to_fqdn()) else { return Dnssec::Unknown("not a name".into()) };
     let drop_ds = format!("take the DS records of {} away at its parent", apex.to_fqdn());
@@ -104,11 +114,30 @@ fn verify(apex: &DnsName, ds: &[DS], keys: &[Record], soa: &[Record], now: u32) 
             format!("sign the zone, or {drop_ds}"),
         );
     }
+    let mut foreign: Vec<String> = ds
+        .iter()
+        .map(DS::algorithm)
+        .chain(dnskeys.iter().map(|key| key.algorithm()))
+        .filter(|algorithm| !algorithm.is_supported())
+        .map(|algorithm| format!("algorithm {}", u8::from(algorithm)))
+        .collect();
+    let digests = ds.iter().map(DS::digest_type).filter(|digest| !digest.is_supported());
+    foreign.extend(digests.map(|digest| format!("digest type {}", u8::from(digest))));
+    foreign.dedup();
+    let unknown = || {
+        Dnssec::Unknown(format!(
+            "{apex} is signed with what cannot be checked here ({}); see what others say: https://dnsviz.net/d/{apex}/dnssec/",
+            foreign.join(", ")
+        ))
+    };
     let trusted: Vec<&DNSKEY> = dnskeys
         .iter()
         .filter(|key| ds.iter().any(|ds| ds.covers(&name, key).unwrap_or(false)))
         .copied()
         .collect();
+    if trusted.is_empty() && ds.iter().any(|ds| !ds.digest_type().is_supported()) {
+        return unknown();
+    }
     if trusted.is_empty() {
         let tags: Vec<String> = ds.iter().map(|ds| ds.key_tag().to_string()).collect();
         let have: Vec<String> = dnskeys
@@ -130,12 +159,15 @@ fn verify(apex: &DnsName, ds: &[DS], keys: &[Record], soa: &[Record], now: u32) 
     let sign = format!(
         "sign {apex} again, and see to it that this happens by itself before signatures end; or {drop_ds}"
     );
-    if let Err(reason) = signed(&name, RecordType::DNSKEY, keys, &trusted, now) {
-        return bogus(format!("the keys of {apex} {reason}"), sign);
-    }
-    match signed(&name, RecordType::SOA, soa, &dnskeys, now) {
+    let whole = signed(&name, RecordType::DNSKEY, keys, &trusted, now).map_err(|why| ("keys", why));
+    let whole = whole
+        .and_then(|()| signed(&name, RecordType::SOA, soa, &dnskeys, now).map_err(|why| ("SOA record", why)));
+    match whole {
         Ok(()) => Dnssec::Valid,
-        Err(reason) => bogus(format!("the SOA record of {apex} {reason}"), sign),
+        Err((_, Broken::ByOurs(_))) if !foreign.is_empty() => unknown(),
+        Err((what, Broken::Surely(reason) | Broken::ByOurs(reason))) => {
+            bogus(format!("the {what} of {apex} {reason}"), sign)
+        }
     }
 }
 
@@ -146,33 +178,43 @@ fn signed(
     records: &[Record],
     keys: &[&DNSKEY],
     now: u32,
-) -> Result<(), String> {
+) -> Result<(), Broken> {
     let signatures: Vec<&RRSIG> =
         records.iter().filter_map(rrsig).filter(|sig| sig.input().type_covered == kind).collect();
     if signatures.is_empty() {
-        return Err("are not signed".replace("are", if kind == RecordType::SOA { "is" } else { "are" }));
+        return Err(Broken::Surely(if kind == RecordType::SOA { "is not signed" } else { "are not signed" }));
     }
-    let mut ended = None;
+    let (mut untimely, mut timely) = (None, false);
     for signature in signatures {
         let input = signature.input();
         // Serial number arithmetic (RFC 1982), as these 32 bits wrap.
         if (input.sig_expiration.get().wrapping_sub(now) as i32) < 0 {
-            ended = Some("have signatures that have ended");
+            untimely = Some("have signatures that have ended");
             continue;
         }
         if (now.wrapping_sub(input.sig_inception.get()) as i32) < 0 {
-            ended = Some("have signatures that have not begun yet");
+            untimely = Some("have signatures that have not begun yet");
             continue;
         }
+        timely = true;
         let covered = || records.iter().filter(|record| record.record_type() == kind);
-        let by = keys.iter().filter(|key| key.calculate_key_tag().is_ok_and(|tag| tag == input.key_tag));
+        let by = keys.iter().filter(|key| {
+            key.algorithm().is_supported()
+                && key.algorithm() == input.algorithm
+                && key.calculate_key_tag().is_ok_and(|tag| tag == input.key_tag)
+        });
         for key in by {
             if key.verify_rrsig(name, DNSClass::IN, signature, covered()).is_ok() {
                 return Ok(());
             }
         }
     }
-    Err(ended.unwrap_or("have no signature that one of the zone's trusted keys made").to_owned())
+    Err(match untimely {
+        Some(reason) if !timely => Broken::Surely(reason),
+        reason => {
+            Broken::ByOurs(reason.unwrap_or("have no signature that one of the zone's trusted keys made"))
+        }
+    })
 }
 
 fn dnskey(record: &Record) -> Option<&DNSKEY> {

@@ -213,9 +213,10 @@ fn provider_secrets(dns: &ProviderSpec) -> Vec<(&str, &SecretSource)> {
     }
 }
 
-pub(super) fn judge_files(facts: &FileFacts) -> Vec<Finding> {
+/// `pointed`: what is wrong with what the file points to besides.
+pub(super) fn judge_files(facts: &FileFacts, pointed: Vec<Note>) -> Vec<Finding> {
     let (about, path) = (About::Configuration(facts.config.display().to_string()), facts.config.display());
-    let mut notes = Vec::new();
+    let mut notes = pointed;
     if let Some(rights) =
         facts.config_rights.filter(|rights| rights.mode & 0o004 != 0 && facts.plain_secrets > 0)
     {
@@ -337,7 +338,7 @@ mod tests {
             plain_secrets,
             secrets: vec![],
         };
-        let id = |facts: &FileFacts| judge_files(facts)[0].note.id;
+        let id = |facts: &FileFacts| judge_files(facts, vec![])[0].note.id;
         assert_eq!(id(&facts(0o644, 0)), "config.good");
         assert_eq!(id(&facts(0o640, 1)), "config.good");
         assert_eq!(id(&facts(0o644, 1)), "config.secrets-exposed");
@@ -347,7 +348,7 @@ mod tests {
             read: Err("gone".into()),
             file: None,
         });
-        let note = judge_files(&unreadable).remove(0).note;
+        let note = judge_files(&unreadable, vec![]).remove(0).note;
         assert_eq!((note.id, note.place.as_str()), ("secret.unreadable", "[dns] token"));
     }
 }

@@ -6,6 +6,7 @@
 mod budget;
 mod ca;
 mod caa;
+mod cert_files;
 mod challenge;
 mod delegation;
 mod dnssec;
@@ -20,13 +21,13 @@ mod persist;
 mod provider;
 pub mod records;
 mod running;
+mod start;
 mod state;
 mod way;
 mod zone;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
@@ -34,8 +35,7 @@ use futures_util::stream::{self, StreamExt};
 use self::finding::Note;
 use self::running::Running;
 use crate::clock::SharedClock;
-use crate::config::{IssuerPlan, Plan};
-use crate::storage::Storage;
+use crate::config::{IssuerPlan, Plan, References};
 use crate::task::{self, Supervisor};
 
 pub use finding::{About, Finding, Report, Severity};
@@ -50,6 +50,8 @@ const MACHINE_LIMIT: Duration = Duration::from_secs(30);
 pub struct Examination {
     /// The file that the plan came from.
     pub config: PathBuf,
+    /// What the plan's file points to.
+    pub references: References,
     /// Whether throw-away TXT records may be written.
     pub write: bool,
 }
@@ -93,10 +95,10 @@ pub async fn examine(
         }
     };
     findings.extend(running.iter().flat_map(running::judge));
-    let machine = machine(plan, &how.config, running.as_ref());
-    let (accounts, storage) = (state::accounts(plan).await, state::storage(plan).await);
+    let machine = machine(plan, how, running.as_ref(), clock);
+    let (accounts, kept) = (state::accounts(plan).await, state::storage(plan).await);
     let running = running.as_ref();
-    let with = With { plan, how, running, accounts, storage, clock, supervisor, progress };
+    let with = With { plan, how, running, accounts, kept, clock, supervisor, progress };
     let (machine, cas) = tokio::join!(machine, cas(&with));
     findings.extend(machine);
     for (wanted, facts) in &cas {
@@ -114,21 +116,37 @@ struct With<'a> {
     how: &'a Examination,
     running: Option<&'a Running>,
     accounts: BTreeMap<String, state::Account>,
-    storage: Option<Arc<dyn Storage>>,
+    kept: state::Kept,
     clock: &'a SharedClock,
     supervisor: &'a Supervisor,
     progress: Progress<'a>,
 }
 
-async fn machine(plan: &Plan, config: &Path, running: Option<&Running>) -> Vec<Finding> {
-    let (plan, config) = (plan.clone(), config.to_owned());
-    let ours = running.map(|running| running.listeners.clone()).unwrap_or_default();
-    let looking = task::blocking(move || {
-        let mut findings = listeners::judge(&listeners::gather(listeners::wanted(&plan), &ours));
-        findings.extend(files::judge_state(&files::gather_state(&plan.storage.path)));
-        findings.extend(files::judge_files(&files::gather_files(&config, &plan)));
+async fn machine(
+    plan: &Plan,
+    how: &Examination,
+    running: Option<&Running>,
+    clock: &SharedClock,
+) -> Vec<Finding> {
+    let (config, clock, owned) = (how.config.clone(), clock.clone(), plan.clone());
+    let (runs, ours) =
+        (running.is_some(), running.map(|running| running.listeners.clone()).unwrap_or_default());
+    let looking = async {
+        let (mut findings, files) = task::blocking(move || {
+            let plan = owned;
+            let mut findings = listeners::judge(&listeners::gather(listeners::wanted(&plan), &ours));
+            findings.push(start::judge_admin(&plan.admin, runs));
+            findings.extend(files::judge_state(&files::gather_state(&plan.storage.path)));
+            findings.extend(cert_files::judge(&cert_files::gather(&plan), clock.now()));
+            (findings, files::gather_files(&config, &plan))
+        })
+        .await;
+        let known: Vec<String> =
+            files.secrets.iter().filter_map(|secret| secret.read.clone().err()).collect();
+        let pointed = start::judge_pointed(plan, &how.references, &known).await;
+        findings.extend(files::judge_files(&files, pointed));
         findings
-    });
+    };
     tokio::time::timeout(MACHINE_LIMIT, looking).await.unwrap_or_else(|_| {
         let about = About::State("files".into());
         vec![
@@ -167,9 +185,8 @@ async fn cas(with: &With<'_>) -> BTreeMap<ca::Wanted, ca::CaFacts> {
         .await
 }
 
-/// What the ledger says of each certificate that nobody holds yet.
+/// What the ledger says of each certificate that nobody holds yet, at each CA that may be asked for it.
 async fn budgets(with: &With<'_>) -> Vec<Finding> {
-    let Some(storage) = &with.storage else { return Vec::new() };
     let mut findings = Vec::new();
     for certificate in &with.plan.certificates {
         let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
@@ -177,12 +194,21 @@ async fn budgets(with: &With<'_>) -> Vec<Finding> {
         if with.running.is_some_and(|running| running.holds(&names)) {
             continue;
         }
-        let registers = !matches!(with.accounts.get(&acme.acme.directory), Some(Ok(Some(_))));
-        let facts = budget::gather(storage, with.clock, &acme.acme, &certificate.names, registers).await;
-        let ca = ca::name(&acme.acme.directory);
-        findings.extend(
-            facts.map(|facts| budget::judge(&ca, &facts).about(&About::Certificate(names.join(", ")))),
-        );
+        let about = About::Certificate(names.join(", "));
+        for spec in std::iter::once(&acme.acme).chain(&acme.fallback) {
+            let ca = ca::name(&spec.directory);
+            let note = match &with.kept.reads {
+                Ok(storage) => {
+                    let registers = !matches!(with.accounts.get(&spec.directory), Some(Ok(Some(_))));
+                    let facts =
+                        budget::gather(storage, with.clock, spec, &certificate.names, registers).await;
+                    facts.map(|facts| budget::judge(&ca, &facts))
+                }
+                Err(reason) => budget::unread(&ca, spec, reason),
+            };
+            let first = std::ptr::eq(spec, &raw const acme.acme);
+            findings.extend(note.map(|note| if first { note } else { note.of_fallback(&ca) }.about(&about)));
+        }
     }
     findings
 }

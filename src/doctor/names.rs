@@ -27,7 +27,6 @@ use crate::dns::{self, PropagationCheck, ProviderSpec, Surroundings, ZoneTurns};
 use crate::name::{DnsName, HostName};
 use crate::resolver::{Here, Resolver, Zone};
 use crate::responder::ResponderSpec;
-use crate::storage::MemoryStorage;
 use crate::task;
 
 const AT_ONCE: usize = 8;
@@ -204,7 +203,7 @@ async fn subjects<'a>(with: &With<'a>, cas: &Cas) -> Vec<Subject<'a>> {
 /// Of the accounts whose keys stand in DNS, by directory.
 async fn thumbprints(with: &With<'_>) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
-    let Some(storage) = &with.storage else { return found };
+    let Ok(storage) = &with.kept.reads else { return found };
     let accounts = Accounts::new(storage.clone(), with.clock.clone());
     for certificate in &with.plan.certificates {
         let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
@@ -324,8 +323,15 @@ async fn writes(
     if items.is_empty() {
         return BTreeMap::new();
     }
-    // Journalled in the state directory, so that the next start sweeps what this process cannot; else in memory.
-    let storage = with.storage.clone().unwrap_or_else(|| Arc::new(MemoryStorage::new()));
+    // Journalled in the state directory, so that the next start sweeps what this process cannot.
+    let storage = match &with.kept.journal {
+        Ok(storage) => storage.clone(),
+        Err(reason) => {
+            let why =
+                format!("a record that this process cannot take away again would stay for good: {reason}");
+            return items.into_keys().map(|key| (key, Tried::Skipped(why.clone()))).collect();
+        }
+    };
     let janitor = janitor(storage, with.clock.clone(), with.supervisor);
     let turns = ZoneTurns::new();
     all(
@@ -415,6 +421,9 @@ fn judge(
         if wanted {
             notes.push(caa::judge(&base, wildcard, &facts.caa, &asker));
         }
+    }
+    if key.way == Way::Builtin {
+        notes.extend(caa::advise(&base, &facts.caa, &asker));
     }
     if subject.fallback {
         // The rest is the same for every CA, but for what stands in DNS of the account.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::acme::{AcmeIssuer, AcmeSpec};
 use crate::config::{IssuerPlan, Plan};
-use crate::storage::{FsStorage, Storage};
+use crate::storage::{FsStorage, MemoryStorage, Storage};
 use crate::task;
 
 /// An account is a few hundred bytes.
@@ -53,14 +53,35 @@ fn account(path: &Path) -> Account {
     Ok(json["url"].as_str().map(ToOwned::to_owned))
 }
 
-/// The state directory as storage, if it exists and is this user's own: another user's files would be in the owner's way.
-pub(super) async fn storage(plan: &Plan) -> Option<Arc<dyn Storage>> {
-    let spec = plan.storage.clone();
+/// The state directory as storage. The errors are for a person.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// For looking only.
+    pub(super) reads: Result<Arc<dyn Storage>, String>,
+    /// For the journal of TXT records, which the next start sweeps.
+    pub(super) journal: Result<Arc<dyn Storage>, String>,
+}
+
+/// Makes nothing. What another user owns is only looked at: files of ours would be in the owner's way.
+pub(super) async fn storage(plan: &Plan) -> Kept {
+    let path = plan.storage.path.clone();
     task::blocking(move || {
-        let meta = std::fs::metadata(&spec.path).ok()?;
-        let ours = meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o077 == 0;
-        let (storage, _) = ours.then(|| FsStorage::open(&spec).ok())??;
-        Some(Arc::new(storage) as Arc<dyn Storage>)
+        let Ok(meta) = std::fs::metadata(&path) else {
+            // Nothing was counted and nothing can be journalled yet.
+            let empty = || Ok(Arc::new(MemoryStorage::new()) as Arc<dyn Storage>);
+            return Kept { reads: empty(), journal: empty() };
+        };
+        let (owner, we) = (meta.uid(), rustix::process::geteuid().as_raw());
+        let there = FsStorage::as_it_is(&path).map(|storage| Arc::new(storage) as Arc<dyn Storage>);
+        let there = there.map_err(|error| error.to_string());
+        if owner == we {
+            return Kept { reads: there.clone(), journal: there };
+        }
+        let reason = format!(
+            "{} belongs to uid {owner}, and this is uid {we}; as the user that Starlock runs as: sudo -u '#{owner}' starlock doctor",
+            path.display()
+        );
+        Kept { reads: if we == 0 { there } else { Err(reason.clone()) }, journal: Err(reason) }
     })
     .await
 }

@@ -12,6 +12,6 @@ mod traffic;
 mod watch;
 mod worker;
 
-pub use socket::{Inherited, ListenError, raise_file_limit};
+pub use socket::{GivenDns, Inherited, ListenError, raise_file_limit};
 pub use spec::{Limits, ListenSpec, ListenTimeouts};
 pub use traffic::{Addresses, Drained, PreparedListeners, Traffic};

@@ -1,7 +1,7 @@
 //! Listening sockets: bound once for every worker, or inherited.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
 use listenfd::ListenFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -72,7 +72,10 @@ pub(super) struct Bound {
 /// Sockets that a service manager opened for us. They are kept open, as the manager keeps them: an address that a reload gives up
 /// and a later one wants again can be had again.
 #[derive(Debug, Default)]
-pub struct Inherited(Vec<Given>);
+pub struct Inherited {
+    tcp: Vec<Given>,
+    udp: Vec<GivenUdp>,
+}
 
 #[derive(Debug)]
 struct Given {
@@ -81,36 +84,81 @@ struct Given {
     used: bool,
 }
 
+#[derive(Debug)]
+struct GivenUdp {
+    address: SocketAddr,
+    socket: UdpSocket,
+    used: bool,
+}
+
+/// What was inherited for an address of a DNS server.
+#[derive(Debug, Default)]
+pub struct GivenDns {
+    /// For datagrams.
+    pub udp: Option<UdpSocket>,
+    /// For connections.
+    pub tcp: Option<TcpListener>,
+}
+
 impl Inherited {
     /// Takes the sockets of systemd's protocol (`LISTEN_FDS`). To be called once, before other files are opened.
     pub fn from_env() -> Self {
         let mut fds = ListenFd::from_env();
-        let mut sockets = Vec::new();
+        let mut this = Self::default();
         for index in 0..fds.len() {
-            match fds.take_tcp_listener(index) {
-                Ok(Some(listener)) => match listener.local_addr() {
-                    Ok(address) => sockets.push(Given { address, listener, used: false }),
-                    Err(error) => {
-                        tracing::warn!(index, %error, "an inherited socket has no address; it is not used");
-                    }
-                },
-                Ok(None) => {}
+            // One that is of another kind stays where it is.
+            let (tcp, udp) = match fds.take_tcp_listener(index) {
+                Ok(tcp) => (tcp, None),
+                Err(_) => (None, fds.take_udp_socket(index).ok().flatten()),
+            };
+            let address = match (&tcp, &udp) {
+                (Some(tcp), _) => tcp.local_addr(),
+                (None, Some(udp)) => udp.local_addr(),
+                (None, None) => {
+                    tracing::warn!(
+                        index,
+                        "an inherited file is neither a listening TCP socket nor a UDP one; it is not used"
+                    );
+                    continue;
+                }
+            };
+            match address {
+                Ok(address) => {
+                    this.tcp.extend(tcp.map(|listener| Given { address, listener, used: false }));
+                    this.udp.extend(udp.map(|socket| GivenUdp { address, socket, used: false }));
+                }
                 Err(error) => {
-                    tracing::warn!(index, %error, "an inherited file is not a listening TCP socket; it is not used");
+                    tracing::warn!(index, %error, "an inherited socket has no address; it is not used");
                 }
             }
         }
-        Self(sockets)
+        this
     }
 
     /// Addresses that nobody has asked for.
     pub fn unused(&self) -> impl Iterator<Item = SocketAddr> {
-        self.0.iter().filter(|given| !given.used).map(|given| given.address)
+        let tcp = self.tcp.iter().filter(|given| !given.used).map(|given| given.address);
+        tcp.chain(self.udp.iter().filter(|given| !given.used).map(|given| given.address))
+    }
+
+    /// The sockets of a DNS server's address, as far as they were given. One that cannot be shared is as good as none.
+    pub fn take_dns(&mut self, address: SocketAddr) -> GivenDns {
+        let udp = self.udp.iter_mut().find(|given| given.address == address);
+        let udp = udp.and_then(|given| {
+            given.used = true;
+            given.socket.try_clone().ok()
+        });
+        let tcp = self.tcp.iter_mut().find(|given| given.address == address);
+        let tcp = tcp.and_then(|given| {
+            given.used = true;
+            given.listener.try_clone().ok()
+        });
+        GivenDns { udp, tcp }
     }
 
     /// The socket of `address`, once for each worker.
     fn take(&mut self, address: SocketAddr, workers: usize) -> io::Result<Option<Bound>> {
-        let Some(given) = self.0.iter_mut().find(|given| given.address == address) else { return Ok(None) };
+        let Some(given) = self.tcp.iter_mut().find(|given| given.address == address) else { return Ok(None) };
         given.listener.set_nonblocking(true)?;
         let sockets = (0..workers).map(|_| given.listener.try_clone()).collect::<io::Result<_>>()?;
         given.used = true;
@@ -236,7 +284,8 @@ mod tests {
     fn inherited_sockets_are_matched_by_address() {
         let listener = TcpListener::bind(local(0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let mut inherited = Inherited(vec![Given { address, listener, used: false }]);
+        let mut inherited =
+            Inherited { tcp: vec![Given { address, listener, used: false }], udp: Vec::new() };
         let other = bind(local(0), false, 1, &mut inherited).unwrap();
         assert_ne!(other.address, address);
         assert_eq!(inherited.unused().collect::<Vec<_>>(), [address]);

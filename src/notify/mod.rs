@@ -19,7 +19,6 @@ use self::deliver::Webhook;
 use crate::backoff::Backoff;
 use crate::certs::{CertId, CertView};
 use crate::clock::{self, SharedClock};
-use crate::name::HostPattern;
 use crate::storage::{Expect, Key, Storage};
 use crate::task::{OnExit, Shutdown, Supervisor};
 use crate::telemetry::Metrics;
@@ -116,8 +115,8 @@ impl Notifier {
     }
 
     /// A certificate is not held any more.
-    pub fn forgotten(&self, names: &[HostPattern]) {
-        self.tell(Change::Gone(CertId::of(names)));
+    pub fn forgotten(&self, id: &CertId) {
+        self.tell(Change::Gone(id.clone()));
     }
 
     fn tell(&self, change: Change) {

@@ -27,11 +27,21 @@ impl Doh {
     /// What the resolver at `url` says about the TXT records of `name`. Ask only for what is published: resolvers keep a
     /// negative answer.
     pub async fn txt(&self, url: &str, name: &DnsName) -> Result<TxtReply, String> {
+        doh_reply(&self.post(url, question(name, RecordType::TXT)?).await?, name)
+    }
+
+    /// What the resolver at `url` says about records of one type. Every response code is an answer.
+    pub(super) async fn ask(&self, url: &str, name: &DnsName, kind: RecordType) -> Result<Message, String> {
+        let body = self.post(url, question(name, kind)?).await?;
+        message(&body, question(name, kind)?)
+    }
+
+    async fn post(&self, url: &str, asked: Query) -> Result<Bytes, String> {
         let mut query = Message::query();
         // RFC 8484 section 4.1: the same question is the same request.
         query.metadata.id = 0;
         query.metadata.recursion_desired = true;
-        query.add_query(question(name)?);
+        query.add_query(asked);
         let body = Bytes::from(query.to_vec().map_err(|e| e.to_string())?);
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, MEDIA_TYPE);
@@ -41,16 +51,13 @@ impl Doh {
         if answer.status != http::StatusCode::OK {
             return Err(format!("HTTP {}", answer.status));
         }
-        doh_reply(&answer.body, name)
+        Ok(answer.body)
     }
 }
 
 /// What the body of a resolver's answer says about the TXT records of `name`, which it was asked for (RFC 8484 section 4.2).
 pub fn doh_reply(body: &[u8], name: &DnsName) -> Result<TxtReply, String> {
-    let message = Message::from_vec(body).map_err(|e| format!("the answer is not DNS: {e}"))?;
-    if message.queries != [question(name)?] {
-        return Err("the answer belongs to another question".to_owned());
-    }
+    let message = message(body, question(name, RecordType::TXT)?)?;
     Ok(match (message.metadata.response_code, txt_reply(&message, name)) {
         // A resolver speaks without authority.
         (ResponseCode::NoError, TxtReply::Unhelpful(_) | TxtReply::Referral(_)) => TxtReply::Absent,
@@ -59,7 +66,16 @@ pub fn doh_reply(body: &[u8], name: &DnsName) -> Result<TxtReply, String> {
     })
 }
 
-fn question(name: &DnsName) -> Result<Query, String> {
+fn message(body: &[u8], asked: Query) -> Result<Message, String> {
+    let message = Message::from_vec(body).map_err(|e| format!("the answer is not DNS: {e}"))?;
+    if message.queries == [asked] {
+        Ok(message)
+    } else {
+        Err("the answer belongs to another question".to_owned())
+    }
+}
+
+fn question(name: &DnsName, kind: RecordType) -> Result<Query, String> {
     let wire = Name::from_ascii(name.to_fqdn()).map_err(|e| e.to_string())?;
-    Ok(Query::query(wire, RecordType::TXT))
+    Ok(Query::query(wire, kind))
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use futures_util::future::join_all;
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::stream::{self, StreamExt};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
 
+use super::doh::Doh;
 use super::exchange::{AskError, ask};
 use super::reply::{TxtReply, addresses_of, apex_of, cname_of, code_text, cut_below, servers_of, txt_reply};
 use crate::name::DnsName;
@@ -21,6 +22,10 @@ const MAX_CUTS: usize = 8;
 const MAX_ALIASES: usize = 8;
 /// Servers asked at once when one good answer is enough.
 const RACE: usize = 6;
+/// Addresses asked at all before a zone is given up: each may take seconds.
+const MAX_ASKED: usize = 24;
+/// The same for a question that was answered a moment ago.
+const MAX_AGAIN: usize = 4;
 /// The system's resolvers that are tried; its own libraries stop at three.
 const MAX_RECURSORS: usize = 3;
 
@@ -28,6 +33,14 @@ const MAX_RECURSORS: usize = 3;
 #[derive(Clone, Debug)]
 pub struct Resolver {
     recursors: Vec<SocketAddr>,
+    outside: Option<Outside>,
+}
+
+/// Resolvers that are asked over HTTPS instead of the recursive ones.
+#[derive(Clone, Debug)]
+struct Outside {
+    doh: Doh,
+    urls: Vec<String>,
 }
 
 /// A zone and everyone who serves it.
@@ -119,7 +132,13 @@ pub enum LookupError {
 impl Resolver {
     /// Asks these recursive resolvers, in this order; none means those of the system, read at each use.
     pub fn new(recursors: Vec<SocketAddr>) -> Self {
-        Self { recursors }
+        Self { recursors, outside: None }
+    }
+
+    /// Asks these resolvers over HTTPS, in this order, where zones and their servers are: as the world sees it, whatever the
+    /// resolvers inside say. The servers of the zones are asked directly all the same.
+    pub fn outside(doh: Doh, urls: Vec<String>) -> Self {
+        Self { recursors: Vec::new(), outside: Some(Outside { doh, urls }) }
     }
 
     /// The zone that `name` lies in, with its servers. `name` itself is asked at authoritative servers only; if none of
@@ -154,7 +173,13 @@ impl Resolver {
             let Some(alias) = found.alias else {
                 return Ok(Target { name, zone: Some(found.zone) });
             };
-            if self.is_wildcard(server, &name, &alias).await {
+            let made = self.is_wildcard(server, &found.zone, &name, &alias).await;
+            let unclear = |reason| LookupError::NoServer {
+                apex: found.zone.apex.clone(),
+                name: name.clone(),
+                reason: format!("whether a wildcard made its CNAME cannot be told: {reason}"),
+            };
+            if made.map_err(unclear)? {
                 return Ok(Target { name, zone: Some(found.zone) });
             }
             name = alias.map_err(|target| LookupError::BadAlias { name: name.clone(), target })?;
@@ -172,16 +197,33 @@ impl Resolver {
         Ok(txt_reply(&ask(server, name, RecordType::TXT, false).await?, name))
     }
 
-    /// Whether a random sibling of `name` is an alias for the same target: then a wildcard made both.
-    async fn is_wildcard(&self, server: SocketAddr, name: &DnsName, alias: &Result<DnsName, String>) -> bool {
-        let Some(parent) = name.parent() else { return false };
+    /// Whether a random sibling of `name` is an alias for the same target: then a wildcard made both. Asks `server`, which told of
+    /// the alias, and then others of the zone; to guess would put records where nobody looks for them.
+    async fn is_wildcard(
+        &self,
+        server: SocketAddr,
+        zone: &Zone,
+        name: &DnsName,
+        alias: &Result<DnsName, String>,
+    ) -> Result<bool, String> {
+        let Some(parent) = name.parent() else { return Ok(false) };
         let Ok(sibling) = DnsName::parse(&format!("_{:016x}.{parent}", rand::random::<u64>())) else {
-            return false;
+            return Ok(false);
         };
-        match ask(server, &sibling, RecordType::SOA, false).await {
-            Ok(message) => cname_of(&message, &sibling).as_ref() == Some(alias),
-            Err(_) => false,
+        let others = asking_order(zone).into_iter().filter(|other| *other != server);
+        let mut reasons = Vec::new();
+        for server in std::iter::once(server).chain(others).take(MAX_AGAIN) {
+            match ask(server, &sibling, RecordType::SOA, false).await {
+                Ok(message) => match message.metadata.response_code {
+                    ResponseCode::NoError | ResponseCode::NXDomain => {
+                        return Ok(cname_of(&message, &sibling).as_ref() == Some(alias));
+                    }
+                    code => reasons.push(format!("{server} says {}", code_text(code))),
+                },
+                Err(error) => reasons.push(format!("{server}: {error}")),
+            }
         }
+        Err(reasons.join("; "))
     }
 
     /// Finds the zone from above, then walks down by what its servers say.
@@ -226,7 +268,7 @@ impl Resolver {
 
     /// The zone of the names above `name`, asked at recursive resolvers.
     async fn above(&self, name: &DnsName) -> Result<Zone, LookupError> {
-        let mut asked = name.parent().unwrap_or_else(|| name.clone());
+        let mut asked = first_above(name);
         let mut refusal = String::new();
         loop {
             match self.recurse(&asked, RecordType::SOA).await {
@@ -249,13 +291,31 @@ impl Resolver {
     /// Asks the recursive resolvers one after another until one gives an answer that is a yes or a no.
     async fn recurse(&self, name: &DnsName, kind: RecordType) -> Result<Message, LookupError> {
         let (mut refusals, mut failures) = (Vec::new(), Vec::new());
-        for server in self.recursors().await? {
-            match ask(server, name, kind, true).await {
-                Ok(message) => match message.metadata.response_code {
-                    ResponseCode::NoError | ResponseCode::NXDomain => return Ok(message),
-                    code => refusals.push(format!("{server} says {}", code_text(code))),
-                },
-                Err(error) => failures.push(format!("{server}: {error}")),
+        let mut take = |server: String, answer: Result<Message, String>| match answer {
+            Ok(message) => match message.metadata.response_code {
+                ResponseCode::NoError | ResponseCode::NXDomain => Some(message),
+                code => {
+                    refusals.push(format!("{server} says {}", code_text(code)));
+                    None
+                }
+            },
+            Err(error) => {
+                failures.push(format!("{server}: {error}"));
+                None
+            }
+        };
+        if let Some(Outside { doh, urls }) = &self.outside {
+            for url in urls {
+                if let Some(message) = take(url.clone(), doh.ask(url, name, kind).await) {
+                    return Ok(message);
+                }
+            }
+        } else {
+            for server in self.recursors().await? {
+                let answer = ask(server, name, kind, true).await.map_err(|error| error.to_string());
+                if let Some(message) = take(server.to_string(), answer) {
+                    return Ok(message);
+                }
             }
         }
         if refusals.is_empty() {
@@ -304,20 +364,15 @@ impl Resolver {
 
     /// The first useful answer of several servers of a zone about the SOA of `name`.
     async fn any(&self, zone: &Zone, name: &DnsName) -> Result<(SocketAddr, Message), String> {
-        // One address of each server first, so that the race is not run by one server alone.
-        let mut order: Vec<(usize, SocketAddr)> = Vec::new();
-        for server in &zone.servers {
-            order.extend(server.addresses.iter().copied().enumerate());
-        }
-        order.sort_by_key(|(rank, _)| *rank);
+        let order = asking_order(zone);
         if order.is_empty() {
             return Err("none of their names resolves".into());
         }
-        let mut race: FuturesUnordered<_> = order
-            .into_iter()
-            .take(RACE)
-            .map(|(_, server)| async move { (server, ask(server, name, RecordType::SOA, false).await) })
-            .collect();
+        // The next is asked when one has failed: a machine without IPv6 must not stop at six addresses of it.
+        let asking = order.into_iter().take(MAX_ASKED);
+        let mut race = stream::iter(asking)
+            .map(|server| async move { (server, ask(server, name, RecordType::SOA, false).await) })
+            .buffer_unordered(RACE);
         let (mut reasons, mut lame) = (Vec::new(), None);
         while let Some((server, answer)) = race.next().await {
             match answer {
@@ -341,6 +396,35 @@ impl Resolver {
     }
 }
 
+/// In which order a zone's servers are asked: one address of each first, so that no server runs the race alone, and of both families
+/// in turn, as this machine may have only one of them.
+fn asking_order(zone: &Zone) -> Vec<SocketAddr> {
+    let mut order: Vec<(usize, SocketAddr)> = Vec::new();
+    for (number, server) in zone.servers.iter().enumerate() {
+        let first = |address: &&SocketAddr| address.is_ipv4() == number.is_multiple_of(2);
+        let (one, other): (Vec<SocketAddr>, Vec<SocketAddr>) = server.addresses.iter().partition(first);
+        let length = one.len().max(other.len());
+        let both = (0..length).flat_map(|at| [one.get(at), other.get(at)]).flatten().copied();
+        order.extend(both.enumerate());
+    }
+    order.sort_by_key(|(rank, _)| *rank);
+    order.into_iter().map(|(_, address)| address).collect()
+}
+
+/// The first name above `name` that a recursive resolver may be asked for: never a challenge's own name, which is the one above that of
+/// dns-account-01 (`_label._acme-challenge.NAME`). Resolvers would keep the "no" beyond the moment when the record stands.
+fn first_above(name: &DnsName) -> DnsName {
+    let mut above = name.parent();
+    let mut at = above.clone();
+    while let Some(here) = at {
+        if here.as_str().starts_with("_acme-challenge.") {
+            above = here.parent();
+        }
+        at = here.parent();
+    }
+    above.unwrap_or_else(|| name.clone())
+}
+
 struct Found {
     zone: Zone,
     alias: Option<Result<DnsName, String>>,
@@ -349,4 +433,44 @@ struct Found {
     here: bool,
     /// Why nobody did.
     reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> DnsName {
+        DnsName::parse(text).unwrap()
+    }
+
+    #[test]
+    fn no_name_of_a_challenge_is_asked_of_a_recursive_resolver() {
+        for (of, first) in [
+            ("_acme-challenge.www.example.com", "www.example.com"),
+            ("_label._acme-challenge.www.example.com", "www.example.com"),
+            ("a.b._acme-challenge.example.com", "example.com"),
+            ("x._acme-challenge.y._acme-challenge.example.com", "example.com"),
+            ("target.acme.example.net", "acme.example.net"),
+            ("com", "com"),
+        ] {
+            assert_eq!(first_above(&name(of)), name(first), "{of}");
+        }
+    }
+
+    #[test]
+    fn both_families_are_asked_in_turn() {
+        let server = |number: u16| ZoneServer {
+            name: name("ns.example.com"),
+            addresses: (1..=2)
+                .map(|n| SocketAddr::from(([0, 0, 0, 0, 0, 0, number, n], PORT)))
+                .chain((1..=2).map(|n| SocketAddr::from(([192, 0, 2, n], PORT))))
+                .collect(),
+        };
+        let zone = Zone { apex: name("example.com"), servers: (0..8).map(server).collect() };
+        let order = asking_order(&zone);
+        assert_eq!(order.len(), 32);
+        assert_eq!(order.iter().take(RACE).filter(|address| address.is_ipv4()).count(), RACE / 2);
+        let firsts: std::collections::BTreeSet<_> = order.iter().take(8).filter(|a| a.is_ipv6()).collect();
+        assert_eq!(firsts.len(), 4, "one of each server before a second of any: {order:?}");
+    }
 }

@@ -53,6 +53,24 @@ impl Bound {
         Ok(Self { pairs, addresses })
     }
 
+    /// As [`Bound::bind`] for one address, of which a service manager may have opened one or both sockets.
+    pub fn of_given(
+        address: SocketAddr,
+        udp: Option<UdpSocket>,
+        tcp: Option<TcpListener>,
+    ) -> Result<Self, BindError> {
+        if udp.is_none() && tcp.is_none() {
+            return Self::bind(&[address]);
+        }
+        let failed =
+            |protocol, error: &io::Error| BindError { address, protocol, reason: explain(address, error) };
+        let udp = udp.map_or_else(|| UdpSocket::bind(address), Ok).map_err(|e| failed("udp", &e))?;
+        let tcp = tcp.map_or_else(|| TcpListener::bind(address), Ok).map_err(|e| failed("tcp", &e))?;
+        udp.set_nonblocking(true).map_err(|e| failed("udp", &e))?;
+        tcp.set_nonblocking(true).map_err(|e| failed("tcp", &e))?;
+        Ok(Self { pairs: vec![(udp, tcp)], addresses: vec![address] })
+    }
+
     /// Where it listens, in the order asked, with real ports.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
@@ -91,11 +109,13 @@ fn explain(address: SocketAddr, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse if address.ip().is_unspecified() && port == 53 => {
             "another DNS server holds the port. systemd-resolved listens on 127.0.0.53:53, which collides with every address: \
-             name the public one instead, as in `listen = [\"203.0.113.7:53\"]`, or stop the other server"
+             name the public one instead, as in `listen = [\"203.0.113.7:53\"]`, or stop the other server, or have systemd open it \
+             (ListenStream= and ListenDatagram= of a socket unit)"
                 .to_owned()
         }
         io::ErrorKind::AddrInUse => format!(
-            "another program holds it (`ss -lnp 'sport = :{port}'` names it; 127.0.0.53:53 is systemd-resolved's)"
+            "another program holds it (`ss -lnp 'sport = :{port}'` names it; 127.0.0.53:53 is systemd-resolved's). If it is systemd for us: its socket unit \
+             has to name this very address, in ListenStream= and ListenDatagram="
         ),
         io::ErrorKind::PermissionDenied => format!(
             "ports under 1024 need a privilege. Under systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE; in a container: a \

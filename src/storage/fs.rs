@@ -1,16 +1,19 @@
 //! Storage in a directory: a file for each value and one for its previous generation.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
+use super::lock::{Lock, Turn};
+use super::rights;
 use super::{Expect, Key, Lease, Revision, Storage, StorageError, StorageSpec, Stored};
 use crate::task;
 
@@ -19,7 +22,8 @@ const MAX_VALUE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A process holds the lock while it writes one file. One that holds it for longer has stopped or hangs.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
-const LOCK_POLL: Duration = Duration::from_millis(2);
+/// Directories that are known to be on disk; with more of them, each is looked at again once.
+const MAX_DURABLE: usize = 4096;
 
 /// Values as files of mode 0600 below a directory of mode 0700.
 ///
@@ -28,6 +32,23 @@ const LOCK_POLL: Duration = Duration::from_millis(2);
 pub struct FsStorage {
     path: Arc<Path>,
     turn: Arc<Turn>,
+    known: Arc<Mutex<Known>>,
+}
+
+/// What this process knows of the directory.
+#[derive(Debug, Default)]
+struct Known {
+    /// Directories whose own names are on disk, up to the state directory.
+    durable: HashSet<PathBuf>,
+    /// The leases that it holds.
+    leases: HashMap<Key, Held>,
+}
+
+/// A lease as it was taken: the file, and the number that was written into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    file: (u64, u64),
+    fencing: u64,
 }
 
 impl FsStorage {
@@ -40,13 +61,29 @@ impl FsStorage {
         let failed = |what: &str, error: io::Error| io_error(what, path, &error);
         make_dir(path).map_err(|e| failed("cannot make the state directory", e))?;
         let path = fs::canonicalize(path).map_err(|e| failed("cannot open the state directory", e))?;
-        let this = Self { path: path.into(), turn: Arc::default() };
-        let mut warnings = this.narrow_rights()?;
-        warnings.extend(this.volatile());
+        let this = Self::at(path);
+        let mut warnings = rights::narrow(&this.path)?;
+        warnings.extend(rights::volatile(&this.path));
         // Fails now, with the path, rather than at the first certificate.
         drop(this.lock().map_err(|e| failed("cannot write to the state directory", e))?);
         this.sweep_temporaries()?;
         Ok((this, warnings))
+    }
+
+    fn at(path: PathBuf) -> Self {
+        Self { path: path.into(), turn: Arc::default(), known: Arc::default() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The directory as it is: nothing is made, narrowed or swept. For whoever looks into that of a process that may be running.
+    /// Blocking.
+    pub fn as_it_is(path: &Path) -> Result<Self, StorageError> {
+        let path =
+            fs::canonicalize(path).map_err(|e| io_error("cannot open the state directory", path, &e))?;
+        Ok(Self::at(path))
     }
 
     /// Where it is.
@@ -54,63 +91,16 @@ impl FsStorage {
         &self.path
     }
 
-    fn narrow_rights(&self) -> Result<Vec<String>, StorageError> {
-        let meta =
-            fs::metadata(&self.path).map_err(|e| io_error("cannot read the rights of", &self.path, &e))?;
-        let (mode, ours) = (meta.mode() & 0o777, rustix::process::geteuid().as_raw());
-        if meta.uid() != ours {
-            let owner = meta.uid();
-            let text = format!(
-                "the state directory {} belongs to uid {owner}, this process runs as {ours}",
-                self.path.display()
-            );
-            return Ok(vec![text]);
-        }
-        if mode & 0o077 == 0 {
-            return Ok(Vec::new());
-        }
-        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700))
-            .map_err(|e| io_error("cannot narrow the rights of", &self.path, &e))?;
-        let path = self.path.display();
-        Ok(vec![format!(
-            "the state directory {path} had mode {mode:04o} and holds private keys: set to 0700"
-        )])
-    }
-
-    fn volatile(&self) -> Option<String> {
-        const TMPFS: i64 = 0x0102_1994;
-        const RAMFS: i64 = 0x8584_58f6;
-        const OVERLAY: i64 = 0x794c_7630;
-        #[allow(clippy::unnecessary_cast, reason = "the type differs between targets")]
-        let kind = rustix::fs::statfs(&*self.path).ok()?.f_type as i64;
-        let name = match kind {
-            TMPFS | RAMFS => "memory",
-            OVERLAY => "a container's own layer",
-            _ => return None,
-        };
-        let path = self.path.display();
-        Some(format!(
-            "the state directory {path} lies in {name}: certificates are lost with it and ordered again, which a CA limits; \
-             mount a durable volume there"
-        ))
-    }
-
     /// Temporary files of a process that died while writing: they were never values.
     fn sweep_temporaries(&self) -> Result<(), StorageError> {
         let _lock = self.lock().map_err(|e| io_error("cannot lock", &self.path, &e))?;
-        let mut stack = vec![self.path.to_path_buf()];
-        while let Some(dir) = stack.pop() {
-            for entry in fs::read_dir(&dir).map_err(|e| io_error("cannot list", &dir, &e))? {
-                let path = entry.map_err(|e| io_error("cannot list", &dir, &e))?.path();
-                let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-                if path.is_dir() {
-                    stack.push(path);
-                } else if name.starts_with(".tmp-") && Temporary::is_nobodys(&path) {
-                    fs::remove_file(&path).map_err(|e| io_error("cannot remove", &path, &e))?;
-                }
+        rights::each_file(&self.path, |path| {
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            if name.starts_with(".tmp-") && Temporary::is_nobodys(path) {
+                fs::remove_file(path).map_err(|e| io_error("cannot remove", path, &e))?;
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Held while values are moved into place, so that `Expect` holds between processes too. Waits at most [`LOCK_LIMIT`].
@@ -119,33 +109,59 @@ impl FsStorage {
     }
 
     pub(super) fn lock_within(&self, limit: Duration) -> io::Result<Lock<'_>> {
-        let begun = Instant::now();
-        let held = || {
-            let text =
-                format!("another process, or a disk that does not answer, has held .lock for {limit:?}");
-            io::Error::new(io::ErrorKind::TimedOut, text)
-        };
-        let turn = self.turn.take(limit).ok_or_else(held)?;
-        let file = private().create(true).truncate(false).write(true).open(self.path.join(".lock"))?;
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < limit => {
-                    std::thread::sleep(LOCK_POLL); // blocking, as every call here is
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => return Err(held()),
-                other => {
-                    other?;
-                    return Ok(Lock { _file: file, _turn: turn });
-                }
-            }
-        }
+        Lock::take(
+            &self.turn,
+            || private().create(true).truncate(false).write(true).open(self.path.join(".lock")),
+            limit,
+        )
     }
 
     /// Makes a directory of ours, and never the state directory itself: one that was deleted or unmounted under a running
     /// process must not come back empty.
+    ///
+    /// On return its name is on disk, and so are those of the directories above it: a value is lost with any of them.
     fn make_dir_below(&self, dir: &Path) -> io::Result<()> {
         fs::metadata(&self.path)?;
-        make_dir(dir)
+        let above: Vec<&Path> = dir.ancestors().take_while(|above| *above != &*self.path).collect();
+        for dir in above.into_iter().rev() {
+            match DirBuilder::new().mode(0o700).create(dir) {
+                // One that is there may have been made by a process that died before it was on disk.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    if self.is_durable(dir) {
+                        continue;
+                    }
+                }
+                made => made?,
+            }
+            File::open(dir.parent().unwrap_or(dir))?.sync_all()?;
+            let mut known = self.known();
+            if known.durable.len() >= MAX_DURABLE {
+                known.durable.clear();
+            }
+            known.durable.insert(dir.to_owned());
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_durable(&self, dir: &Path) -> bool {
+        self.known().durable.contains(dir)
+    }
+
+    /// Whether somebody has taken a lease after us that we hold: its file was replaced, or holds another number. A file that is
+    /// gone was taken by nobody.
+    fn is_overtaken(&self, name: &Key) -> io::Result<bool> {
+        let Some(held) = self.known().leases.get(name).copied() else { return Ok(false) };
+        let mut file = match File::open(self.lease_file(name)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let meta = file.metadata()?;
+        Ok(Held { file: (meta.dev(), meta.ino()), fencing: fencing(&mut file)? } != held)
+    }
+
+    fn lease_file(&self, name: &Key) -> PathBuf {
+        self.path.join("leases").join(name.as_str().replace('/', "~"))
     }
 
     fn file(&self, key: &Key) -> PathBuf {
@@ -193,6 +209,10 @@ impl FsStorage {
         // What waits for the disk is done without the lock: many stores wait together.
         temporary.file.write_all(value).and_then(|()| temporary.file.sync_all()).map_err(failed)?;
         let lock = self.lock().map_err(failed)?;
+        if self.is_overtaken(key).map_err(failed)? {
+            let reason = "another process has taken its lease meanwhile, and what that one writes counts";
+            return Err(failed(io::Error::other(reason)));
+        }
         let current = self.read(key, &path)?;
         let holds = match expect {
             Expect::Anything => true,
@@ -283,7 +303,7 @@ impl FsStorage {
     }
 
     fn lease(&self, name: &Key) -> Result<Option<FsLease>, StorageError> {
-        let path = self.path.join("leases").join(name.as_str().replace('/', "~"));
+        let path = self.lease_file(name);
         let failed = |error: io::Error| io_error("cannot take the lease", &path, &error);
         self.make_dir_below(&self.path.join("leases")).map_err(failed)?;
         let mut file =
@@ -293,15 +313,26 @@ impl FsStorage {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             Err(error) => return Err(failed(error.into())),
         }
-        let mut text = String::new();
-        (&mut file).take(64).read_to_string(&mut text).map_err(failed)?;
-        let fencing = text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) + 1;
+        // A store by whoever had it before is over, or sees the new number.
+        let lock = self.lock().map_err(failed)?;
+        let fencing = fencing(&mut file).map_err(failed)? + 1;
         // Written over and then cut: on a full disk the number must not begin anew.
         let line = format!("{fencing} pid {}\n", std::process::id());
         file.rewind().and_then(|()| file.write_all(line.as_bytes())).map_err(failed)?;
         file.set_len(line.len() as u64).map_err(failed)?;
-        Ok(Some(FsLease { _file: file, fencing }))
+        drop(lock);
+        let meta = file.metadata().map_err(failed)?;
+        let held = Held { file: (meta.dev(), meta.ino()), fencing };
+        self.known().leases.insert(name.clone(), held);
+        Ok(Some(FsLease { _file: file, storage: self.clone(), name: name.clone(), held }))
     }
+}
+
+/// The number in a lease's file; 0 if it is new.
+fn fencing(file: &mut File) -> io::Result<u64> {
+    let mut text = String::new();
+    file.take(64).read_to_string(&mut text)?;
+    Ok(text.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0))
 }
 
 #[async_trait]
@@ -347,53 +378,24 @@ impl Storage for FsStorage {
 #[derive(Debug)]
 struct FsLease {
     _file: File,
-    fencing: u64,
+    storage: FsStorage,
+    name: Key,
+    held: Held,
 }
 
 impl Lease for FsLease {
     fn fencing(&self) -> u64 {
-        self.fencing
+        self.held.fencing
     }
 }
 
-/// Who of this process has the lock of the directory. Between threads a wait ends when the lock is free, not at the next look.
-#[derive(Debug, Default)]
-struct Turn {
-    taken: Mutex<bool>,
-    freed: Condvar,
-}
-
-impl Turn {
-    /// `None` if it is not free within `limit`.
-    fn take(&self, limit: Duration) -> Option<TurnGuard<'_>> {
-        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut taken, waited) = self
-            .freed
-            .wait_timeout_while(taken, limit, |taken| *taken)
-            .unwrap_or_else(PoisonError::into_inner);
-        if waited.timed_out() {
-            return None;
-        }
-        *taken = true;
-        Some(TurnGuard(self))
-    }
-}
-
-#[derive(Debug)]
-struct TurnGuard<'a>(&'a Turn);
-
-impl Drop for TurnGuard<'_> {
+impl Drop for FsLease {
     fn drop(&mut self) {
-        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
-        self.0.freed.notify_one();
+        let mut known = self.storage.known();
+        if known.leases.get(&self.name) == Some(&self.held) {
+            known.leases.remove(&self.name);
+        }
     }
-}
-
-/// The lock of the directory. The file is closed first: the next thread must find it free.
-#[derive(Debug)]
-pub(super) struct Lock<'a> {
-    _file: File,
-    _turn: TurnGuard<'a>,
 }
 
 /// A new file, locked for as long as it is being written: one that is not locked is nobody's.
@@ -455,6 +457,6 @@ fn revision(value: &[u8]) -> Revision {
     Revision(Sha256::digest(value).iter().take(16).map(|b| format!("{b:02x}")).collect())
 }
 
-fn io_error(what: &str, path: &Path, error: &io::Error) -> StorageError {
+pub(super) fn io_error(what: &str, path: &Path, error: &io::Error) -> StorageError {
     StorageError::Io { what: format!("{what} {}", path.display()), reason: error.to_string() }
 }

@@ -5,7 +5,9 @@
 #[cfg(test)]
 pub(crate) mod dying_tests;
 mod fs;
+mod lock;
 mod memory;
+mod rights;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -160,13 +162,15 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// Takes the lease of `name` if nobody holds it. It ends when dropped and when the process dies.
     ///
-    /// For keeping two processes from ordering the same certificate, not for consistency: a store still says what it expects.
+    /// For keeping two processes from ordering the same certificate, not for consistency: a store still says what it expects. A
+    /// store of the value `name` by a holder that somebody has overtaken since (a lock that the file system lost, a file that
+    /// was taken away) fails.
     async fn try_lease(&self, name: &Key) -> Result<Option<Box<dyn Lease>>, StorageError>;
 }
 
 /// A held lease.
 pub trait Lease: Send + Sync + fmt::Debug {
-    /// Grows with every holder; written beside what a holder writes, it shows whose turn came later.
+    /// Grows with every holder: shows whose turn came later.
     fn fencing(&self) -> u64;
 }
 
@@ -243,6 +247,49 @@ mod tests {
         let names: Vec<_> =
             std::fs::read_dir(dir.path().join("certs")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["a.json"]);
+    }
+
+    #[tokio::test]
+    async fn the_names_of_new_directories_are_on_disk_up_to_the_top() {
+        let dir = tempfile::tempdir().unwrap();
+        let (storage, _) = FsStorage::open(&StorageSpec { path: dir.path().join("state") }).unwrap();
+        let key = Key::new(&["certs", "ca", "a"]);
+        storage.store(&key, b"x", Expect::Anything).await.unwrap();
+        for below in ["certs/ca", "certs"] {
+            assert!(storage.is_durable(&storage.path().join(below)), "{below}");
+        }
+        // Removed and made again, they are new.
+        std::fs::remove_dir_all(storage.path().join("certs")).unwrap();
+        storage.store(&key, b"x", Expect::Anything).await.unwrap();
+        assert_eq!(storage.load(&key).await.unwrap().unwrap().value, b"x");
+        assert!(storage.try_lease(&key).await.unwrap().is_some());
+        assert!(storage.is_durable(&storage.path().join("leases")));
+    }
+
+    #[tokio::test]
+    async fn whoever_was_overtaken_stores_nothing_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = StorageSpec { path: dir.path().to_owned() };
+        let [one, two] = [FsStorage::open(&spec).unwrap().0, FsStorage::open(&spec).unwrap().0];
+        let (key, other) = (Key::new(&["certs", "a"]), Key::new(&["certs", "b"]));
+        let file = dir.path().join("leases/certs~a");
+        let held = one.try_lease(&key).await.unwrap().unwrap();
+        one.store(&key, b"one", Expect::Anything).await.unwrap();
+        // A file that is gone was taken by nobody; a new one of the same name was.
+        std::fs::remove_file(&file).unwrap();
+        one.store(&key, b"still one", Expect::Anything).await.unwrap();
+        let newer = two.try_lease(&key).await.unwrap().expect("the kernel's lock was lost with the file");
+        let error = one.store(&key, b"late", Expect::Anything).await.unwrap_err();
+        assert!(error.to_string().contains("another process has taken its lease"), "{error}");
+        two.store(&key, b"two", Expect::Anything).await.unwrap();
+        one.store(&other, b"no lease, no question", Expect::Anything).await.unwrap();
+        assert_eq!(one.load(&key).await.unwrap().unwrap().value, b"two");
+        drop((held, newer));
+        one.store(&key, b"free", Expect::Anything).await.unwrap();
+        // The same file with a higher number: a file system that forgot the lock.
+        let held = one.try_lease(&key).await.unwrap().unwrap();
+        std::fs::write(&file, format!("{} pid 1\n", held.fencing() + 1)).unwrap();
+        assert!(one.store(&key, b"late", Expect::Anything).await.is_err());
     }
 
     #[tokio::test]

@@ -23,6 +23,9 @@ pub const UNSENT: &str = "unsent";
 /// Why a request was tried on another server: no connection, no answer, none in time, an answer as good as none.
 pub const RETRY_REASONS: [&str; 4] = ["connect", "no_answer", "timeout", "status"];
 
+/// How an order or a deploy ended.
+const OUTCOMES: [&str; 2] = ["success", "failure"];
+
 type Labels<const N: usize> = [(&'static str, Arc<str>); N];
 type Seconds = PlainGauge<f64, AtomicU64>;
 
@@ -257,12 +260,12 @@ impl Metrics {
         self.next_action.get_or_create_owned(&[("name", name.clone())]).set(unix(at));
     }
 
-    /// `starlock_certificate_renewals_total`; `result` from a fixed list.
+    /// `starlock_certificate_renewals_total`; `result` is `success` or `failure`.
     pub fn certificate_renewals(&self, name: &Arc<str>, result: &'static str) -> Counter {
         self.renewals.get_or_create_owned(&[("name", name.clone()), ("result", result.into())])
     }
 
-    /// `starlock_deploys_total`; `result` from a fixed list.
+    /// `starlock_deploys_total`; `result` is `success` or `failure`.
     pub fn deploys(&self, name: &Arc<str>, result: &'static str) -> Counter {
         self.deploys.get_or_create_owned(&[("name", name.clone()), ("result", result.into())])
     }
@@ -272,10 +275,14 @@ impl Metrics {
         self.notifications.get_or_create_owned(&[("result", result.into())])
     }
 
-    /// Forgets the gauges of a certificate that is not held any more.
+    /// Forgets the series of a name that no certificate is for any more.
     pub fn forget_certificate(&self, name: &Arc<str>) {
         self.not_after.remove(&[("name", name.clone())]);
         self.next_action.remove(&[("name", name.clone())]);
+        for result in OUTCOMES {
+            self.renewals.remove(&[("name", name.clone()), ("result", result.into())]);
+            self.deploys.remove(&[("name", name.clone()), ("result", result.into())]);
+        }
     }
 
     /// Sets `starlock_acme_budget_remaining`.
@@ -367,7 +374,7 @@ mod tests {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         metrics.certificate_not_after(&a, at);
         metrics.certificate_next_action(&a, at);
-        metrics.certificate_renewals(&a, "ok").inc();
+        metrics.certificate_renewals(&a, "success").inc();
         metrics.acme_budget(&b, "orders", 7);
         metrics.reloaded(true, at);
         let text = metrics.render();
@@ -384,7 +391,7 @@ mod tests {
             "starlock_connections_open{listener=\"a.test\",protocol=\"h2\"} 1",
             "starlock_tls_handshakes_total{result=\"ok\"} 1",
             "starlock_certificate_not_after_timestamp_seconds{name=\"a.test\"} 1700000000.0",
-            "starlock_certificate_renewals_total{name=\"a.test\",result=\"ok\"} 1",
+            "starlock_certificate_renewals_total{name=\"a.test\",result=\"success\"} 1",
             "starlock_certificate_next_action_timestamp_seconds{name=\"a.test\"} 1700000000.0",
             "starlock_acme_budget_remaining{ca=\"app\",limit=\"orders\"} 7",
             "starlock_config_last_reload_success 1",

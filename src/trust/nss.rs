@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::run::{Caller, find, run};
+use super::run::{Caller, find, run_with};
 use super::{Anchor, Direction, Outcome, Step};
 
 /// Databases for a whole user, below the home directory.
@@ -71,32 +71,25 @@ struct Database<'a> {
 impl Database<'_> {
     fn apply(&self, anchor: &Anchor, direction: Direction) -> Result<Outcome, String> {
         // Found by its name; two certificates never share one, since the label is made anew with each root.
-        let there = self.run(&["-L", "-n", &anchor.label, "-a"], None).is_ok();
+        let there = self.run(&["-L", "-n", &anchor.label, "-a"], "").is_ok();
         Ok(match (direction, there) {
             (Direction::Install, true) | (Direction::Uninstall, false) => Outcome::Unchanged,
             (Direction::Install, false) => {
-                let file =
-                    std::env::temp_dir().join(format!("{}-{}", std::process::id(), anchor.file_name()));
-                std::fs::write(&file, &anchor.pem).map_err(|e| format!("{}: {e}", file.display()))?;
-                let added = self.run(&["-A", "-t", "C,,", "-n", &anchor.label], Some(&file));
-                drop(std::fs::remove_file(&file));
-                added?;
+                // By a pipe: a file of ours could be out of reach for the caller, and in a directory that all share.
+                self.run(&["-A", "-a", "-t", "C,,", "-n", &anchor.label], &anchor.pem)?;
                 Outcome::Done("added as a root for web sites".to_owned())
             }
             (Direction::Uninstall, true) => {
-                self.run(&["-D", "-n", &anchor.label], None)?;
+                self.run(&["-D", "-n", &anchor.label], "")?;
                 Outcome::Done("removed".to_owned())
             }
         })
     }
 
-    fn run(&self, arguments: &[&str], file: Option<&Path>) -> Result<String, String> {
+    fn run(&self, arguments: &[&str], input: &str) -> Result<String, String> {
         let database = format!("sql:{}", self.dir.display());
         let mut all = vec!["-d".to_owned(), database];
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
-        if let Some(file) = file {
-            all.extend(["-i".to_owned(), file.display().to_string()]);
-        }
-        run(self.certutil, &all, Some(self.caller))
+        run_with(self.certutil, &all, Some(self.caller), input)
     }
 }

@@ -1,7 +1,7 @@
 //! Programs of the system: bounded in time, their last words kept.
 
 use std::ffi::OsStr;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -53,9 +53,19 @@ pub(super) fn run<S: AsRef<OsStr>>(
     arguments: &[S],
     caller: Option<&Caller>,
 ) -> Result<String, String> {
+    run_with(program, arguments, caller, "")
+}
+
+/// As `run`, with `input` (a certificate: far less than a pipe holds) on its standard input.
+pub(super) fn run_with<S: AsRef<OsStr>>(
+    program: &Path,
+    arguments: &[S],
+    caller: Option<&Caller>,
+    input: &str,
+) -> Result<String, String> {
     let name = program.display();
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if let Some(caller) = caller {
         command.env("HOME", &caller.home);
         if let Some((user, group)) = caller.ids {
@@ -63,6 +73,8 @@ pub(super) fn run<S: AsRef<OsStr>>(
         }
     }
     let mut child = command.spawn().map_err(|e| format!("{name} cannot be started: {e}"))?;
+    // Closed at once, so that nobody waits for more. What a program does not read, it did not need: its status says so.
+    drop(child.stdin.take().map(|mut pipe| pipe.write_all(input.as_bytes())));
     // Both pipes hold far more than these programs write; one that fills them runs into the limit and is killed.
     let begun = Instant::now();
     let status = loop {
@@ -116,5 +128,6 @@ mod tests {
         let run = |script: &str| run(Path::new("/bin/sh"), &["-c", script], None);
         assert_eq!(run("echo yes").unwrap(), "yes\n");
         assert!(run("echo no way >&2; exit 3").unwrap_err().ends_with("no way"));
+        assert_eq!(run_with(Path::new("/bin/cat"), &[] as &[&str], None, "in\n").unwrap(), "in\n");
     }
 }

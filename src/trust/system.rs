@@ -1,10 +1,14 @@
 //! The system's own store: a directory for local anchors, and a program that takes them over.
 
-use std::os::unix::fs::PermissionsExt;
+use std::io::{Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::run::{find, run};
 use super::{Anchor, Direction, Outcome, Step, read};
+
+/// A bundle of every public root is a quarter of a mebibyte.
+const MAX_BUNDLE: u64 = 8 << 20;
 
 /// How a family of systems does it.
 struct System {
@@ -13,6 +17,8 @@ struct System {
     anchors: &'static str,
     program: &'static str,
     arguments: &'static [&'static str],
+    /// Below the root: what the program makes of all anchors. Whether a change was taken over is seen here.
+    bundle: &'static str,
     /// Tried first when something was taken away: Debian leaves a dangling link otherwise.
     fresh: &'static [&'static str],
 }
@@ -24,6 +30,7 @@ const SYSTEMS: [System; 4] = [
         anchors: "etc/pki/ca-trust/source/anchors",
         program: "update-ca-trust",
         arguments: &["extract"],
+        bundle: "etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
         fresh: &["extract"],
     },
     System {
@@ -31,6 +38,7 @@ const SYSTEMS: [System; 4] = [
         anchors: "etc/ca-certificates/trust-source/anchors",
         program: "update-ca-trust",
         arguments: &["extract"],
+        bundle: "etc/ca-certificates/extracted/tls-ca-bundle.pem",
         fresh: &["extract"],
     },
     System {
@@ -38,6 +46,7 @@ const SYSTEMS: [System; 4] = [
         anchors: "etc/pki/trust/anchors",
         program: "update-ca-certificates",
         arguments: &[],
+        bundle: "var/lib/ca-certificates/ca-bundle.pem",
         fresh: &["--fresh"],
     },
     System {
@@ -45,6 +54,7 @@ const SYSTEMS: [System; 4] = [
         anchors: "usr/local/share/ca-certificates",
         program: "update-ca-certificates",
         arguments: &[],
+        bundle: "etc/ssl/certs/ca-certificates.crt",
         fresh: &["--fresh"],
     },
 ];
@@ -76,6 +86,11 @@ pub(super) fn apply(anchors: &[Anchor], root: &Path, direction: Direction) -> Ve
         };
         steps.push(Step { store: store(root, &format!("{}: {}", system.name, anchor.label)), outcome });
     }
+    // A former run may have changed the files and ended before the program had taken them over.
+    let behind = is_behind(anchors, &root.join(system.bundle), direction);
+    if behind && changed.is_empty() && !steps.iter().any(|step| matches!(step.outcome, Outcome::Failed(_))) {
+        changed.extend(anchors.iter().map(|anchor| place.join(anchor.file_name())));
+    }
     if !changed.is_empty() {
         let outcome = match update(system, root, direction) {
             Ok(what) => Outcome::Done(format!("ran {what}")),
@@ -90,6 +105,19 @@ pub(super) fn apply(anchors: &[Anchor], root: &Path, direction: Direction) -> Ve
         steps.push(Step { store: store(root, system.name), outcome });
     }
     steps
+}
+
+/// Whether what the program made does not show the wish yet; `false` if there is nothing to see it by.
+fn is_behind(anchors: &[Anchor], bundle: &Path, direction: Direction) -> bool {
+    let mut text = String::new();
+    let read = std::fs::File::open(bundle).and_then(|file| file.take(MAX_BUNDLE).read_to_string(&mut text));
+    if read.is_err() {
+        return false;
+    }
+    let bare = |text: &str| text.split_ascii_whitespace().collect::<String>();
+    let bundle = bare(&text);
+    let wanted = direction == Direction::Install;
+    anchors.iter().any(|anchor| bundle.contains(&bare(&anchor.pem)) != wanted)
 }
 
 fn store(root: &Path, what: &str) -> String {
@@ -164,8 +192,12 @@ fn keychain(anchor: &Anchor, direction: Direction) -> Step {
     let there = run(security, &["find-certificate", "-c", &anchor.label, "-p", KEYCHAIN], None)
         .is_ok_and(|pem| pem.trim() == anchor.pem.trim());
     let with_file = |verb: &[&str]| {
-        let file = std::env::temp_dir().join(anchor.file_name());
-        std::fs::write(&file, &anchor.pem).map_err(|e| format!("{}: {e}", file.display()))?;
+        // A name that nobody can have prepared, in a directory that all share.
+        let name = format!("{:016x}-{}", rand::random::<u64>(), anchor.file_name());
+        let file = std::env::temp_dir().join(name);
+        let made = std::fs::OpenOptions::new().mode(0o600).create_new(true).write(true).open(&file);
+        let written = made.and_then(|mut made| made.write_all(anchor.pem.as_bytes()));
+        written.map_err(|e| format!("{}: {e}", file.display()))?;
         let path = file.to_string_lossy().into_owned();
         let mut arguments = verb.to_vec();
         arguments.push(&path);

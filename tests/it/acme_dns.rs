@@ -1,23 +1,28 @@
 //! The provider `acme-dns` against a fake of the server's API that is as strict as its README and its code: values of 43
 //! characters, the last two kept, an account for each name.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
+use starlock::challenge::{ChallengeSolver, Dns01Solver};
 use starlock::clock::SystemClock;
 use starlock::dns::{
-    CommonKeys, DnsError, ProviderKind, ProviderSpec, Surroundings, TxtProvider, ZoneTurns, build,
+    CommonKeys, DnsError, Propagation, PropagationCheck, ProviderKind, ProviderSpec, Surroundings,
+    TxtProvider, ZoneTurns, build,
 };
 use starlock::resolver::Resolver;
 
+use crate::challenge::{Rig, challenges};
 use crate::responder::record;
+use crate::support::dns::Knot;
 use crate::support::server::{Body, Server, full};
 
 /// Accounts by subdomain: the password, and the values that are published.
@@ -154,4 +159,39 @@ async fn it_registers_says_the_cname_and_keeps_two_values() {
     let refused = provider(&server.url(), &file).add_txt(&at("d")).await.unwrap_err();
     assert!(matches!(&refused, DnsError::Refused(said) if said.contains("`accounts`")), "{refused:?}");
     assert!(!refused.to_string().contains("password-wrong"), "{refused}");
+}
+
+/// The server keeps two values: a third, of another order, would push out one that a CA is about to look for.
+#[tokio::test]
+async fn orders_that_share_an_account_take_turns() {
+    let state = Arc::new(State::default());
+    let server = Server::http({
+        let state = state.clone();
+        move |request| answer(state.clone(), request)
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let acme = provider(&server.url(), &dir.path().join("accounts.json"));
+    // The first try registers the account.
+    acme.add_txt(&record("_acme-challenge.example.test", &"x".repeat(43))).await.unwrap_err();
+    let knot = Knot::start(&[("test", "_acme-challenge.example CNAME sub-0.auth.test.")]);
+    let rig = Rig::new(knot.address);
+    let propagation = Propagation { check: PropagationCheck::Off, ..Propagation::default() };
+    let solver = Dns01Solver::new(acme, rig.resolver.clone(), rig.janitor.clone(), propagation, None);
+    let values = |letters: [&str; 2]| letters.map(|letter| letter.repeat(43));
+    let order = |letters| {
+        let values = values(letters);
+        let batch = challenges("example.test", &[&values[0], &values[1]]);
+        let solver = &solver;
+        async move { solver.present(&batch).await.unwrap() }
+    };
+    let seen = || state.accounts.lock().unwrap()["sub-0"].1.iter().cloned().collect::<BTreeSet<_>>();
+    let first = order(["a", "b"]).await;
+    let mut second = std::pin::pin!(order(["c", "d"]));
+    assert!(tokio::time::timeout(Duration::from_millis(500), &mut second).await.is_err(), "it waits");
+    assert_eq!(seen(), BTreeSet::from(values(["a", "b"])));
+    first.clean_up().await;
+    let second = second.await;
+    assert_eq!(seen(), BTreeSet::from(values(["c", "d"])));
+    second.clean_up().await;
+    assert_eq!(rig.end().await, 0);
 }

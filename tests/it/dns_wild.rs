@@ -13,7 +13,7 @@ use starlock::resolver::{Here, LookupError, Resolver};
 
 use crate::challenge::{Rig, challenges, rfc2136};
 use crate::responder::name;
-use crate::support::dns::{Knot, Recursor, loopback, txt};
+use crate::support::dns::{Knot, Recursor, datagram, loopback, txt};
 use crate::support::pebble::{Options, Pebble};
 use crate::support::starlock::Starlock;
 
@@ -124,6 +124,78 @@ async fn a_recursive_resolver_never_hears_the_name_before_it_is_published() {
     assert_eq!(rig.end().await, 0);
 }
 
+/// The name of dns-account-01 has the challenge's own name above it.
+#[tokio::test]
+async fn a_recursive_resolver_never_hears_a_labelled_name_or_the_one_above_it() {
+    let knot = Knot::start(&[("test", ""), ("example.test", "www A 192.0.2.1")]);
+    let unbound = Recursor::unbound("test", knot.address.ip());
+    let rig = Rig::new(unbound.address);
+    let labelled = name("_ao3pcvmacvwyw63b._acme-challenge.www.example.test");
+    let target = rig.resolver.follow(&labelled, &Here::default()).await.unwrap();
+    assert_eq!((target.name, target.zone.unwrap().apex), (labelled, name("example.test")));
+    let heard = unbound.log();
+    assert!(heard.contains("example.test. SOA IN"), "the log shows no question at all: {heard}");
+    assert!(!heard.contains("_acme-challenge"), "{heard}");
+    assert_eq!(rig.end().await, 0);
+}
+
+/// Passes questions on to `server`, but for names with a random first label: those it fails.
+fn forgetful(server: SocketAddr) -> Ipv4Addr {
+    let ip = loopback();
+    let socket = UdpSocket::bind((ip, 53)).unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let query = &mut buffer[..length];
+            if query[12] == 17 {
+                (query[2], query[3]) = (0x80, 2);
+                drop(socket.send_to(query, from));
+            } else if let Some(answer) = datagram(server, query, Duration::from_secs(2)) {
+                drop(socket.send_to(&answer, from));
+            }
+        }
+    });
+    ip
+}
+
+#[tokio::test]
+async fn an_alias_that_may_be_a_wildcards_is_not_followed_on_a_guess() {
+    let good = loopback();
+    let knot = Knot::start_at(good, &[("wild.test", "* CNAME web\nweb A 192.0.2.1")]);
+    let bad = forgetful(knot.address);
+    let challenge = name("_acme-challenge.wild.test");
+    let alone = Knot::start(&[("test", &delegation("wild", &[bad]))]);
+    match Resolver::new(vec![alone.address]).follow(&challenge, &Here::default()).await {
+        Err(LookupError::NoServer { reason, .. }) => {
+            assert!(reason.contains("whether a wildcard made its CNAME cannot be told"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let rig = Rig::new(alone.address);
+    let error =
+        rig.solver(rig.provider(rfc2136(&knot))).present(&challenges("wild.test", &["v"])).await.unwrap_err();
+    assert!(!error.permanent && error.message.contains("No CA was asked"), "{error}");
+    // Another server of the zone can tell.
+    let both = Knot::start(&[("test", &delegation("wild", &[bad, good]))]);
+    for _ in 0..4 {
+        let target = Resolver::new(vec![both.address]).follow(&challenge, &Here::default()).await.unwrap();
+        assert_eq!(target.name, challenge, "a wildcard made it");
+    }
+    assert_eq!(rig.end().await, 0);
+}
+
+/// Six servers with an IPv6 address first, where nobody answers; their IPv4 addresses do.
+#[tokio::test]
+async fn glue_that_begins_with_ipv6_does_not_keep_a_zone_from_being_asked() {
+    let ip = loopback();
+    let _knot = Knot::start_at(ip, &[("six.test", "_acme-challenge CNAME else\nelse A 192.0.2.1")]);
+    let servers = (0..7).map(|n| format!("six NS ns{n}.six\nns{n}.six AAAA 100::{n}\nns{n}.six A {ip}\n"));
+    let top = Knot::start(&[("test", &servers.collect::<String>())]);
+    let resolver = Resolver::new(vec![top.address]);
+    let target = resolver.follow(&name("_acme-challenge.six.test"), &Here::default()).await.unwrap();
+    assert_eq!(target.name, name("else.six.test"));
+}
+
 #[tokio::test]
 async fn name_servers_that_are_reached_by_ipv6_only() {
     let top = Knot::start(&[("test", "six NS ns.six\nns.six AAAA ::1")]);
@@ -204,7 +276,11 @@ async fn a_fixed_wait_or_none_asks_nobody() {
 /// Inside, the zone is another one that nobody writes into; what counts is what a resolver outside shows.
 #[test]
 fn split_horizon_is_checked_from_outside_over_https() {
-    let public = Knot::start(&[("test", ""), ("example.test", "")]);
+    // The alias stands outside only.
+    let public = Knot::start(&[
+        ("test", ""),
+        ("example.test", "_acme-challenge.www.cname CNAME behind.example.test."),
+    ]);
     let inside = Knot::start(&[("example.test", "intranet A 192.0.2.1")]);
     let (ip, dir) = (loopback(), tempfile::tempdir().unwrap());
     let key = KeyPair::generate().unwrap();
@@ -223,7 +299,7 @@ fn split_horizon_is_checked_from_outside_over_https() {
         format!(
             "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\n[acme]\nca = \"{}\"\nca_root = \"{}\"\n[dns]\nprovider = \"rfc2136\"\n\
              server = \"{}\"\nkey_name = \"{}\"\nsecret = \"{}\"\nttl = \"1s\"\nresolvers = [\"{}\"]\nzone = \"example.test\"\n\
-             propagation = {check}\n[[certificates]]\nnames = [\"example.test\", \"*.example.test\"]\n\
+             propagation = {check}\n[[certificates]]\nnames = [\"example.test\", \"*.example.test\", \"www.cname.example.test\"]\n\
              [routes]\n\"example.test\" = {{ respond = 204 }}\n",
             pebble.directory_url,
             pebble.ca_root.display(),

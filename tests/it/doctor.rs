@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::dns::{Recursor, loopback, txt};
+use crate::support::dns::{Recursor, loopback, script, txt};
 use crate::support::eventually;
 use crate::support::pebble::{Options, Pebble};
 use crate::support::starlock::{Starlock, binary, command, write_config};
-use crate::support::zones::{Authority, Validator, Zone, signed_long_ago, udp_only};
+use crate::support::zones::{Authority, Bind, Validator, Zone, signed_by_tools, signed_long_ago, udp_only};
 
 /// What `doctor --json` said.
 struct Diagnosis {
@@ -256,6 +256,147 @@ fn a_signed_zone_with_a_whole_chain_is_right_and_a_broken_one_is_bogus() {
 }
 
 #[test]
+fn an_algorithm_that_is_not_known_here_is_no_alarm_and_ended_signatures_of_it_are() {
+    let (parent, ip, pebble) = (loopback(), loopback(), pebble());
+    let (good, good_ds) =
+        signed_by_tools(&Zone::new("good.test", ip, ""), "ED448", ["20260101000000", "20880101000000"]);
+    let (over, over_ds) =
+        signed_by_tools(&Zone::new("over.test", ip, ""), "ED448", ["20200101000000", "20200201000000"]);
+    let child = Authority::start_files(ip, &[("good.test", good, false), ("over.test", over, false)]);
+    let body = format!("{good_ds}\n{over_ds}\n{}{}", delegate("good.test", ip), delegate("over.test", ip));
+    let top = Authority::start(parent, &[Zone::new("test", parent, &body).with(|zone| zone.signed = true)]);
+    let unbound = Recursor::unbound("test", top.ip.into());
+    // Its signatures would no longer hold if a record were written.
+    let look = |name: &str| {
+        let config = update(&pebble, &child, unbound.address, &format!("\"{name}\""));
+        Diagnosis::within(directory(&config, &child.secret), &["--no-write"])
+    };
+    let diagnosis = look("good.test");
+    diagnosis.only(&[]);
+    let unseen = |finding: &&Value| finding["id"] == "dnssec.unknown" && finding["severity"] == "skipped";
+    let found = diagnosis.findings().iter().find(unseen).unwrap_or_else(|| panic!("{:#}", diagnosis.json));
+    assert!(found["why"].as_str().unwrap().contains("algorithm 16"), "{found}");
+    look("over.test").has("dnssec.bogus", "failure", &["signatures that have ended"]).only(&["dnssec.bogus"]);
+}
+
+/// One zone is right and four are not, all at the same BIND.
+#[test]
+fn mistakes_in_zones_of_bind() {
+    let (parent, ip, pebble) = (loopback(), loopback(), pebble());
+    let zone = |name: &str| Zone::new(name, ip, "");
+    let grant = "grant acme. wildcard * TXT;";
+    let addressed = |name: &str, ip: Ipv4Addr| Zone::new(name, ip, "");
+    let late = loopback();
+    let bind = Bind::start(
+        &[
+            (zone("good.test"), grant),
+            (zone("other-key.test"), "grant acme. name elsewhere.other-key.test. TXT;"),
+            (zone("broken.test").with(|zone| zone.body.push_str("\n( a line that never ends")), grant),
+            (addressed("no-tcp.test", late).with(|zone| zone.body = "ns A 127.0.0.1".into()), grant),
+        ],
+        "good.test",
+        ip,
+    );
+    let no_tcp = udp_only(bind.address);
+    let body: String =
+        ["good.test", "other-key.test", "broken.test", "lame.test"].map(|zone| delegate(zone, ip)).concat()
+            + &delegate("no-tcp.test", no_tcp);
+    let top = top(parent, &body);
+    let unbound = Recursor::unbound("test", top.ip.into());
+    let dns = format!(
+        "[dns]\nprovider = \"rfc2136\"\nserver = \"{}\"\nkey_name = \"acme.\"\nsecret = {{ file = \"{{dir}}/key\" }}\nresolvers = [\"{}\"]\n",
+        bind.address, unbound.address
+    );
+    let look = |names: &str| Diagnosis::within(directory(&base(&pebble, &dns, names), &bind.secret), &[]);
+    look("\"good.test\", \"*.good.test\"").good(&["provider.works", "zone.servers"]);
+    look("\"other-key.test\"")
+        .has("provider.refused", "failure", &["grant acme. name _acme-challenge.other-key.test. TXT;"])
+        .only(&["provider.refused"]);
+    let broken = look("\"broken.test\", \"lame.test\"");
+    broken.has("challenge.no-server", "failure", &["broken.test", "SERVFAIL"]).has(
+        "challenge.no-server",
+        "failure",
+        &["lame.test", "REFUSED"],
+    );
+    look("\"no-tcp.test\"").has("zone.tcp-blocked", "warning", &["dig +tcp +norecurse"]);
+}
+
+/// What the ledger has counted is told before an order is; and what cannot be written is told as another user.
+#[test]
+fn a_budget_that_is_spent_and_a_state_that_cannot_be_written() {
+    let (ip, pebble) = (loopback(), pebble());
+    let top = top(ip, "");
+    let unbound = Recursor::unbound("test", top.ip.into());
+    let signing = Pebble::start(Options::with_dns(unbound.address));
+    let limits = "limits = { names = { burst = 1, every = \"168h\" } }\nca_root =";
+    let config = update(&signing, &top, unbound.address, "\"example.test\"").replace("ca_root =", limits);
+    let mut starlock = Starlock::start_with(&config, |dir, _| {
+        fs::write(dir.join("key"), &top.secret).unwrap();
+        mode(&dir.join("key"), 0o600);
+        mode(&dir.join("starlock.toml"), 0o600);
+    });
+    starlock.serial_other_than("example.test", None);
+    starlock.process().signal("TERM");
+    assert!(starlock.process().wait().success());
+    let output = starlock.command(&["doctor", "--json", "--no-write"]);
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e} {output:?}"));
+    Diagnosis { json, code: output.status.code(), _dir: tempfile::tempdir().unwrap() }
+        .has("budget.spent", "warning", &["exactly example.test is used up", "fallback"])
+        .only(&["budget.spent"]);
+
+    let dir = directory(&update(&pebble, &top, unbound.address, "\"example.test\""), &top.secret);
+    fs::create_dir(dir.path().join("state")).unwrap();
+    for (path, wide) in [(dir.path().to_owned(), 0o777), (dir.path().join("state"), 0o700)] {
+        mode(&path, wide);
+    }
+    for name in ["key", "starlock.toml"] {
+        std::os::unix::fs::chown(dir.path().join(name), Some(65534), Some(65534)).unwrap();
+    }
+    let usual = binary(dir.path());
+    let mut other = std::process::Command::new("setpriv");
+    other.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(usual.get_program());
+    other.args(["doctor", "--json", "--no-write"]).current_dir(dir.path()).env_clear();
+    other.envs(usual.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = other.output().unwrap();
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e} {output:?}"));
+    Diagnosis { json, code: output.status.code(), _dir: dir }.has(
+        "state.unwritable",
+        "failure",
+        &["uid 65534 cannot write to", "chown -R 65534"],
+    );
+}
+
+#[test]
+fn a_provider_that_does_not_take_away_and_a_delegation_without_glue_to_the_responder() {
+    let (ip, pebble) = (loopback(), pebble());
+    let top = top(ip, "_acme-challenge.example NS ns._acme-challenge.example");
+    let unbound = Recursor::unbound("test", top.ip.into());
+    let hook = format!(
+        "#!/bin/sh\nset -eu\ntest $1 = present || exit 0\n\
+         printf 'server {ip} 53\\nzone test\\nupdate add %s 1 TXT \"%s\"\\nsend\\n' $2 \"$3\" | nsupdate -v -y hmac-sha256:acme:{}\n",
+        top.secret
+    );
+    let dns = format!(
+        "[dns]\nprovider = \"exec\"\nprogram = \"{{dir}}/hook\"\nresolvers = [\"{}\"]\n",
+        unbound.address
+    );
+    let dir = directory(&base(&pebble, &dns, "\"other.test\""), "x");
+    script(&dir.path().join("hook"), &hook);
+    Diagnosis::within(dir, &[])
+        .has("provider.not-removed", "warning", &["_acme-challenge.other.test", "credentials may delete too"])
+        .only(&["provider.not-removed"]);
+
+    let responder = loopback();
+    let name = "ns._acme-challenge.example.test";
+    let config = builtin(&pebble, responder, name, unbound.address, "");
+    Diagnosis::of(&config, &[]).has(
+        "delegation.glue-missing",
+        "failure",
+        &["without glue nobody finds its address", &format!("{name}.  A  {responder}")],
+    );
+}
+
+#[test]
 fn aliases_that_lead_nowhere() {
     let (ip, pebble) = (loopback(), pebble());
     let body = "_acme-challenge.loop CNAME again\nagain CNAME _acme-challenge.loop\n\
@@ -293,7 +434,7 @@ fn aliases_that_lead_nowhere() {
 fn servers_that_are_down_refuse_are_lame_or_forgot_tcp() {
     let (parent, first, pebble) = (loopback(), loopback(), pebble());
     let (silent, refusing) = (loopback(), loopback());
-    let udp = udp_only(first);
+    let udp = udp_only((first, 53));
     let ns = |n: usize| format!("ns{n}");
     let addresses = [first, silent, refusing, parent, udp];
     let glue: String = addresses.iter().enumerate().map(|(n, ip)| format!("ns{n} A {ip}\n")).collect();
@@ -530,7 +671,10 @@ fn the_responder_with_its_records_is_right() {
         ..Options::with_dns(unbound.address)
     });
     let config = builtin(&pebble, responder, "ns.edge.test", unbound.address, "");
-    Diagnosis::of(&config, &[]).good(&["delegation.there", "delegation.nameserver", "listener.free"]);
+    let diagnosis = Diagnosis::of(&config, &[]);
+    diagnosis.good(&["delegation.there", "delegation.nameserver", "listener.free", "caa.advice"]);
+    let advice = diagnosis.findings().iter().find(|finding| finding["id"] == "caa.advice").unwrap();
+    assert_eq!(advice["fix"], "example.test.  CAA  0 issue \"ca.test; validationmethods=dns-01\"");
     // Beside the process that it is about.
     let starlock = Starlock::start(
         &config
@@ -544,6 +688,7 @@ fn the_responder_with_its_records_is_right() {
     for words in [
         "held by the running Starlock",
         "answers over UDP and TCP",
+        "example.test.  CAA  0 issue \"ca.test; validationmethods=dns-01; accounturi=https://",
         "leads to Starlock",
         "nothing is wrong; ",
     ] {
@@ -634,7 +779,8 @@ fn ports_files_and_directories() {
             "warning",
             &["/dev/shm/starlock-doctor lies in memory", "[storage] path = \"/var/lib/starlock\""],
         )
-        .only(&["listener.denied", "state.not-durable"]);
+        .has("admin.unusable", "failure", &["nothing can be made in", "RuntimeDirectory=starlock"])
+        .only(&["listener.denied", "state.not-durable", "admin.unusable"]);
 
     let config = update(&pebble, &top, unbound.address, "\"example.test\"")
         .replace("{ file = \"{dir}/key\" }", &format!("\"{}\"", top.secret));
@@ -650,6 +796,28 @@ fn ports_files_and_directories() {
     let dir = directory(&update(&pebble, &top, unbound.address, "\"example.test\""), &top.secret);
     mode(&dir.path().join("key"), 0o644);
     Diagnosis::within(dir, &[]).has("secret.exposed", "warning", &["chmod 0600 "]).only(&["secret.exposed"]);
+}
+
+#[test]
+fn what_another_user_keeps_is_read_and_nothing_is_written_beside_it() {
+    let (ip, pebble) = (loopback(), pebble());
+    let top = top(ip, "");
+    let unbound = Recursor::unbound("test", top.ip.into());
+    // Limits of its own, so that somebody counts.
+    let limits = "limits = { names = { burst = 5, every = \"168h\" } }\nca_root =";
+    let config = update(&pebble, &top, unbound.address, "\"example.test\"").replace("ca_root =", limits);
+    let dir = directory(&config, &top.secret);
+    let state = dir.path().join("state");
+    fs::create_dir(&state).unwrap();
+    mode(&state, 0o700);
+    std::os::unix::fs::chown(&state, Some(65534), Some(65534)).unwrap();
+    let diagnosis = Diagnosis::within(dir, &[]);
+    diagnosis.only(&[]);
+    let skipped = |finding: &&Value| finding["id"] == "provider.not-tried";
+    let found = diagnosis.findings().iter().find(skipped).unwrap_or_else(|| panic!("{:#}", diagnosis.json));
+    assert!(found["why"].as_str().unwrap().contains("sudo -u '#65534' starlock doctor"), "{found}");
+    assert!(diagnosis.findings().iter().any(|f| f["id"] == "budget.left"), "{:#}", diagnosis.json);
+    assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
 }
 
 #[test]
@@ -752,6 +920,118 @@ fn what_the_running_process_gave_up_on() {
         .find(|f| f["id"].as_str().unwrap().starts_with("certificate."));
     let found = found.unwrap_or_else(|| panic!("{json:#}"));
     assert!(found["fix"].as_str().unwrap().contains("starlock certs show example.test"), "{found}");
+}
+
+/// A self-signed pair for `host` that ends in so many days.
+fn pair(dir: &Path, name: &str, host: &str, days: i64) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec![host.to_owned()]).unwrap();
+    params.not_before = time::OffsetDateTime::now_utc() - time::Duration::days(100);
+    params.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(days);
+    fs::write(dir.join(format!("{name}.crt")), params.self_signed(&key).unwrap().pem()).unwrap();
+    fs::write(dir.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    mode(&dir.join(format!("{name}.key")), 0o600);
+}
+
+/// One that is right needs every file that `POINTING` names.
+const POINTING: &str = r#"
+listen = { https = ["127.0.0.1:0"], http = [], admin = "{dir}/run/admin.sock" }
+acme = "local"
+log = { access = { file = "{dir}/access.log" } }
+notify = { webhook = "http://127.0.0.1:1/", secret = { file = "{dir}/notify" } }
+
+[[certificates]]
+names = ["files.test"]
+cert = "{dir}/site.crt"
+key = "{dir}/site.key"
+
+[routes]
+"files.test" = { respond = 204, error_pages = { "404" = "{dir}/page.html" } }
+"mtls.localhost" = { respond = 204 }
+"users.localhost" = { respond = 204, basic_auth = { file = "{dir}/users" } }
+"app.localhost" = "app"
+
+[upstreams.app]
+servers = ["https://127.0.0.1:1"]
+sticky = { cookie = "srv", secret = { file = "{dir}/sticky" } }
+tls = { ca = "{dir}/servers.crt", cert = "{dir}/us.crt", key = "{dir}/us.key" }
+
+[mtls."mtls.localhost"]
+ca = "{dir}/clients.crt"
+"#;
+
+#[test]
+fn whatever_would_keep_it_from_starting_is_a_finding() {
+    let plant = |change: &dyn Fn(&Path)| {
+        let dir = directory(POINTING, "x");
+        pair(dir.path(), "site", "files.test", 30);
+        pair(dir.path(), "clients", "clients.test", 30);
+        pair(dir.path(), "servers", "servers.test", 30);
+        pair(dir.path(), "us", "us.test", 30);
+        for (name, text) in [
+            ("notify", "secret"),
+            ("sticky", "0123456789abcdef0123456789abcdef"),
+            ("page.html", "<p>gone"),
+            (
+                "users",
+                "ada:$argon2id$v=19$m=4096,t=3,p=1$c2FsdHNhbHQ$WTvZF2bZ0b5nJ8RZ0wG4q9H3oFkxJ7k1gR3rFr8sDxk\n",
+            ),
+        ] {
+            fs::write(dir.path().join(name), text).unwrap();
+            mode(&dir.path().join(name), 0o600);
+        }
+        change(dir.path());
+        Diagnosis::within(dir, &[])
+    };
+    plant(&|_| {}).good(&["cert-files.good", "admin.free", "config.good"]);
+    type Plant<'a> = (&'a dyn Fn(&Path), &'a str, &'a [&'a str]);
+    let remove = |name: &'static str| move |dir: &Path| fs::remove_file(dir.join(name)).unwrap();
+    let write =
+        |name: &'static str, text: &'static str| move |dir: &Path| fs::write(dir.join(name), text).unwrap();
+    let cases: &[Plant<'_>] = &[
+        (&remove("site.key"), "cert-files.unusable", &["site.key", "[[certificates]]"]),
+        (&|dir| pair(dir, "site", "other.test", 30), "cert-files.names", &["other.test", "files.test"]),
+        (&|dir| pair(dir, "site", "files.test", -1), "cert-files.expired", &["site.crt has expired"]),
+        (
+            &|dir| assert!(fs::copy(dir.join("us.key"), dir.join("site.key")).is_ok()),
+            "cert-files.unusable",
+            &["does not belong", "openssl pkey"],
+        ),
+        (&remove("notify"), "secret.unreadable", &["notify", "starlock.toml, line 5"]),
+        (&remove("sticky"), "secret.unreadable", &["sticky"]),
+        (&remove("clients.crt"), "client-ca.unusable", &["clients.crt"]),
+        (&remove("users"), "users.unusable", &["users"]),
+        (&write("users", "nonsense"), "users.unusable", &["users"]),
+        (&write("servers.crt", "nonsense"), "upstream-ca.unusable", &["servers.crt"]),
+        (&remove("page.html"), "page.unusable", &["page.html"]),
+        (&|dir| pair(dir, "us", "us.test", 30), "config.good", &[]),
+        (
+            &|dir| assert!(fs::copy(dir.join("site.key"), dir.join("us.key")).is_ok()),
+            "upstream-tls.unusable",
+            &["us.crt"],
+        ),
+        (
+            &write("run", "a file where the directory should be"),
+            "admin.unusable",
+            &["run is no directory", "install -d"],
+        ),
+        (
+            &|dir| {
+                fs::create_dir(dir.join("run")).unwrap();
+                fs::write(dir.join("run/admin.sock"), "").unwrap();
+            },
+            "admin.unusable",
+            &["is not a socket", "mv "],
+        ),
+        (&|dir| fs::create_dir(dir.join("access.log")).unwrap(), "access-log.unwritable", &["access.log"]),
+    ];
+    for (change, id, words) in cases {
+        let diagnosis = plant(change);
+        match *id {
+            "config.good" => diagnosis.good(&[id]),
+            id => drop(diagnosis.has(id, "failure", words).only(&[id])),
+        }
+    }
 }
 
 #[test]

@@ -367,6 +367,8 @@ fn traefiks_file_is_read_in_both_versions() {
         assert!(row(&said, "certificate", "good.test").starts_with("taken"), "{said}");
         assert!(row(&said, "account", "https://acme.example/acct/9").starts_with(word), "{said}");
         assert_eq!(said.contains("its key is RSA"), lower, "{said}");
+        let next = ["the first order registers a new account", "starlock accounts list"];
+        assert!(next.iter().all(|words| said.contains(words) == lower), "{said}");
         assert!(!said.contains(&key[..40]), "no key is shown");
     }
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 use crate::support::process::output;
-use crate::support::starlock::{Starlock, command, local_root, write_config};
+use crate::support::starlock::{Starlock, binary, command, local_root, write_config};
 use crate::support::web::served_chain;
 
 const ROUTES: &str = "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\n[acme]\nca = \"local\"\n[routes]\n\
@@ -191,6 +191,77 @@ fn a_system_takes_the_root_over_and_gives_it_back() {
     let empty = tempfile::tempdir().unwrap();
     let output = starlock.command(&["trust", "--install", "--root", empty.path().to_str().unwrap()]);
     assert!(text(&output).contains("install the package ca-certificates"), "{}", text(&output));
+}
+
+#[test]
+fn an_update_that_failed_is_made_up_for_by_the_next_run() {
+    let starlock = Starlock::start(ROUTES);
+    let image_dir = tempfile::tempdir().unwrap();
+    image(image_dir.path());
+    let trust = |verb: &str| starlock.command(&["trust", verb, "--root", image_dir.path().to_str().unwrap()]);
+    let program = image_dir.path().join("usr/sbin/update-ca-certificates");
+    let good = std::fs::read_to_string(&program).unwrap();
+    let breaks = || std::fs::write(&program, "#!/bin/sh\necho no space left >&2\nexit 1\n").unwrap();
+    let mends = || std::fs::write(&program, &good).unwrap();
+    let ours = || {
+        let bundle = std::fs::read_to_string(image_dir.path().join("etc/ssl/certs/ca-certificates.crt"));
+        bundle.unwrap_or_default().contains(local_root(&starlock).trim())
+    };
+    let fails = |verb: &str| {
+        breaks();
+        let output = trust(verb);
+        assert!(!output.status.success() && text(&output).contains("no space left"), "{}", text(&output));
+        mends();
+    };
+    let works = |verb: &str| {
+        let output = trust(verb);
+        assert!(output.status.success() && text(&output).contains("ran /usr/sbin/"), "{}", text(&output));
+    };
+    fails("--install");
+    assert!(!ours());
+    works("--install");
+    assert!(ours());
+    fails("--uninstall");
+    assert!(ours());
+    works("--uninstall");
+    assert!(!ours());
+
+    // A run that was killed between the file and the program.
+    works("--install");
+    let anchors = image_dir.path().join("usr/local/share/ca-certificates");
+    let file = std::fs::read_dir(&anchors).unwrap().next().unwrap().unwrap().path();
+    let pem = std::fs::read(&file).unwrap();
+    works("--uninstall");
+    std::fs::write(&file, pem).unwrap();
+    works("--install");
+    assert!(ours());
+    assert!(!text(&trust("--install")).contains("done"), "and then there is nothing to do");
+}
+
+/// Under sudo, with a umask that lets nobody read what is made, `ada` keeps her own database.
+#[test]
+fn the_browsers_of_whoever_called_sudo_take_the_root_whatever_the_umask() {
+    let starlock = Starlock::start(ROUTES);
+    let home = tempfile::tempdir().unwrap();
+    let database = database(&home.path().join(".pki/nssdb"));
+    std::fs::write(
+        home.path().join("passwd"),
+        format!("root:x:0:0:root:/root:/bin/sh\nada:x:65534:65534::{}:/bin/sh\n", home.path().display()),
+    )
+    .unwrap();
+    output("chown", &["-R", "65534:65534", home.path().to_str().unwrap()]);
+    let usual = binary(&starlock.path(""));
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--propagation", "private", "sh", "-c"])
+        .arg("mount --bind \"$1/passwd\" /etc/passwd && umask 077 && exec \"$2\" trust --install --only browsers")
+        .args([std::ffi::OsStr::new("sh"), home.path().as_os_str(), usual.get_program()])
+        .env_clear()
+        .envs(usual.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .envs([("SUDO_USER", "ada"), ("SUDO_UID", "65534"), ("SUDO_GID", "65534")]);
+    let done = command.output().unwrap();
+    assert!(done.status.success() && text(&done).contains("added as a root"), "{}", text(&done));
+    assert!(output("certutil", &["-d", &database, "-L"]).contains("Starlock local CA"));
 }
 
 fn database(dir: &Path) -> String {

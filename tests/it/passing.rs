@@ -15,8 +15,8 @@ use crate::support::eventually;
 use crate::support::pebble::{Options, Pebble};
 use crate::support::process::output;
 use crate::support::server::{Body, Server};
-use crate::support::starlock::Starlock;
-use crate::support::web::served_chain;
+use crate::support::starlock::{Starlock, local_root};
+use crate::support::web::{Upstream, curl, served_chain};
 
 /// A zone to write into, and Pebble that believes everybody: who answers challenges is not what is tested.
 struct Rig {
@@ -111,6 +111,33 @@ fn files_are_written_and_the_hook_told_once_over_restarts() {
     starlock.start_again();
     eventually("it is told again", || (read(&told).lines().count() == 2).then_some(()));
     assert!(starlock.path("mail/cert.pem").exists());
+}
+
+#[test]
+fn a_hook_that_fails_after_files_were_mended_is_run_again() {
+    let config = LOCAL.replace("{ run = \"{dir}/hangs\", timeout = \"1s\" },\n", "");
+    let mut starlock = Starlock::start_with(&config, |dir, _| {
+        shell(&dir.join("hook"), &format!("echo once >> {0}/told; ! test -e {0}/broken", dir.display()));
+    });
+    let (told, broken) = (starlock.path("told"), starlock.path("broken"));
+    eventually("the hook was told", || (read(&told).lines().count() == 1).then_some(()));
+    let shown =
+        |starlock: &Starlock| String::from_utf8(starlock.command(&["certs", "show", "app.localhost"]).stdout);
+    eventually("it is remembered", || shown(&starlock).unwrap().contains("ok at ").then_some(()));
+    starlock.process().kill();
+    // Somebody changes a file; it is mended, and just then the hook fails.
+    std::fs::write(starlock.path("mail/cert.pem"), "changed").unwrap();
+    std::fs::write(&broken, "").unwrap();
+    starlock.start_again();
+    let said = eventually("the failure is shown", || {
+        Some(shown(&starlock).unwrap()).filter(|shown| shown.contains("failed at "))
+    });
+    assert!(said.contains("the hook") && read(&starlock.path("mail/cert.pem")).contains("BEGIN"), "{said}");
+    starlock.process().kill();
+    std::fs::remove_file(&broken).unwrap();
+    starlock.start_again();
+    eventually("it is told again", || (read(&told).lines().count() == 3).then_some(()));
+    eventually("it is well", || shown(&starlock).unwrap().contains("ok at ").then_some(()));
 }
 
 #[test]
@@ -248,4 +275,28 @@ fn a_pipe_as_a_secret_is_refused_and_holds_nothing_up() {
     let said = String::from_utf8_lossy(&reloaded.stderr).into_owned();
     assert!(!reloaded.status.success() && said.contains("no regular file"), "{said}");
     starlock.serial_other_than("one.test", None);
+}
+
+#[test]
+fn a_rotated_secret_of_sticky_cookies_is_in_force_at_once() {
+    let app = Upstream::start("app");
+    let config = format!(
+        "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\n[routes]\n\"app.localhost\" = \"app\"\n[upstreams.app]\nservers = [\"{}\"]\n\
+         sticky = {{ cookie = \"srv\", secret = {{ file = \"{{dir}}/sticky\" }} }}\n",
+        app.url()
+    );
+    let starlock = Starlock::start_with(&config, |dir, _| {
+        std::fs::write(dir.join("sticky"), "one one one one one one one one").unwrap();
+    });
+    let (https, root) = (starlock.address("https"), local_root(&starlock));
+    let cookie = || {
+        let answer = curl(https, &root, "https://app.localhost/", &["-i"]).unwrap();
+        let line = answer.lines().find(|line| line.to_ascii_lowercase().starts_with("set-cookie: srv="));
+        line.unwrap_or_else(|| panic!("no cookie in {answer}")).to_owned()
+    };
+    let first = cookie();
+    assert_eq!(cookie(), first, "the same server under the same secret");
+    std::fs::write(starlock.path("sticky"), "two two two two two two two two").unwrap();
+    eventually("the new secret is in force", || (cookie() != first).then_some(()));
+    assert!(starlock.status()["last_reload"].is_null(), "nobody reloaded");
 }

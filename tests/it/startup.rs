@@ -2,6 +2,7 @@
 
 use crate::issuance::builtin;
 use crate::support::pebble::{Options, Pebble, verify_chain};
+use crate::support::process::output;
 use crate::support::starlock::{Starlock, command, local_root, set_clock};
 use crate::support::web::{Upstream, curl, served_chain};
 use crate::support::{eventually, free_port, local};
@@ -29,6 +30,69 @@ fn with_the_ca_down_it_serves_from_storage_at_once_and_keeps_trying() {
 
     pebble.restart();
     starlock.serial_other_than("example.test", Some(&serial));
+}
+
+#[test]
+fn a_fresh_process_says_in_its_metrics_that_its_configuration_was_taken() {
+    let config = "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\nmetrics = \"127.0.0.1:0\"\n[routes]\n\"a.localhost\" = { respond = 204 }\n";
+    let starlock = Starlock::start(config);
+    let metrics = || output("curl", &["-sf", &format!("http://{}/metrics", starlock.address("metrics"))]);
+    let value = |series: &str| -> Option<f64> {
+        metrics().lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+    };
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    assert_eq!(value("starlock_config_last_reload_success "), Some(1.0));
+    let loaded = value("starlock_config_last_reload_timestamp_seconds ").unwrap();
+    assert!((now - 60.0..now + 1.0).contains(&loaded), "{loaded}");
+
+    curl(starlock.address("https"), &local_root(&starlock), "https://a.localhost/", &[]).unwrap();
+    let count = "starlock_http_request_duration_seconds_count{route=\"a.localhost\"}";
+    eventually("the request is counted", || value(count).filter(|count| *count == 1.0));
+    let text = metrics();
+    assert!(text.contains("# TYPE starlock_http_request_duration_seconds histogram"), "{text}");
+    assert!(
+        text.contains("starlock_http_request_duration_seconds_bucket{le=\"+Inf\",route=\"a.localhost\"} 1"),
+        "{text}"
+    );
+
+    assert!(!starlock.reload(&config.replace("204", "\"nonsense\"")).status.success());
+    assert_eq!(value("starlock_config_last_reload_success "), Some(0.0), "a refusal is seen");
+}
+
+#[test]
+fn a_state_directory_that_is_not_as_it_should_be_is_said_at_the_start() {
+    let config =
+        "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\n[routes]\n\"a.localhost\" = { respond = 204 }\n";
+    let told = |prepare: &dyn Fn(&std::path::Path)| {
+        let starlock = Starlock::start_with(config, |dir, _| prepare(&dir.join("state")));
+        let lines = starlock.log();
+        lines.lines().filter(|line| line.contains("WARN")).collect::<Vec<_>>().join("\n")
+    };
+    let make = |state: &std::path::Path| {
+        std::fs::create_dir(state).unwrap();
+        std::fs::set_permissions(state, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    };
+    let chown = |path: &std::path::Path| std::os::unix::fs::chown(path, Some(65534), None).unwrap();
+    let whole = told(&|_| {});
+    assert!(!whole.contains("belongs to uid"), "{whole}");
+    let foreign = told(&|state| {
+        make(state);
+        chown(state);
+    });
+    assert!(foreign.contains("belongs to uid 65534, this process runs as"), "{foreign}");
+    let value = told(&|state| {
+        make(state);
+        std::fs::create_dir(state.join("certs")).unwrap();
+        std::fs::write(state.join("certs/a.json"), "{}").unwrap();
+        chown(&state.join("certs/a.json"));
+    });
+    assert!(value.contains("certs/a.json belongs to uid 65534") && value.contains("chown -R"), "{value}");
+    let volatile = format!("/dev/shm/starlock-test-{}", std::process::id());
+    let starlock = Starlock::start(&format!("{config}[storage]\npath = \"{volatile}\"\n"));
+    let log = starlock.log();
+    drop(starlock);
+    std::fs::remove_dir_all(&volatile).unwrap();
+    assert!(log.contains("lies in memory") && log.contains("mount a durable volume"), "{log}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::issuance::builtin;
-use crate::support::dns::{Knot, Recursor};
+use crate::support::dns::{Knot, Recursor, dig, loopback};
 use crate::support::pebble::{Options, Pebble};
 use crate::support::process::{Process, output};
 use crate::support::starlock::{Starlock, binary, command, root_of_local_ca, write_config};
@@ -276,4 +276,45 @@ fn the_sandbox_of_the_unit_leaves_room_for_all_it_does() {
     let seen = ["execve", "accept4", "connect", "sendto", "flock", "fsync", "prlimit64"];
     let missing: Vec<_> = seen.into_iter().filter(|name| !called.contains(*name)).collect();
     assert!(missing.is_empty(), "the trace shows too little, {missing:?} are not in it: {called:?}");
+}
+
+/// Opens a UDP and a TCP socket as a socket unit does, and becomes the program that follows.
+const ACTIVATED_DNS: &str = r#"
+import os, socket, sys
+ip, port = sys.argv[1], int(sys.argv[2])
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind((ip, port))
+tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+tcp.bind((ip, port))
+tcp.listen(16)
+os.dup2(tcp.fileno(), 13), os.dup2(udp.fileno(), 14)
+os.dup2(13, 3), os.dup2(14, 4)
+os.environ.update(LISTEN_FDS="2", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[3], sys.argv[3:])
+"#;
+
+/// If the responder bound the address itself, it would be in use.
+#[test]
+fn the_responder_takes_the_sockets_that_systemd_opened() {
+    let ip = loopback();
+    let config = format!(
+        "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\n[acme]\nca = \"https://127.0.0.1:1/dir\"\n[dns]\nprovider = \"builtin\"\n\
+         [responder]\nlisten = [\"{ip}:53\"]\nnameservers = [{{ name = \"ns.edge.test\", addresses = [\"{ip}\"] }}]\n\
+         [routes]\n\"example.test\" = {{ respond = 204 }}\n"
+    );
+    let starlock = Starlock::start_as(&config, |dir, command| {
+        let mut python = Command::new("python3");
+        python.args(["-c", ACTIVATED_DNS, &ip.to_string(), "53"]).arg(command.get_program());
+        python.args(command.get_args()).current_dir(dir).env_clear();
+        python.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        python
+    });
+    assert_eq!(starlock.address("responder"), (ip, 53).into());
+    for transport in ["+notcp", "+tcp"] {
+        let answer = dig((ip, 53).into(), &[transport, "_acme-challenge.example.test", "SOA"]);
+        assert!(answer.contains("status: NOERROR") && answer.contains("aa"), "{transport}: {answer}");
+    }
+    // A reload keeps them.
+    assert!(starlock.reload(&config.replace("204", "200")).status.success());
+    assert!(dig((ip, 53).into(), &["_acme-challenge.example.test", "SOA"]).contains("NOERROR"));
 }

@@ -1,7 +1,7 @@
 //! Zones with every detail in the hand of the test, on real Knots: serial numbers, name servers, signatures, wrong ones too.
 
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use base64::Engine;
@@ -113,33 +113,19 @@ impl Authority {
 
 /// The zone's file, signed by BIND's tools until a day that is over.
 pub fn signed_long_ago(zone: &Zone) -> (String, String) {
+    signed_by_tools(zone, "ECDSAP256SHA256", ["20200101000000", "20200201000000"])
+}
+
+/// The zone's file, signed by BIND's tools with an algorithm, from a day to another; and its DS record.
+pub fn signed_by_tools(zone: &Zone, algorithm: &str, [from, to]: [&str; 2]) -> (String, String) {
     let dir = tempfile::tempdir().unwrap();
     let (place, name) = (dir.path().to_str().unwrap(), zone.name.as_str());
-    let key = output("dnssec-keygen", &["-q", "-K", place, "-a", "ECDSAP256SHA256", "-f", "KSK", name]);
+    let key = output("dnssec-keygen", &["-q", "-K", place, "-a", algorithm, "-f", "KSK", name]);
     let file = write(&dir, "zone", &zone.file());
     let signed = format!("{file}.signed");
-    output(
-        "dnssec-signzone",
-        &[
-            "-q",
-            "-S",
-            "-P",
-            "-z",
-            "-K",
-            place,
-            "-d",
-            place,
-            "-o",
-            name,
-            "-s",
-            "20200101000000",
-            "-e",
-            "20200201000000",
-            "-f",
-            &signed,
-            &file,
-        ],
-    );
+    let mut arguments = vec!["-q", "-S", "-P", "-z", "-K", place, "-d", place, "-o", name];
+    arguments.extend(["-s", from, "-e", to, "-f", &signed, &file]);
+    output("dnssec-signzone", &arguments);
     let public = format!("{place}/{}.key", key.trim());
     let ds = output("dnssec-dsfromkey", &["-2", &public]);
     (std::fs::read_to_string(signed).unwrap(), ds.trim().to_owned())
@@ -172,16 +158,83 @@ impl Validator {
 }
 
 /// Lets datagrams through to `server`, and nothing else: a firewall that forgot TCP. Ends with the test's process.
-pub fn udp_only(server: Ipv4Addr) -> Ipv4Addr {
+pub fn udp_only(server: impl Into<SocketAddr>) -> Ipv4Addr {
     let ip = loopback();
+    pass_datagrams(ip, server.into());
+    ip
+}
+
+/// Port 53 of `ip`, over UDP. Ends with the test's process.
+fn pass_datagrams(ip: Ipv4Addr, to: SocketAddr) {
     let socket = UdpSocket::bind((ip, 53)).unwrap();
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-            if let Some(answer) = datagram((server, 53).into(), &buffer[..length], Duration::from_secs(2)) {
+            if let Some(answer) = datagram(to, &buffer[..length], Duration::from_secs(2)) {
                 drop(socket.send_to(&answer, from));
             }
         }
     });
-    ip
+}
+
+/// BIND as an authority. It listens only where an interface names an address, so it has a port there, and what
+/// comes to port 53 of another address is passed on.
+pub struct Bind {
+    /// Where it is itself, for updates.
+    pub address: SocketAddr,
+    pub secret: String,
+    _process: Process,
+    _dir: TempDir,
+}
+
+impl Bind {
+    /// Answers at `ip`. Serves `zones`, each with the grants of its update policy; `good` is one of them that it takes. A zone whose file is wrong is
+    /// SERVFAIL.
+    pub fn start(zones: &[(Zone, &str)], good: &str, ip: Ipv4Addr) -> Self {
+        let (address, dir) = (super::local(super::free_port()), tempfile::tempdir().unwrap());
+        let secret = STANDARD.encode(rand::random::<[u8; 32]>());
+        let (place, port) = (dir.path().display(), address.port());
+        let mut config = format!(
+            "options {{ directory \"{place}\"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; \
+             pid-file \"{place}/pid\"; session-keyfile \"{place}/session\"; recursion no; empty-zones-enable no; \
+             dnssec-validation no; }};\ncontrols {{ }};\nkey \"acme.\" {{ algorithm hmac-sha256; secret \"{secret}\"; }};\n"
+        );
+        for (zone, grants) in zones {
+            let file = write(&dir, &format!("{}.zone", zone.name), &zone.file());
+            writeln!(
+                config,
+                "zone \"{}\" {{ type primary; file \"{file}\"; update-policy {{ {grants} }}; }};",
+                zone.name
+            )
+            .unwrap();
+        }
+        let config = write(&dir, "named.conf", &config);
+        let process = daemon(&dir, "named", &["-n", "1", "-g", "-4", "-c", &config]);
+        ready(address, good);
+        pass_datagrams(ip, address);
+        pass_connections(ip, address);
+        Self { address, secret, _process: process, _dir: dir }
+    }
+}
+
+/// Port 53 of `ip`, over TCP. Ends with the test's process.
+fn pass_connections(ip: Ipv4Addr, to: SocketAddr) {
+    let listener = TcpListener::bind((ip, 53)).unwrap();
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(server) = TcpStream::connect(to) else { continue };
+            let (Ok(mut from_client), Ok(mut to_server)) = (client.try_clone(), server.try_clone()) else {
+                continue;
+            };
+            std::thread::spawn(move || {
+                drop(std::io::copy(&mut from_client, &mut to_server));
+                drop(to_server.shutdown(std::net::Shutdown::Write));
+            });
+            let (mut from_server, mut to_client) = (server, client);
+            std::thread::spawn(move || {
+                drop(std::io::copy(&mut from_server, &mut to_client));
+                drop(to_client.shutdown(std::net::Shutdown::Both));
+            });
+        }
+    });
 }
