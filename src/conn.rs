@@ -1,5 +1,8 @@
 //! What is known of a client's connection: `listen` fills it in, `proxy` reads it.
 
+mod load;
+mod peer;
+
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::future::Future;
@@ -15,6 +18,11 @@ use http_body::Body;
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use load::{Held, Load};
+#[cfg(test)]
+pub(crate) use peer::is_watched;
+pub use peer::notice_vanished_peer;
+
 use crate::name::{HostName, HostPattern};
 
 /// What answers the requests of one worker's connections: the seam between `listen` and `proxy`.
@@ -28,6 +36,9 @@ pub trait Service: 'static {
         request: Request<Incoming>,
         conn: Rc<ConnInfo>,
     ) -> impl Future<Output = Response<Self::Body>> + 'static;
+
+    /// The answer to a request that the process has no room for ([`Load`]): 503, at once, and nobody else is asked.
+    fn shed(self: Rc<Self>, request: Request<Incoming>, conn: Rc<ConnInfo>) -> Response<Self::Body>;
 
     /// Whether [`Service::pass_through`] may have an answer for some name: then each ClientHello is read before its handshake.
     fn passes_through(&self) -> bool {
@@ -76,6 +87,8 @@ pub struct ConnInfo {
     pub tls: Option<TlsInfo>,
     /// What its requests must keep to.
     pub limits: RequestLimits,
+    /// What the process carries, of which its requests are a part.
+    pub load: Arc<Load>,
 }
 
 /// Limits of a request that HTTP itself does not have; the service answers 414 and 431.

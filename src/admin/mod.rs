@@ -7,6 +7,7 @@ mod accounts;
 mod client;
 mod http;
 mod metrics;
+mod ready;
 mod server;
 mod upstreams;
 
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use accounts::{AccountCommand, AccountStatus};
 pub use client::{Client, ClientError};
 pub use metrics::MetricsServer;
+pub use ready::ReadyServer;
 pub use server::{AdminServer, BindError};
 pub use upstreams::{ServerStatus, UpstreamStatus};
 
@@ -151,6 +153,8 @@ pub struct Status {
     pub last_reload: Option<LastReload>,
     /// What is bound, the real ports where the configuration says 0.
     pub listeners: Vec<ListenerStatus>,
+    /// A shutdown has begun.
+    pub draining: bool,
     /// Clients at this moment.
     pub connections_open: u64,
     /// Since the start, of the routes in force.

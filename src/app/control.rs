@@ -65,6 +65,7 @@ impl Control for AppControl {
             config_path: self.config_path.clone(),
             last_reload: shown.last_reload,
             listeners: shown.listeners,
+            draining: shown.draining,
             connections_open: self.traffic.open_connections() as u64,
             requests_total: self.metrics.requests_total(),
             certificates,

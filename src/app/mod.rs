@@ -95,9 +95,12 @@ impl App {
         if plan.storage != self.plan.storage {
             return Err("storage.path cannot change while running: restart Starlock for it".to_owned());
         }
-        if plan.admin != self.plan.admin || plan.telemetry.metrics != self.plan.telemetry.metrics {
+        if plan.admin != self.plan.admin
+            || plan.telemetry.metrics != self.plan.telemetry.metrics
+            || plan.ready != self.plan.ready
+        {
             return Err(
-                "listen.admin and listen.metrics cannot change while running: restart Starlock for them"
+                "listen.admin, listen.metrics and listen.ready cannot change while running: restart Starlock for them"
                     .to_owned(),
             );
         }
@@ -260,7 +263,7 @@ fn changes(old: &Plan, new: &Plan) -> Vec<String> {
             changes.push(what.to_owned());
         }
     };
-    note("listeners", old.listen != new.listen);
+    note("listeners", old.listen != new.listen || old.lame_duck != new.lame_duck);
     note("routes", old.proxy != new.proxy);
     note("client certificates", old.client_auth != new.client_auth);
     note("upstreams", old.upstreams != new.upstreams);

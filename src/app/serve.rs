@@ -16,7 +16,7 @@ use super::responders::Responders;
 use super::secrets::SecretWatch;
 use super::{App, Loader, accounts, end, issuers, minting, systemd};
 use crate::acme::Accounts;
-use crate::admin::{AdminServer, LastReload, ListenerStatus, MetricsServer};
+use crate::admin::{AdminServer, LastReload, ListenerStatus, MetricsServer, ReadyServer};
 use crate::backoff::Backoff;
 use crate::certs::CertManager;
 use crate::challenge::{Janitor, WellKnown, answers, janitor};
@@ -176,7 +176,7 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
     match begun {
         Some(begun) => begun?,
         None => {
-            drain(app, &board, &supervisor, &mut stop).await;
+            drain(app, &board, &supervisor, &mut stop, Duration::ZERO).await;
             return Ok(());
         }
     }
@@ -195,8 +195,11 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
         snapshots: snapshot_reader,
         reloads,
     });
-    let metrics_address = serve_metrics(&app, &metrics, &supervisor)?;
-    show(&app, &board, metrics_address);
+    let beside = Beside {
+        metrics: serve_metrics(&app, &metrics, &supervisor)?,
+        ready: serve_ready(&app, &board, &supervisor)?,
+    };
+    show(&app, &board, beside);
     admin.serve(&supervisor, control);
     systemd::watch(&supervisor);
     systemd::ready(&app.summary());
@@ -216,12 +219,12 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
             fresh = app.upstream_tls.changed() => app.upstream_tls.commit(fresh),
             _ = reopen.recv() => app.access.reopen(),
             _ = hangup.recv() => tokio::select! {
-                result = reload(&mut app, &board, metrics_address) => drop(result),
+                result = reload(&mut app, &board, beside) => drop(result),
                 () = stop.asked() => break Ok(()), // half a reload is of no concern to a process that ends
             },
             Some(ReloadCommand(answer)) = commands.recv() => {
                 let result = tokio::select! {
-                    result = reload(&mut app, &board, metrics_address) => result,
+                    result = reload(&mut app, &board, beside) => result,
                     () = stop.asked() => break Ok(()),
                 };
                 if answer.send(result).is_err() {
@@ -230,17 +233,17 @@ async fn run(loader: Loader, plan: Plan, config_path: String) -> Result<(), Stri
             }
         }
     };
-    drain(app, &board, &supervisor, &mut stop).await;
+    // Whoever asks for a reload now hears that it is too late.
+    drop(commands);
+    // Who cannot serve any more does not go on as if it could.
+    let lame_duck = if outcome.is_ok() { app.plan.lame_duck } else { Duration::ZERO };
+    drain(app, &board, &supervisor, &mut stop, lame_duck).await;
     outcome
 }
 
-async fn reload(
-    app: &mut App,
-    board: &Board,
-    metrics: Option<SocketAddr>,
-) -> Result<super::Reloaded, String> {
+async fn reload(app: &mut App, board: &Board, beside: Beside) -> Result<super::Reloaded, String> {
     let result = app.reload().await;
-    show(app, board, metrics);
+    show(app, board, beside);
     let last = LastReload {
         at: clock::rfc3339(app.clock.now()),
         ok: result.is_ok(),
@@ -250,25 +253,43 @@ async fn reload(
     result
 }
 
-/// Stops accepting, lets requests finish, takes TXT records away, writes the last lines. A second signal skips the waiting.
-async fn drain(app: App, board: &Board, supervisor: &Supervisor, stop: &mut Stop) {
+/// Says that it is going, and serves on for `lame_duck`; then stops accepting, lets requests finish, takes TXT records away, writes the
+/// last lines. A second signal skips the waiting.
+async fn drain(app: App, board: &Board, supervisor: &Supervisor, stop: &mut Stop, lame_duck: Duration) {
     let limit = app.plan.listen.timeouts.drain;
     board.lock().unwrap_or_else(PoisonError::into_inner).draining = true;
+    systemd::stopping(lame_duck + limit + END_LIMIT);
+    let mut now = false;
+    if !lame_duck.is_zero() {
+        tracing::info!(
+            seconds = lame_duck.as_secs_f64(),
+            "going: `ready` says so, everything is still served for a while; a second signal stops at once"
+        );
+        tokio::select! {
+            () = tokio::time::sleep(lame_duck) => {}
+            () = stop.asked() => now = true,
+        }
+    }
     tracing::info!(
         limit_seconds = limit.as_secs(),
         "draining: no new connections, requests in flight finish; a second signal stops at once"
     );
-    systemd::stopping(limit + END_LIMIT);
     let App { traffic, access, .. } = app;
     let mut draining = std::pin::pin!(traffic.drain(limit));
+    let asked = async {
+        if !now {
+            stop.asked().await;
+        }
+    };
     let drained = tokio::select! {
-        drained = &mut draining => drained,
-        () = stop.asked() => {
+        biased;
+        () = asked => {
             tracing::warn!("second signal: stopping now");
             traffic.abort();
             // Milliseconds: what was cut is still logged.
             draining.await
         }
+        drained = &mut draining => drained,
     };
     match drained.cut {
         0 => tracing::info!("every request in flight was finished"),
@@ -342,15 +363,40 @@ fn serve_metrics(
     let metrics = metrics.clone();
     let server = MetricsServer::bind(address).map_err(|e| format!("listen.metrics: {e}"))?;
     let bound = server.address();
-    server.serve(supervisor, Arc::new(move || metrics.render()));
+    let traffic = app.traffic.clone();
+    let render = move || {
+        let load = traffic.load();
+        metrics.loaded(load.requests(), load.buffered());
+        metrics.render()
+    };
+    server.serve(supervisor, Arc::new(render));
     Ok(Some(bound))
 }
 
-fn show(app: &App, board: &Board, metrics: Option<SocketAddr>) {
+/// Answers balancers that ask whether they may send requests: until the process begins to drain.
+fn serve_ready(app: &App, board: &Board, supervisor: &Supervisor) -> Result<Option<SocketAddr>, String> {
+    let Some(address) = app.plan.ready else { return Ok(None) };
+    let server = ReadyServer::bind(address).map_err(|e| format!("listen.ready: {address}: {e}"))?;
+    let bound = server.address();
+    let board = board.clone();
+    let is_ready = move || !board.lock().unwrap_or_else(PoisonError::into_inner).draining;
+    server.serve(supervisor, Arc::new(is_ready));
+    Ok(Some(bound))
+}
+
+/// What listens beside the traffic, with real ports.
+#[derive(Clone, Copy, Default)]
+struct Beside {
+    metrics: Option<SocketAddr>,
+    ready: Option<SocketAddr>,
+}
+
+fn show(app: &App, board: &Board, beside: Beside) {
     let entry = |address: String, kind: &str| ListenerStatus { address, kind: kind.to_owned() };
     let mut listeners: Vec<_> =
         app.listeners().into_iter().map(|(a, kind)| entry(a.to_string(), kind)).collect();
-    listeners.extend(metrics.map(|address| entry(address.to_string(), "metrics")));
+    listeners.extend(beside.metrics.map(|address| entry(address.to_string(), "metrics")));
+    listeners.extend(beside.ready.map(|address| entry(address.to_string(), "ready")));
     listeners.push(entry(app.plan.admin.display().to_string(), "admin"));
     let mut shown: std::sync::MutexGuard<'_, Shown> = board.lock().unwrap_or_else(PoisonError::into_inner);
     shown.listeners = listeners;

@@ -115,6 +115,13 @@ fn listeners(out: &mut String, plan: &Plan) {
         );
     }
     rows.extend(plan.telemetry.metrics.map(|address| ["metrics".to_owned(), address.to_string()]));
+    rows.extend(plan.ready.map(|address| {
+        let lame_duck = super::explain::human(plan.lame_duck);
+        [
+            "ready".to_owned(),
+            format!("{address}  503 as soon as a shutdown begins, {lame_duck} before the listeners close"),
+        ]
+    }));
     rows.push(["admin".to_owned(), plan.admin.display().to_string()]);
     rows.push(["state".to_owned(), plan.storage.path.display().to_string()]);
     let _ = writeln!(out, "\nPlaces");

@@ -165,7 +165,7 @@ fn certificate(out: &mut String, plan: &Plan, request: &ExpectRequest) {
 }
 
 /// `90s` as `90 s`, whole minutes from ten on as `10 min`.
-fn human(time: Duration) -> String {
+pub(super) fn human(time: Duration) -> String {
     match time {
         time if time.subsec_millis() > 0 => format!("{} ms", time.as_millis()),
         time if time.as_secs() >= 120 && time.as_secs().is_multiple_of(60) => {

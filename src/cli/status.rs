@@ -19,6 +19,9 @@ pub(super) fn run(socket: &SocketArgs, as_json: bool) -> ExitCode {
 fn text(status: &Status) -> String {
     let mut out =
         format!("starlock {}, process {}, since {}\n", status.version, status.pid, status.started_at);
+    if status.draining {
+        out.push_str("DRAINING: it was told to stop, and ends when the requests under way have ended\n");
+    }
     if !status.config_path.is_empty() {
         let _ = writeln!(out, "configuration  {}", status.config_path);
     }
@@ -71,6 +74,7 @@ mod tests {
             listeners: vec![ListenerStatus { address: "[::]:443".into(), kind: "https".into() }],
             servers: [("up".to_owned(), 3), ("drained".to_owned(), 1)].into(),
             certificates: [("valid".to_owned(), 2), ("parked".to_owned(), 0)].into(),
+            draining: true,
             ..Status::default()
         };
         let text = text(&status);
@@ -83,6 +87,6 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
         }
-        assert!(text.contains("REFUSED"));
+        assert!(text.contains("REFUSED") && text.contains("DRAINING"));
     }
 }

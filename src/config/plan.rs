@@ -1,6 +1,8 @@
 //! The validated configuration, made of the components' own Spec types.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::acme::AcmeSpec;
 use crate::balance::UpstreamSpec;
@@ -23,6 +25,10 @@ pub struct Plan {
     pub listen: ListenSpec,
     /// The admin socket.
     pub admin: PathBuf,
+    /// Where balancers may ask whether to send requests.
+    pub ready: Option<SocketAddr>,
+    /// How long everything is served on after that has been answered with no.
+    pub lame_duck: Duration,
     /// Routes and whom to trust.
     pub proxy: ProxySpec,
     /// Hosts that ask for client certificates, sorted.

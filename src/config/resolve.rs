@@ -27,7 +27,8 @@ use crate::telemetry::{AccessLogSpec, TelemetrySpec};
 pub(super) fn resolve(decoder: &mut Decoder<'_>, file: &Fields, env: &Environment) -> (Plan, Vec<Expect>) {
     let section = |name: &str| file.value::<Fields>(name).unwrap_or_else(Fields::empty);
     let listen_section = section("listen");
-    let (listen, metrics) = listen(decoder, &listen_section, &section("timeouts"), &section("limits"));
+    let (listen, Beside { metrics, ready }) =
+        listen(decoder, &listen_section, &section("timeouts"), &section("limits"));
     let upstream_defaults = upstreams::time_outs(&section("timeouts"), upstreams::Usual::default());
 
     let mut read_routes = routes::read(decoder, file.value("routes").unwrap_or_default());
@@ -78,6 +79,12 @@ pub(super) fn resolve(decoder: &mut Decoder<'_>, file: &Fields, env: &Environmen
     let plan = Plan {
         listen,
         admin: listen_section.value("admin").unwrap_or_else(|| env.admin_socket()),
+        ready,
+        lame_duck: section("timeouts").value("lame_duck").unwrap_or(if ready.is_some() {
+            LAME_DUCK
+        } else {
+            Duration::ZERO
+        }),
         proxy,
         client_auth,
         upstreams,
@@ -92,12 +99,21 @@ pub(super) fn resolve(decoder: &mut Decoder<'_>, file: &Fields, env: &Environmen
     (plan, expects)
 }
 
+/// What is listened on beside the traffic.
+struct Beside {
+    metrics: Option<SocketAddr>,
+    ready: Option<SocketAddr>,
+}
+
+/// Balancers ask every few seconds; without one nobody would use the time.
+const LAME_DUCK: Duration = Duration::from_secs(5);
+
 fn listen(
     decoder: &mut Decoder<'_>,
     section: &Fields,
     timeouts: &Fields,
     limits: &Fields,
-) -> (ListenSpec, Option<SocketAddr>) {
+) -> (ListenSpec, Beside) {
     let addresses = |key: &str, port: u16| match section.list::<SocketAddr>(key) {
         Some(list) => list,
         None if section.has(key) => Vec::new(),
@@ -109,6 +125,7 @@ fn listen(
     let https = addresses("https", 443);
     let http = addresses("http", 80);
     let metrics = section.slot::<SocketAddr>("metrics").given();
+    let ready = section.slot::<SocketAddr>("ready").given();
     let written =
         ["https", "http"].iter().all(|key| decoder.text.get(section.span_of(key)).is_some_and(is_empty_list));
     if section.has("https") && section.has("http") && https.is_empty() && http.is_empty() && written {
@@ -118,7 +135,7 @@ fn listen(
         );
     }
     let mut seen: Vec<&At<SocketAddr>> = Vec::new();
-    for at in https.iter().chain(&http).chain(&metrics).filter(|at| at.value.port() != 0) {
+    for at in https.iter().chain(&http).chain(&metrics).chain(&ready).filter(|at| at.value.port() != 0) {
         match seen.iter().find(|other| other.value == at.value) {
             Some(first) if first.span == at.span => {} // both are defaults
             Some(first) => decoder.push(
@@ -155,6 +172,8 @@ fn listen(
                 .and_then(|n| u32::try_from(n).ok())
                 .unwrap_or(usual_limits.h2_streams),
             connections: number("connections"),
+            requests: number("requests"),
+            buffered: number("buffered"),
             connections_per_ip: number("connections_per_ip"),
         },
     };
@@ -178,7 +197,8 @@ fn listen(
             .also(limits.span_of("connections"), "which is this"),
         );
     }
-    (spec, metrics.map(|at| at.value))
+    let value = |at: At<SocketAddr>| at.value;
+    (spec, Beside { metrics: metrics.map(value), ready: ready.map(value) })
 }
 
 pub(super) fn is_empty_list(source: &str) -> bool {

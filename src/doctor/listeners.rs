@@ -54,6 +54,9 @@ pub(super) fn wanted(plan: &Plan) -> Vec<Wanted> {
     if let Some(address) = plan.telemetry.metrics {
         add("metrics", "[listen] metrics", &[address], Protocol::Tcp);
     }
+    if let Some(address) = plan.ready {
+        add("ready", "[listen] ready", &[address], Protocol::Tcp);
+    }
     if let Some(responder) = &plan.responder {
         add("responder", "[responder] listen", &responder.listen, Protocol::Udp);
         add("responder", "[responder] listen", &responder.listen, Protocol::Tcp);

@@ -2,18 +2,18 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::{Future, poll_fn, ready};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap};
-use http::{HeaderValue, Method, Request, StatusCode};
-use http_body::{Body, Frame, SizeHint};
+use futures_util::future::Either;
+use http::header::{CONNECTION, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -23,13 +23,15 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::answer::{Answer, Streams};
 use super::gate::Permit;
 use super::meter::{ReadMeter, WriteMeter};
 use super::opening::{Ends, hello, prior_knowledge};
 use super::prefixed::Prefixed;
 use super::proxy_header;
 use super::spec::{Limits, ListenTimeouts};
-use super::watch::{Cause, InFlight, Stream, Verdict, Watch};
+use super::stream::SEND_BUFFER;
+use super::watch::{Cause, Verdict, Watch};
 use super::worker::{Endpoint, Worker};
 use crate::conn::{Alpn, AnswerBody, ConnInfo, RequestLimits, Service, Tunnel};
 use crate::task;
@@ -41,8 +43,6 @@ const H1_BUFFER: usize = 64 * 1024;
 /// A window for each stream, and a larger one for the connection: equal ones let one stalled upload block all others.
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Of each stream; h2's default of 400 KiB makes 100 stalled streams cost 40 MiB.
-const H2_SEND_BUFFER: usize = 64 * 1024;
 const H2_PING: Duration = Duration::from_secs(30);
 const H2_PONG: Duration = Duration::from_secs(20);
 
@@ -51,8 +51,6 @@ const H2_PONG: Duration = Duration::from_secs(20);
 pub(super) struct Settings {
     pub(super) timeouts: ListenTimeouts,
     pub(super) limits: Limits,
-    /// Over all listeners.
-    pub(super) connections: usize,
     /// Peers that say who their client is.
     pub(super) proxy_protocol: Box<[IpNet]>,
     /// Whether HTTP/2 may begin without TLS.
@@ -79,7 +77,8 @@ pub(super) async fn serve<S: Service>(
     let Ok(local) = stream.local_addr() else { return };
     // Answers must not wait for acknowledgements; a socket that cannot do it still works.
     let _ = stream.set_nodelay(true);
-    let watch = Watch::new(settings.timeouts);
+    let load = worker.shared.load.clone();
+    let watch = Watch::new(settings.timeouts, &load);
     let _registered = worker.register(&watch);
     let deadline = Instant::now() + settings.timeouts.handshake;
     let mut ends = Ends::new(peer, local);
@@ -100,7 +99,7 @@ pub(super) async fn serve<S: Service>(
         }
     }
     let limits = RequestLimits { uri: settings.limits.uri, fields: settings.limits.header_fields };
-    let mut info = ConnInfo { peer: ends.peer, local: ends.local, tls: None, limits };
+    let mut info = ConnInfo { peer: ends.peer, local: ends.local, tls: None, limits, load };
     if !endpoint.tls {
         let mut head = Bytes::new();
         if settings.h2c {
@@ -170,7 +169,7 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let tunnel = Cell::new(None);
     let service = service_fn(|request| {
         let request_in_flight = watch.request();
-        let answer = worker.service.clone().call(request, info.clone());
+        let answer = answer(&worker.service, request, &info, request_in_flight.fits());
         let tunnel = &tunnel;
         async move {
             let mut response = answer.await;
@@ -197,7 +196,10 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         let parts = connection.into_parts();
         let mut io = parts.io.into_inner();
         match tunnel.take() {
-            Some(tunnel) => tunnel.run(io.into_inner(), unshared(&parts.read_buf)).await,
+            Some(tunnel) => {
+                watch.tunnel();
+                tunnel.run(io.into_inner(), unshared(&parts.read_buf)).await;
+            }
             // After a request that asked for an upgrade and did not get it, HTTP leaves closing to us.
             None => drop(attend(watch, Box::pin(io.shutdown())).await),
         }
@@ -221,25 +223,24 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let _open = Open::new(open);
     watch.begin(false);
     let info = Rc::new(info);
-    let streams = Streams::default();
-    let newest = streams.newest.clone();
+    let streams = Streams::new(watch.clone());
+    let beginning = streams.clone();
     let service = service_fn(|mut request: Request<Incoming>| {
         let request_in_flight = watch.request();
-        if is_grpc(request.headers()) {
-            watch.keep();
-        }
         let upgrade = (request.method() == Method::CONNECT)
             .then(|| (hyper::upgrade::on(&mut request), watch.request()));
-        let stream = watch.add_stream();
-        newest.set(Some(stream.clone()));
-        let answer = worker.service.clone().call(request, info.clone());
         // Removes the stream when the client resets it before there is an answer, too.
-        let listed = Listed { watch: watch.clone(), stream };
+        let listed = beginning.begin();
+        let answer = answer(&worker.service, request, &info, request_in_flight.fits());
         async move {
             let mut response = answer.await;
+            if is_grpc(&response) {
+                request_in_flight.watch().keep();
+            }
             if let Some((upgrade, in_flight)) = upgrade
                 && let Some(tunnel) = response.body_mut().take_tunnel()
             {
+                request_in_flight.watch().forget_windows();
                 task::spawn_local(async move {
                     let _in_flight = in_flight;
                     // It fails when the client has left.
@@ -257,21 +258,40 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_concurrent_streams(limits.h2_streams)
-        .max_send_buf_size(H2_SEND_BUFFER)
+        .max_send_buf_size(SEND_BUFFER)
         // WebSocket comes by extended CONNECT (RFC 8441).
         .enable_connect_protocol()
         .max_header_list_size(u32::try_from(limits.header).unwrap_or(u32::MAX))
         .keep_alive_interval(H2_PING)
         .keep_alive_timeout(H2_PONG);
-    let io = TokioIo::new(ReadMeter::new(io, watch.clone()));
+    let io = TokioIo::new(ReadMeter::http2(io, watch.clone()));
     let connection = pin!(builder.serve_connection(io, service));
     let end = drive(connection, watch, |connection| connection.graceful_shutdown()).await;
     worker.ended(&end, &info);
 }
 
-/// Whether a request belongs to a gRPC channel, which its client keeps open for the next call, however long that takes.
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+/// What the service says to a request, or why it is not asked.
+fn answer<S: Service>(
+    service: &Rc<S>,
+    request: Request<Incoming>,
+    info: &Rc<ConnInfo>,
+    fits: bool,
+) -> impl Future<Output = Response<S::Body>> + use<S> {
+    let (service, info) = (service.clone(), info.clone());
+    match fits {
+        true => Either::Left(service.call(request, info)),
+        false => Either::Right(ready(service.shed(request, info))),
+    }
+}
+
+/// Whether an answer shows that this is a gRPC channel, which its client keeps open for the next call, however long that takes. A
+/// status in the head is a call that was refused: anybody can have that.
+fn is_grpc<B>(response: &Response<B>) -> bool {
+    let kind = response.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
+    response.status() == StatusCode::OK
+        && rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+        && !response.headers().contains_key("grpc-status")
 }
 
 /// How a connection ended.
@@ -357,82 +377,137 @@ impl Drop for Open<'_> {
     }
 }
 
-/// Runs the streams of one HTTP/2 connection on the worker's thread, and ends those that stall.
-#[derive(Clone, Default)]
-struct Streams {
-    /// The stream of the last request: hyper calls the service and hands over the stream's future at one go.
-    newest: Rc<std::cell::Cell<Option<Rc<Stream>>>>,
-}
+#[cfg(test)]
+mod tests {
+    use arc_swap::ArcSwap;
+    use http_body::{Body, Frame, SizeHint};
+    use tokio::io::{AsyncReadExt, duplex};
+    use tokio::task::LocalSet;
 
-impl<F> hyper::rt::Executor<F> for Streams
-where
-    F: Future<Output = ()> + 'static,
-{
-    fn execute(&self, future: F) {
-        let stream = self.newest.take();
-        task::spawn_local(async move {
-            let mut future = pin!(future);
-            poll_fn(|cx| {
-                if stream.as_ref().is_some_and(|stream| stream.must_end(cx)) {
-                    // Dropping it resets the stream and leaves the connection alone.
-                    return Poll::Ready(());
-                }
-                future.as_mut().poll(cx)
-            })
-            .await;
-        });
-    }
-}
+    use super::super::frames::PREFACE;
+    use super::super::gate::Gate;
+    use super::super::worker::Shared;
+    use super::*;
+    use crate::conn::{Load, RequestLimits};
+    use crate::telemetry::Metrics;
+    use crate::tls::{TlsServer, cert_store};
 
-/// A stream in its connection's list.
-struct Listed {
-    watch: Rc<Watch>,
-    stream: Rc<Stream>,
-}
+    /// A service that is never asked.
+    struct Nobody;
+    struct Nothing;
+    enum Nowhere {}
 
-impl Drop for Listed {
-    fn drop(&mut self) {
-        self.watch.remove_stream(&self.stream);
-    }
-}
+    impl Service for Nobody {
+        type Body = Nothing;
 
-/// An answer's body that tells the connection's watch how it fares.
-struct Answer<B> {
-    inner: B,
-    listed: Option<Listed>,
-    _in_flight: InFlight,
-}
-
-impl<B> Answer<B> {
-    fn new(inner: B, in_flight: InFlight, listed: Option<Listed>) -> Self {
-        Self { inner, listed, _in_flight: in_flight }
-    }
-}
-
-impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let this = &mut *self;
-        let polled = Pin::new(&mut this.inner).poll_frame(cx);
-        if let Some(Listed { stream, .. }) = &this.listed {
-            match &polled {
-                Poll::Ready(Some(Ok(_))) => stream.offered(),
-                _ => stream.asked(),
-            }
+        async fn call(self: Rc<Self>, _request: Request<Incoming>, _conn: Rc<ConnInfo>) -> Response<Nothing> {
+            Response::new(Nothing)
         }
-        polled
+
+        fn shed(self: Rc<Self>, _request: Request<Incoming>, _conn: Rc<ConnInfo>) -> Response<Nothing> {
+            Response::new(Nothing)
+        }
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+    impl Body for Nothing {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _cx: &mut std::task::Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(None)
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(0)
+        }
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+    impl AnswerBody for Nothing {
+        type Tunnel = Nowhere;
+
+        fn take_tunnel(&mut self) -> Option<Nowhere> {
+            None
+        }
+    }
+
+    impl Tunnel for Nowhere {
+        async fn run<IO>(self, _io: IO, _read: Bytes)
+        where
+            IO: AsyncRead + AsyncWrite + Unpin + 'static,
+        {
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_answers_no_ping_is_gone() {
+        let (_publisher, reader) = cert_store();
+        let (load, metrics) = (Arc::new(Load::default()), Metrics::new("test"));
+        let (limits, timeouts) =
+            (Limits::default(), ListenTimeouts { idle: 20 * H2_PING, ..Default::default() });
+        let settings = Settings { timeouts, limits, proxy_protocol: [].into(), h2c: false };
+        let shared = Arc::new(Shared {
+            settings: ArcSwap::from_pointee(settings),
+            gate: Arc::new(Gate::new(1)),
+            load: load.clone(),
+            workers: 1,
+            tls: TlsServer::new(reader).unwrap(),
+            metrics,
+        });
+        let worker = Worker::new(shared, Nobody);
+        let watch = Watch::new(timeouts, &load);
+        let address = ([192, 0, 2, 1], 1).into();
+        let requests = RequestLimits { uri: 1, fields: 1 };
+        let info = ConnInfo { peer: address, local: address, tls: None, limits: requests, load };
+        let (mut near, far) = duplex(64 * 1024);
+        let begin = Instant::now();
+        let client = async {
+            near.write_all(PREFACE).await.unwrap();
+            near.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+            let (mut seen, mut pinged) = (Vec::new(), None);
+            while near.read_buf(&mut seen).await.is_ok_and(|read| read > 0) {
+                while let [a, b, c, kind, ..] = seen[..] {
+                    let length = 9 + u32::from_be_bytes([0, a, b, c]) as usize;
+                    if kind == 6 {
+                        pinged = pinged.or(Some(begin.elapsed()));
+                    }
+                    seen.drain(..length.min(seen.len()));
+                }
+            }
+            pinged
+        };
+        let open = Gauge::default();
+        let serve = async {
+            http2(&worker, &open, far, info, &watch, &limits).await;
+            begin.elapsed()
+        };
+        let (pinged, ended) = LocalSet::new().run_until(async { tokio::join!(client, serve) }).await;
+        let about =
+            |time: Duration, wanted: Duration| time >= wanted && time < wanted + Duration::from_secs(1);
+        let linger = Duration::from_secs(2);
+        assert!(pinged.is_some_and(|at| about(at, H2_PING)), "{pinged:?}");
+        assert!(about(ended, H2_PING + H2_PONG + linger), "{ended:?}");
+    }
+
+    #[test]
+    fn a_grpc_channel_is_known_by_its_answers() {
+        for (status, kind, refused, grpc) in [
+            (200, "application/grpc", false, true),
+            (200, "application/grpc+proto", false, true),
+            (200, "application/grpc;x", false, true),
+            (200, "application/grpc", true, false),
+            (404, "application/grpc", false, false),
+            (200, "application/grpc-web", false, false),
+            (200, "application/grpcx", false, false),
+            (200, "text/plain", false, false),
+        ] {
+            let mut response = Response::builder().status(status).header(CONTENT_TYPE, kind);
+            if refused {
+                response = response.header("grpc-status", "12");
+            }
+            assert_eq!(is_grpc(&response.body(()).unwrap()), grpc, "{status} {kind} {refused}");
+        }
     }
 }

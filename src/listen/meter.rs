@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::frames::Frames;
 use super::watch::Watch;
 
 /// What a client may still send after our last word before it is cut off.
@@ -25,6 +26,8 @@ pub(super) struct ReadMeter<S> {
     lingered: usize,
     /// Bytes read in this turn.
     turn: usize,
+    /// HTTP/2 only.
+    frames: Option<Frames>,
 }
 
 #[derive(Debug)]
@@ -35,7 +38,12 @@ pub(super) struct WriteMeter<S> {
 
 impl<S> ReadMeter<S> {
     pub(super) fn new(inner: S, watch: Rc<Watch>) -> Self {
-        Self { inner, watch, closed: false, lingered: 0, turn: 0 }
+        Self { inner, watch, closed: false, lingered: 0, turn: 0, frames: None }
+    }
+
+    /// For a stream of HTTP/2.
+    pub(super) fn http2(inner: S, watch: Rc<Watch>) -> Self {
+        Self { frames: Some(Frames::default()), ..Self::new(inner, watch) }
     }
 
     /// The stream without the meter.
@@ -49,10 +57,10 @@ impl<S> WriteMeter<S> {
         Self { inner, watch }
     }
 
-    fn written<T>(&self, result: &Poll<T>) {
+    fn written(&self, result: &Poll<io::Result<usize>>) {
         match result {
             Poll::Pending => self.watch.blocked(),
-            Poll::Ready(_) => self.watch.wrote(),
+            Poll::Ready(bytes) => self.watch.wrote(*bytes.as_ref().unwrap_or(&0)),
         }
     }
 }
@@ -72,7 +80,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadMeter<S> {
         let result = Pin::new(&mut self.inner).poll_read(cx, buf);
         let read = buf.filled().len() - before;
         if read > 0 {
-            self.watch.read();
+            let this = &mut *self;
+            match &mut this.frames {
+                Some(frames) => {
+                    let said = frames.read(&buf.filled()[before..]);
+                    this.watch.read_frames(frames.is_unfinished(), said);
+                }
+                None => this.watch.read(),
+            }
         }
         self.turn = if result.is_pending() { 0 } else { self.turn + read };
         result
@@ -171,7 +186,7 @@ mod tests {
     #[tokio::test]
     async fn closing_reads_what_the_client_still_sends() {
         let (mut near, far) = tokio::io::duplex(64);
-        let watch = Watch::new(ListenTimeouts::default());
+        let watch = Watch::alone(ListenTimeouts::default());
         let mut meter = ReadMeter::new(WriteMeter::new(far, watch.clone()), watch.clone());
         let client = async {
             assert_eq!(near.read(&mut [0; 8]).await.unwrap(), 0, "our side was closed first");
@@ -187,7 +202,7 @@ mod tests {
     async fn who_sends_a_lot_waits_for_its_turn() {
         let (mut near, far) = tokio::io::duplex(10 * TURN);
         near.write_all(&vec![0; 4 * TURN]).await.unwrap();
-        let mut meter = ReadMeter::new(far, Watch::new(ListenTimeouts::default()));
+        let mut meter = ReadMeter::new(far, Watch::alone(ListenTimeouts::default()));
         let mut turns = 0;
         let mut read = std::pin::pin!(async {
             // Small pieces, as a parser takes them.

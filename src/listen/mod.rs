@@ -1,6 +1,9 @@
 //! Accepting connections: sockets, handshakes, HTTP. Generic over the service; knows no proxy.
 
+mod answer;
+mod caps;
 mod connection;
+mod frames;
 mod gate;
 mod meter;
 mod opening;
@@ -8,6 +11,7 @@ mod prefixed;
 pub mod proxy_header;
 mod socket;
 mod spec;
+mod stream;
 mod traffic;
 mod watch;
 mod worker;

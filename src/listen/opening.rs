@@ -5,12 +5,11 @@ use std::net::SocketAddr;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use super::frames::PREFACE;
 use super::watch::Watch;
 use crate::name::HostName;
 use crate::tls::{Hello, HelloReader};
 
-/// How HTTP/2 begins when nothing was negotiated (RFC 9113 section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A hello with a post-quantum key share has less than 2 KiB.
 const HELLO: usize = 2048;
 
@@ -86,7 +85,7 @@ mod tests {
             (b"", false),
         ] {
             for step in [1, 24, 100] {
-                let watch = Watch::new(ListenTimeouts::default());
+                let watch = Watch::alone(ListenTimeouts::default());
                 let mut io = Pieces(bytes, step);
                 let (found, mut read) = {
                     let (found, read) = prior_knowledge(&mut io, &watch).await;

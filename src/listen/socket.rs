@@ -7,6 +7,8 @@ use listenfd::ListenFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::conn::notice_vanished_peer;
+
 /// The kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
@@ -160,6 +162,7 @@ impl Inherited {
     fn take(&mut self, address: SocketAddr, workers: usize) -> io::Result<Option<Bound>> {
         let Some(given) = self.tcp.iter_mut().find(|given| given.address == address) else { return Ok(None) };
         given.listener.set_nonblocking(true)?;
+        notice_vanished_peer(&given.listener);
         let sockets = (0..workers).map(|_| given.listener.try_clone()).collect::<io::Result<_>>()?;
         given.used = true;
         Ok(Some(Bound { sockets, address }))
@@ -218,6 +221,7 @@ fn socket(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
+    notice_vanished_peer(&socket);
     if address.is_ipv6() {
         socket.set_only_v6(only_v6 || !address.ip().is_unspecified())?;
     }
@@ -278,6 +282,20 @@ mod tests {
         let foreign = SocketAddr::new(IpAddr::from([192, 0, 2, 1]), 0);
         let error = bind(foreign, false, 1, &mut Inherited::default()).unwrap_err();
         assert!(matches!(error, ListenError::NotHere { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_client_that_vanishes_is_noticed_whoever_opened_the_listener() {
+        let listener = TcpListener::bind(local(0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut inherited = Inherited(vec![Given { address, listener, used: false }]);
+        for address in [local(0), address] {
+            let bound = bind(address, false, 1, &mut inherited).unwrap();
+            bound.sockets[0].set_nonblocking(false).unwrap();
+            let _client = TcpStream::connect(bound.address).unwrap();
+            let (accepted, _) = bound.sockets[0].accept().unwrap();
+            assert!(crate::conn::is_watched(&accepted), "{address}");
+        }
     }
 
     #[test]

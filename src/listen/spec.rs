@@ -65,8 +65,14 @@ pub struct Limits {
     pub uri: usize,
     /// Concurrent streams of an HTTP/2 connection.
     pub h2_streams: u32,
-    /// Open connections over all listeners; `None`: 90 % of half the file limit. Accepting pauses there.
+    /// Open connections over all listeners; `None`: 90 % of half the file limit. From nine tenths of it on, those that are idle the
+    /// longest are closed; accepting pauses there.
     pub connections: Option<usize>,
+    /// Requests under way over all connections; `None`: 90 % of half the file limit. Beyond it new ones are 503.
+    pub requests: Option<usize>,
+    /// Bytes held for clients that do not read and servers that do not take, see [`crate::conn::Load`]; `None`: a quarter of the
+    /// memory, at least 64 MiB. Beyond it new requests are 503.
+    pub buffered: Option<usize>,
     /// Open connections of one address (IPv6: of one /64); `None` is unlimited.
     pub connections_per_ip: Option<usize>,
 }
@@ -79,6 +85,8 @@ impl Default for Limits {
             uri: 8 * 1024,
             h2_streams: 100,
             connections: None,
+            requests: None,
+            buffered: None,
             connections_per_ip: None,
         }
     }

@@ -8,12 +8,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::caps::{self, Caps};
 use super::connection::Settings;
-use super::gate::{self, Gate};
+use super::gate::Gate;
 use super::socket::{Inherited, ListenError, bind, raise_file_limit};
 use super::spec::ListenSpec;
 use super::worker::{Add, Phase, Shared, Stage, Worker};
-use crate::conn::Service;
+use crate::conn::{Load, Service};
 use crate::task::{self, Shutdown, Thread};
 use crate::telemetry::Metrics;
 use crate::tls::TlsServer;
@@ -28,6 +29,7 @@ pub struct Traffic {
     held: Mutex<Vec<Listener>>,
     ended: Shutdown,
     files: u64,
+    memory: u64,
 }
 
 /// One address being listened on.
@@ -81,10 +83,17 @@ impl Traffic {
         metrics: Arc<Metrics>,
         make: impl Fn(usize) -> S + Clone + Send + 'static,
     ) -> io::Result<Self> {
-        let files = raise_file_limit();
-        let settings = settings(&ListenSpec::default(), files);
-        let settings = ArcSwap::from_pointee(settings);
-        let shared = Arc::new(Shared { settings, gate: Arc::new(Gate::default()), tls, metrics });
+        let (files, memory) = (raise_file_limit(), caps::memory());
+        let usual = ListenSpec::default();
+        let caps = Caps::new(&usual.limits, files, memory);
+        let shared = Arc::new(Shared {
+            settings: ArcSwap::from_pointee(settings(&usual)),
+            gate: Arc::new(Gate::new(caps.connections)),
+            load: Arc::new(Load::default()),
+            workers: workers.max(1),
+            tls,
+            metrics,
+        });
         let (stage, _) = watch::channel(Stage::Serving);
         let ended = Shutdown::new();
         let (mut adds, mut threads) = (Vec::new(), Vec::new());
@@ -98,7 +107,8 @@ impl Traffic {
             })?);
             adds.push(sender);
         }
-        Ok(Self { shared, stage, adds, threads: Mutex::new(threads), held: Mutex::default(), ended, files })
+        let (threads, held) = (Mutex::new(threads), Mutex::default());
+        Ok(Self { shared, stage, adds, threads, held, ended, files, memory })
     }
 
     /// Resolves when a worker has ended although nobody told it to: the process cannot go on.
@@ -127,8 +137,8 @@ impl Traffic {
                 _ => Prepared::New(self.open(*key, inherited).await?),
             });
         }
-        let settings = settings(spec, self.files);
-        Ok(PreparedListeners { traffic: self, listeners, settings })
+        let caps = Caps::new(&spec.limits, self.files, self.memory);
+        Ok(PreparedListeners { traffic: self, listeners, settings: settings(spec), caps })
     }
 
     async fn open(&self, key: Key, inherited: &mut Inherited) -> Result<Listener, ListenError> {
@@ -164,6 +174,11 @@ impl Traffic {
     /// Open connections of all workers.
     pub fn open_connections(&self) -> usize {
         self.shared.gate.open()
+    }
+
+    /// What all workers carry.
+    pub fn load(&self) -> &Arc<Load> {
+        &self.shared.load
     }
 
     /// Stops accepting, tells clients (`Connection: close`, GOAWAY), lets requests in flight end, and stops the workers; whatever
@@ -209,6 +224,7 @@ pub struct PreparedListeners<'a> {
     traffic: &'a Traffic,
     listeners: Vec<Prepared>,
     settings: Settings,
+    caps: Caps,
 }
 
 #[derive(Debug)]
@@ -227,9 +243,12 @@ impl PreparedListeners<'_> {
     }
 
     /// Puts it into force: new listeners accept, those that are not wanted any more take what waits in them and close, new
-    /// connections get the new timeouts and limits. No connection is closed. Cannot fail.
+    /// connections get the new timeouts and limits, everything the new caps. No connection is closed. Cannot fail.
     pub fn commit(self) {
-        self.traffic.shared.settings.store(Arc::new(self.settings));
+        let shared = &self.traffic.shared;
+        shared.settings.store(Arc::new(self.settings));
+        shared.load.cap(self.caps.requests, self.caps.buffered);
+        shared.gate.set_limit(self.caps.connections);
         let mut held = lock(&self.traffic.held);
         let mut next = Vec::with_capacity(self.listeners.len());
         for prepared in self.listeners {
@@ -275,11 +294,10 @@ fn keys(spec: &ListenSpec) -> Vec<Key> {
     https.chain(spec.http.iter().map(|address| key(false, *address))).collect()
 }
 
-fn settings(spec: &ListenSpec, files: u64) -> Settings {
+fn settings(spec: &ListenSpec) -> Settings {
     Settings {
         timeouts: spec.timeouts,
         limits: spec.limits,
-        connections: gate::limit(spec.limits.connections, files),
         proxy_protocol: spec.proxy_protocol.clone().into(),
         h2c: spec.h2c,
     }

@@ -2,20 +2,23 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::connection::{End, Settings, serve};
 use super::gate::Gate;
 use super::watch::Watch;
-use crate::conn::{ConnInfo, Service};
+use crate::conn::{ConnInfo, Load, Service};
 use crate::task;
 use crate::telemetry::{Counter, Gauge, Metrics};
 use crate::tls::TlsServer;
@@ -24,12 +27,21 @@ use crate::tls::TlsServer;
 const PAUSE: Duration = Duration::from_millis(100);
 /// While nothing can be accepted, that is said this often.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
+/// While connections are near their limit, idle ones are looked for this often.
+const RELIEF: Duration = Duration::from_millis(100);
+/// Only connections that have been idle for so long make room: others are in use.
+const SPARE: Duration = Duration::from_secs(1);
+/// So many looks in a row that found nothing while every connection was taken are worth saying.
+const IN_VAIN: u32 = 10;
 
 /// What all workers share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) settings: ArcSwap<Settings>,
     pub(super) gate: Arc<Gate>,
+    pub(super) load: Arc<Load>,
+    /// How many there are.
+    pub(super) workers: usize,
     pub(super) tls: TlsServer,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -93,7 +105,10 @@ pub(super) struct Registered<'a, S> {
 
 impl<S> Drop for Registered<'_, S> {
     fn drop(&mut self) {
-        self.worker.live.borrow_mut().remove(&self.key);
+        let watch = self.worker.live.borrow_mut().remove(&self.key);
+        if watch.is_some_and(|watch| watch.is_evicted()) {
+            self.worker.shared.gate.left();
+        }
     }
 }
 
@@ -115,8 +130,10 @@ impl<S: Service> Worker<S> {
         mut adds: mpsc::Receiver<Add>,
         mut stage: watch::Receiver<Stage>,
     ) {
+        let mut relief = pin!(self.relieve());
         loop {
             tokio::select! {
+                () = &mut relief => {}
                 changed = stage.changed() => {
                     let now = *stage.borrow_and_update();
                     match (changed, now) {
@@ -128,6 +145,43 @@ impl<S: Service> Worker<S> {
                 Some(add) = adds.recv() => self.clone().add(add, stage.clone()),
             }
         }
+    }
+
+    /// While connections are near their limit, closes those that have been idle the longest, before newcomers are locked out. Each
+    /// worker takes its share of what is too much; if some have nothing to give, the others give it the next time. Never ends.
+    async fn relieve(&self) {
+        let gate = &self.shared.gate;
+        let mut in_vain = 0;
+        loop {
+            gate.crowded().await;
+            let evicted = self.evict(gate.excess().div_ceil(self.shared.workers));
+            in_vain = if evicted == 0 && gate.is_full() { in_vain + 1 } else { 0 };
+            if in_vain >= IN_VAIN {
+                gate.say_full();
+            }
+            tokio::time::sleep(RELIEF).await;
+        }
+    }
+
+    /// Tells at most `count` connections to go, the longest idle ones; how many there were.
+    fn evict(&self, count: usize) -> usize {
+        if count == 0 {
+            return 0;
+        }
+        let live = self.live.borrow();
+        let now = tokio::time::Instant::now();
+        let idle = |watch: &Rc<Watch>| watch.spare_since().filter(|since| now - *since >= SPARE);
+        let mut spare: Vec<_> = live.iter().filter_map(|(key, watch)| Some((idle(watch)?, *key))).collect();
+        if spare.len() > count {
+            spare.select_nth_unstable(count);
+            spare.truncate(count);
+        }
+        for watch in spare.iter().filter_map(|(_, key)| live.get(key)) {
+            watch.evict();
+            self.shared.gate.leaves();
+            self.reject("crowded");
+        }
+        spare.len()
     }
 
     fn add(self: Rc<Self>, add: Add, stage: watch::Receiver<Stage>) {
@@ -165,14 +219,10 @@ impl<S: Service> Worker<S> {
         });
         let mut said: Option<Instant> = None;
         loop {
-            let settings = self.shared.settings.load_full();
             let accepted = tokio::select! {
                 biased;
                 () = &mut end => break,
-                accepted = async {
-                    self.shared.gate.room(settings.connections).await;
-                    listener.accept().await
-                } => accepted,
+                accepted = self.next(&listener) => accepted,
             };
             match accepted {
                 Ok((stream, peer)) => self.enter(&endpoint, stream, peer),
@@ -187,18 +237,35 @@ impl<S: Service> Worker<S> {
                 }
             }
         }
-        // Closing a listener resets what waits in it.
+        // Closing a listener resets what waits in it: as many as there is room for are taken along.
         let Ok(listener) = listener.into_std() else { return };
-        while let Ok((stream, peer)) = listener.accept() {
+        while !self.shared.gate.is_full()
+            && let Ok((stream, peer)) = listener.accept()
+        {
             if stream.set_nonblocking(true).is_ok()
-                && let Ok(stream) = tokio::net::TcpStream::from_std(stream)
+                && let Ok(stream) = TcpStream::from_std(stream)
             {
                 self.enter(&endpoint, stream, peer);
             }
         }
     }
 
-    fn enter(self: &Rc<Self>, endpoint: &Rc<Endpoint>, stream: tokio::net::TcpStream, peer: SocketAddr) {
+    /// The next connection that there is room for. That is looked at in the moment of accepting: only a connection that another
+    /// worker accepts in the same moment can be one too many.
+    async fn next(&self, listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+        loop {
+            self.shared.gate.room().await;
+            let accepted = poll_fn(|cx| match self.shared.gate.is_full() {
+                true => Poll::Ready(None),
+                false => listener.poll_accept(cx).map(Some),
+            });
+            if let Some(accepted) = accepted.await {
+                return accepted;
+            }
+        }
+    }
+
+    fn enter(self: &Rc<Self>, endpoint: &Rc<Endpoint>, stream: TcpStream, peer: SocketAddr) {
         let settings = self.shared.settings.load_full();
         // Of a balancer's clients each has its share, which is counted when it is known.
         let per_ip = settings.limits.connections_per_ip.filter(|_| !settings.is_balancer(peer));

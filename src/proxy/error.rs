@@ -34,6 +34,8 @@ pub(super) enum Refusal {
     Denied(Denial),
     /// The announced body is larger than allowed.
     BodyTooLarge,
+    /// `limits.requests` or `limits.buffered` is reached.
+    Overload,
     Upstream(Failure),
 }
 
@@ -54,6 +56,7 @@ impl Refusal {
             Self::BadRewrite => (StatusCode::BAD_REQUEST, "bad_rewrite"),
             Self::Denied(denial) => denial.verdict(),
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::Overload => (StatusCode::SERVICE_UNAVAILABLE, "overload"),
             Self::Upstream(failure) => match failure {
                 Failure::ClientBody => (StatusCode::BAD_REQUEST, "client_body"),
                 Failure::ClientBodyTimeout => (StatusCode::REQUEST_TIMEOUT, "client_body_timeout"),
@@ -90,7 +93,7 @@ impl Refusal {
 
     /// Whether another attempt a moment later may well go better: the answer says so in Retry-After.
     pub(super) fn is_transient(self) -> bool {
-        matches!(self, Self::Upstream(Failure::NoServer | Failure::Full))
+        matches!(self, Self::Overload | Self::Upstream(Failure::NoServer | Failure::Full))
     }
 
     /// Whether the rest of the request is not worth reading, or cannot be told from the next one, so that the connection has to end.

@@ -17,6 +17,7 @@ use super::headers;
 use super::record::Record;
 use super::upgrade::Upgrade;
 use crate::balance::{Ask, Balancer, InFlight};
+use crate::conn::Load;
 use crate::upstream::{Exchange, Failure, ResponseBody, Upload};
 
 /// The target for the server: `path`, which was matched, and the query as it came. Nothing is copied if `path` is what came.
@@ -40,6 +41,7 @@ pub(super) fn target(uri: &Uri, path: &str) -> Option<Uri> {
 /// Forwards a request whose head is ready for the server. Dropping the future means that the client left: the server is let go too.
 pub(super) async fn forward(
     shared: &Shared,
+    load: &Arc<Load>,
     balancer: &Arc<Balancer>,
     request: Request<Incoming>,
     upgrade: Option<Upgrade>,
@@ -57,7 +59,7 @@ pub(super) async fn forward(
     parts.version = Version::HTTP_11;
     let copy = record.copy.take();
     let mut attempts = Attempts::new(balancer, &parts.method, |keep| {
-        Upload::new(body, keep, headers::sift_trailers).copied(copy)
+        Upload::new(body, keep, load, headers::sift_trailers).copied(copy)
     });
     attempts.give_up_after(record.attempt());
     attempts.may_switch = upgrade.is_some();

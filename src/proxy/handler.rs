@@ -209,7 +209,8 @@ impl Proxy {
                 Err(answer) => return *answer,
             }
         }
-        record.coding = local.snapshot.policies[route].coding(&parts.headers);
+        // An encoder holds more than the answer that it makes smaller.
+        record.coding = policy.coding(&parts.headers).filter(|_| conn.load.has_room());
         match &local.snapshot.targets[route] {
             Target::Passthrough(_) => refuse(Refusal::Misdirected, record),
             Target::Redirect { status, origin, to } => {
@@ -278,9 +279,10 @@ impl Proxy {
                         record.addresses(),
                         &outgoing,
                         record.limits(balancer),
+                        &conn.load,
                     );
                 }
-                super::forward::forward(&self.shared, balancer, outgoing, upgrade, record).await
+                super::forward::forward(&self.shared, &conn.load, balancer, outgoing, upgrade, record).await
             }
         }
     }
@@ -295,6 +297,12 @@ impl Service for Proxy {
         conn: Rc<ConnInfo>,
     ) -> impl Future<Output = Response<Answer>> + 'static {
         self.serve(request, conn)
+    }
+
+    fn shed(self: Rc<Self>, request: Request<Incoming>, conn: Rc<ConnInfo>) -> Response<Answer> {
+        let (parts, _) = request.into_parts();
+        let (record, _) = self.begin(&parts, &conn, self.local());
+        refuse(Refusal::Overload, record)
     }
 
     fn passes_through(&self) -> bool {

@@ -14,6 +14,7 @@ use tokio::sync::oneshot::Receiver;
 use super::attempts::Attempts;
 use super::handler::Shared;
 use crate::balance::{Ask, Balancer};
+use crate::conn::Load;
 use crate::task;
 use crate::telemetry::{Counter, Metrics};
 use crate::upstream::{BodyCopy, ClientAddresses, Copied, Exchange, ExchangeLimits, ResponseBody, Upload};
@@ -96,6 +97,7 @@ pub(super) fn copy<B: Body>(
     from: ClientAddresses,
     request: &Request<B>,
     limits: ExchangeLimits,
+    load: &Arc<Load>,
 ) -> Option<Box<BodyCopy>> {
     if !mirror.is_chosen() || *request.method() == Method::CONNECT {
         return None;
@@ -104,25 +106,32 @@ pub(super) fn copy<B: Body>(
         mirror.too_large.inc();
         return None;
     }
-    let Some(permit) = shared.copies.permit() else {
+    let Some(permit) = shared.copies.permit().filter(|_| load.has_room()) else {
         mirror.busy.inc();
         return None;
     };
-    let (copy, whole) = BodyCopy::new(MAX_BODY);
+    let (copy, whole) = BodyCopy::new(MAX_BODY, load);
     let head = (from, request.method().clone(), request.uri().clone(), request.headers().clone());
-    let (shared, mirror) = (shared.clone(), mirror.clone());
+    let (shared, mirror, load) = (shared.clone(), mirror.clone(), load.clone());
     let limits = ExchangeLimits { timeouts: *mirror.balancer.timeouts(), ..limits };
     task::spawn_local(async move {
         let _permit = permit;
-        mirror.run(&shared, head, whole, limits).await;
+        mirror.run(&shared, head, whole, limits, &load).await;
     });
     Some(Box::new(copy))
 }
 
 impl Mirror {
-    async fn run(&self, shared: &Shared, head: Head, whole: Receiver<Copied>, limits: ExchangeLimits) {
+    async fn run(
+        &self,
+        shared: &Shared,
+        head: Head,
+        whole: Receiver<Copied>,
+        limits: ExchangeLimits,
+        load: &Arc<Load>,
+    ) {
         let counter = match whole.await {
-            Ok(Copied::Whole(body)) => self.send(shared, head, body, limits).await,
+            Ok(Copied::Whole(body)) => self.send(shared, head, Upload::whole(body, load), limits).await,
             Ok(Copied::TooLarge) => &self.too_large,
             Err(_) => &self.incomplete,
         };
@@ -133,20 +142,21 @@ impl Mirror {
         &self,
         shared: &Shared,
         (from, method, uri, mut fields): Head,
-        body: Vec<u8>,
+        body: Upload,
         limits: ExchangeLimits,
     ) -> &Counter {
         for name in [TRANSFER_ENCODING, TRAILER, TE, http::header::CONNECTION] {
             fields.remove(name);
         }
-        if fields.remove(CONTENT_LENGTH).is_some() || !body.is_empty() {
-            fields.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        let length = body.length();
+        if fields.remove(CONTENT_LENGTH).is_some() || length > 0 {
+            fields.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
         fields.insert(MARK, HeaderValue::from_static("1"));
         let ask = Ask { client: from.from.ip(), headers: &fields, path: uri.path() };
         let preference = self.balancer.prefer(&ask);
         // As if it could not be repeated: a copy is worth a second connection, not a second request.
-        let mut attempts = Attempts::new(&self.balancer, &Method::POST, |_| Upload::whole(body));
+        let mut attempts = Attempts::new(&self.balancer, &Method::POST, |_| body);
         loop {
             let Ok(in_flight) = attempts.pick(&preference).await else { return &self.failed };
             let exchange = Rc::new(Exchange::new(attempts.limits(limits)).of_client(from));

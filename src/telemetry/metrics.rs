@@ -56,6 +56,8 @@ pub struct Metrics {
     reload_success: Gauge,
     reload_time: Seconds,
     access_dropped: Counter,
+    requests_in_flight: Gauge,
+    buffered: Gauge,
 }
 
 impl Metrics {
@@ -83,6 +85,8 @@ impl Metrics {
             reload_success: Gauge::default(),
             reload_time: Seconds::default(),
             access_dropped: Counter::default(),
+            requests_in_flight: Gauge::default(),
+            buffered: Gauge::default(),
         };
         registry.register("http_requests", "Requests answered", metrics.requests.clone());
         registry.register(
@@ -137,6 +141,16 @@ impl Metrics {
             "access_log_dropped",
             "Lines lost because they could not be written",
             metrics.access_dropped.clone(),
+        );
+        registry.register(
+            "requests_in_flight",
+            "Requests under way, which limits.requests caps",
+            metrics.requests_in_flight.clone(),
+        );
+        registry.register(
+            "buffered_bytes",
+            "Held for clients that do not read and servers that do not take, which limits.buffered caps",
+            metrics.buffered.clone(),
         );
         registry.register("build", "What is running", Info::new([("version", version.to_owned())]));
         metrics.registry = registry;
@@ -294,6 +308,13 @@ impl Metrics {
     pub fn reloaded(&self, success: bool, at: SystemTime) {
         self.reload_success.set(i64::from(success));
         self.reload_time.set(unix(at));
+    }
+
+    /// Sets `starlock_requests_in_flight` and `starlock_buffered_bytes`.
+    pub fn loaded(&self, requests: usize, buffered: usize) {
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.requests_in_flight.set(number(requests));
+        self.buffered.set(number(buffered));
     }
 
     /// `starlock_access_log_dropped_total`.

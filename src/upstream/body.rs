@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use super::copy::BodyCopy;
 use super::exchange::{Exchange, Failure};
 use super::h2;
 use super::stream::ServerStream;
+use crate::conn::{Held, Load};
 
 /// A body broke off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +25,8 @@ pub struct BodyError(pub Failure);
 
 /// What is kept of a body, so that it can be sent again.
 const KEPT: usize = 64 * 1024;
+/// What a client can send of its body while its server takes none: the window of an HTTP/2 stream. HTTP/1 reads less ahead.
+const READ_AHEAD: u64 = 256 * 1024;
 
 /// A client's body, for all attempts to deliver its request.
 #[derive(Debug)]
@@ -41,6 +45,10 @@ struct Shared {
     /// The attempt that may read; a former one that is not gone yet may not.
     attempt: Cell<usize>,
     kept: RefCell<Kept>,
+    /// What is kept.
+    held: Held,
+    /// What waits for the server.
+    waiting: Held,
 }
 
 /// What has been read, in one piece: the client's own pieces may be tiny, and each would hold on to a whole buffer.
@@ -56,23 +64,28 @@ struct Kept {
 }
 
 impl Upload {
-    /// Takes what the client sends. `keep`: at most 64 KiB of it are kept, so that it can be sent again. `sift` takes
-    /// from its trailers what must not be said there.
-    pub fn new(inner: Incoming, keep: bool, sift: fn(&mut HeaderMap)) -> Self {
+    /// Takes what the client sends. `keep`: at most 64 KiB of it are kept, so that it can be sent again, unless `load` has no room.
+    /// `sift` takes from its trailers what must not be said there.
+    pub fn new(inner: Incoming, keep: bool, load: &Arc<Load>, sift: fn(&mut HeaderMap)) -> Self {
         let kept = Kept { is_wanted: keep, ..Kept::default() };
-        if inner.is_end_stream() { Self(None) } else { Self::from(Some(inner), kept, sift) }
+        if inner.is_end_stream() { Self(None) } else { Self::from(Some(inner), kept, load, sift) }
     }
 
     /// A body that is there already.
-    pub fn whole(data: Vec<u8>) -> Self {
+    pub fn whole(data: Vec<u8>, load: &Arc<Load>) -> Self {
         if data.is_empty() {
             return Self(None);
         }
-        Self::from(None, Kept { data, is_whole: true, is_wanted: true, ..Kept::default() }, |_| {})
+        let kept = Kept { data, is_whole: true, is_wanted: true, ..Kept::default() };
+        Self::from(None, kept, load, |_| {})
     }
 
-    fn from(inner: Option<Incoming>, kept: Kept, sift: fn(&mut HeaderMap)) -> Self {
+    fn from(inner: Option<Incoming>, kept: Kept, load: &Arc<Load>, sift: fn(&mut HeaderMap)) -> Self {
+        let held = Held::new(load);
+        held.set(kept.data.capacity());
         Self(Some(Rc::new(Shared {
+            held,
+            waiting: Held::new(load),
             inner: RefCell::new(inner),
             copy: RefCell::default(),
             sift,
@@ -89,6 +102,11 @@ impl Upload {
             (None, None) => {}
         }
         self
+    }
+
+    /// Bytes that are kept.
+    pub fn length(&self) -> usize {
+        self.0.as_ref().map_or(0, |shared| shared.kept.borrow().data.len())
     }
 
     /// No body: a question of our own.
@@ -131,6 +149,14 @@ pub struct RequestBody {
     exchange: Rc<Exchange>,
 }
 
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.as_ref().filter(|shared| shared.attempt.get() == self.attempt) {
+            shared.waiting.set(0);
+        }
+    }
+}
+
 impl RequestBody {
     fn none(exchange: Rc<Exchange>) -> Self {
         exchange.uploaded();
@@ -151,9 +177,9 @@ impl RequestBody {
 }
 
 impl Kept {
-    fn take_note(&mut self, frame: &Frame<Bytes>, is_end: bool) {
+    fn take_note(&mut self, frame: &Frame<Bytes>, is_end: bool, has_room: bool) {
         self.is_whole |= is_end;
-        let fits = |data: &Bytes| self.data.len() + data.len() <= KEPT;
+        let fits = |data: &Bytes| has_room && self.data.len() + data.len() <= KEPT;
         match (frame.data_ref(), frame.trailers_ref()) {
             (Some(data), _) if self.is_wanted && !self.is_lost && fits(data) => {
                 self.data.extend_from_slice(data);
@@ -181,6 +207,8 @@ impl Body for RequestBody {
         if shared.attempt.get() != this.attempt {
             return Poll::Ready(Some(Err(BodyError(Failure::Closed))));
         }
+        // It asks, so it has taken what it was given.
+        shared.waiting.set(0);
         let mut kept = shared.kept.borrow_mut();
         let result = if let Some(frame) = this.again(&kept) {
             Ok(frame)
@@ -216,7 +244,10 @@ impl Body for RequestBody {
                     if let Some(trailers) = frame.trailers_mut() {
                         (shared.sift)(trailers);
                     }
-                    kept.take_note(&frame, is_end);
+                    kept.take_note(&frame, is_end, shared.held.load().has_room());
+                    shared.held.set(kept.data.capacity());
+                    let more = inner.as_ref().map_or(0, ahead);
+                    shared.waiting.set(frame.data_ref().map_or(0, Bytes::len) + more);
                     Ok(frame)
                 }
             }
@@ -247,6 +278,15 @@ impl Body for RequestBody {
         }
         hint
     }
+}
+
+/// What of a body may come before it is asked for.
+fn ahead(inner: &Incoming) -> usize {
+    if inner.is_end_stream() {
+        return 0;
+    }
+    let left = inner.size_hint().upper().unwrap_or(READ_AHEAD).min(READ_AHEAD);
+    usize::try_from(left).unwrap_or(usize::MAX)
 }
 
 /// A server's answer on its way to a client. Dropped before its end, it ends the connection to the server, or the stream if the
@@ -353,5 +393,25 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_not_be_held_is_not_kept_and_the_request_goes_once() {
+        let load = Arc::new(Load::default());
+        let frame = || Frame::data(Bytes::from_static(&[0; 1000]));
+        let mut kept = Kept { is_wanted: true, ..Kept::default() };
+        kept.take_note(&frame(), false, true);
+        assert_eq!((kept.data.len(), kept.is_lost), (1000, false));
+        kept.take_note(&frame(), true, false);
+        assert_eq!((kept.data.capacity(), kept.is_lost, kept.is_whole), (0, true, true));
+        let upload = Upload::whole(vec![0; 5000], &load);
+        assert_eq!((load.buffered(), upload.length(), upload.can_start_over()), (5000, 5000, true));
+        drop(upload);
+        assert_eq!(load.buffered(), 0);
     }
 }

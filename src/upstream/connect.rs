@@ -14,6 +14,7 @@ use super::proxy_protocol::{self, ClientAddresses};
 use super::stream::{Io, TlsIo, TlsState};
 use super::tls::{self, TlsReader};
 use crate::balance::{Endpoint, ServerHost, ServerSpec, TlsHttp, Transport};
+use crate::conn::notice_vanished_peer;
 use crate::resolver::Hosts;
 
 /// A connection, and which HTTP is to be spoken on it.
@@ -142,6 +143,7 @@ async fn socket(server: &ServerSpec, hosts: &Hosts, limit: Duration) -> Result<I
             Ok(Ok(stream)) => {
                 // Small writes must not wait for acknowledgements; a socket that cannot do it still works.
                 let _ = stream.set_nodelay(true);
+                notice_vanished_peer(&stream);
                 return Ok(Io::Tcp(stream));
             }
             Ok(Err(error)) => {
@@ -174,7 +176,8 @@ mod tests {
         let server = |host| ServerSpec::new(host, port);
         let limit = Duration::from_secs(5);
         let local = server(ServerHost::Ip([127, 0, 0, 1].into()));
-        assert!(socket(&local, &hosts, limit).await.is_ok());
+        let Ok(Io::Tcp(stream)) = socket(&local, &hosts, limit).await else { panic!("no connection") };
+        assert!(crate::conn::is_watched(&stream));
         let named = server(ServerHost::Name("localhost".into()));
         assert!(socket(&named, &hosts, limit).await.is_ok(), "::1 refuses, 127.0.0.1 takes it");
         // An address where no other test listens: the port is not taken again.

@@ -257,6 +257,57 @@ async fn names_and_services_are_followed_and_what_stays_keeps_what_is_known_of_i
 }
 
 #[test]
+fn a_server_that_is_drained_finishes_what_it_has() {
+    use std::io::{Read, Write};
+    let (tell, told) = tokio::sync::watch::channel(false);
+    let busy = Server::http(move |_| {
+        let mut told = told.clone();
+        async move {
+            told.wait_for(|go| *go).await.unwrap();
+            http::Response::new(crate::support::server::full("finished"))
+        }
+    });
+    let other = Upstream::start("other");
+    let starlock = Starlock::start(&format!(
+        "[listen]\nhttps = []\nhttp = [\"127.0.0.1:0\"]\n[routes]\n\"a.test\" = \"app\"\n\
+         [upstreams.app]\nservers = [\"{}\", \"{}\"]\nretries = false\n",
+        busy.url(),
+        other.url()
+    ));
+    let address = starlock.address("http");
+    let ask = || {
+        let mut client = std::net::TcpStream::connect(address).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n").unwrap();
+        client
+    };
+    let answer = |mut client: std::net::TcpStream| {
+        let mut text = String::new();
+        client.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        text
+    };
+    // Who has requests under way is chosen less and less: they are all under way until both have some.
+    let mut clients = Vec::new();
+    eventually("it has a request", || {
+        clients.push(ask());
+        (busy.connections() > 0).then_some(())
+    });
+    let server = busy.address.to_string();
+    assert!(starlock.command(&["upstreams", "drain", "app", &server]).status.success());
+    let has = busy.connections();
+    for _ in 0..20 {
+        assert!(!answer(ask()).contains("finished"));
+    }
+    assert_eq!(busy.connections(), has, "nothing new");
+    let listed = String::from_utf8(starlock.command(&["upstreams"]).stdout).unwrap();
+    assert!(listed.contains("drained") && listed.contains("request"), "{listed}");
+    tell.send_replace(true);
+    let finished = clients.into_iter().map(answer).filter(|text| text.contains("finished")).count();
+    assert_eq!(finished, has, "each request that it had");
+}
+
+#[test]
 fn a_server_is_drained_by_a_command_over_reloads_and_its_requests_finish() {
     let (one, two) = (Upstream::start("one"), Upstream::start("two"));
     let config = |extra: &str| {

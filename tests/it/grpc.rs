@@ -83,6 +83,36 @@ async fn deadlines_and_cancellations_reach_the_server() {
 }
 
 #[tokio::test]
+async fn a_stream_of_calls_survives_a_reload_that_takes_its_server_away() {
+    use std::io::{BufRead, BufReader, Write};
+    let mut scene = Scene::new("").await;
+    let root = scene.dir.path().join("root.pem");
+    std::fs::write(&root, scene.rig.root_pem()).unwrap();
+    let mut command = python("client.py");
+    command.arg("across").arg(scene.rig.https().to_string()).arg(&root);
+    let mut client = command
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut tell, told) = (client.stdin.take().unwrap(), client.stdout.take().unwrap());
+    let begun = starlock::task::blocking(move || {
+        let mut line = String::new();
+        BufReader::new(told).read_line(&mut line).unwrap();
+        line
+    });
+    assert_eq!(begun.await, "begun\n");
+    scene.rig.load(&Plan::tls().respond("b.test", 200, None)).await;
+    for _ in 0..8 {
+        assert_eq!(scene.rig.connect_tls("a.test").await.get("a.test", "/").await.status, 404);
+    }
+    tell.write_all(b"go on\n").unwrap();
+    let output = starlock::task::blocking(move || client.wait_with_output().unwrap()).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
 async fn silence_on_either_side_ends_no_stream() {
     let scene = Scene::new("response = \"500ms\"\nstall = \"500ms\"\nbody = \"500ms\"").await;
     scene.case("silence").await;

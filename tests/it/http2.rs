@@ -220,6 +220,173 @@ async fn a_stream_that_stalls_ends_alone() {
     assert_eq!(rig.logged(|line| line["path"] == "/flood").await["reason"], "client_closed");
 }
 
+const SMALL_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 1];
+
+#[tokio::test]
+async fn what_was_handed_over_to_its_end_is_watched_until_the_client_takes_it() {
+    let text = "an answer in one piece";
+    let rig = Plan::tls()
+        .respond("a.test", 200, Some(text))
+        .with(|plan| plan.listen.timeouts.write = Duration::from_millis(300))
+        .start()
+        .await;
+    let (mut frames, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
+    frames.send(h2::SETTINGS, 0, 0, &SMALL_WINDOW).await;
+    for n in 0..20 {
+        frames.request(2 * n + 1, END_STREAM, "GET", "/stuck", &[]).await;
+    }
+    for n in 0..20 {
+        let end = frames.end_of(2 * n + 1).await;
+        assert_eq!((end.kind, end.payload), (RST_STREAM, vec![0, 0, 0, 8]), "CANCEL of {n}");
+    }
+    rig.until("nothing is held", |rig| rig.traffic.load().buffered() == 0).await;
+    // One byte of room more than it has taken yet, and so on: it moves.
+    frames.request(41, END_STREAM, "GET", "/", &[]).await;
+    let mut read = Vec::new();
+    while read.len() < text.len() {
+        let frame = frames.next().await.expect("the connection ended");
+        assert_ne!(frame.kind, RST_STREAM, "{frame:?}");
+        if frame.kind == DATA {
+            read.extend(frame.payload);
+            frames.more(41, 1).await;
+        }
+    }
+    assert_eq!(read, text.as_bytes());
+}
+
+#[tokio::test]
+async fn a_client_that_takes_little_at_a_time_is_let_be() {
+    let server = Server::http(|_| async { Response::new(full(vec![b'x'; 1 << 20])) });
+    let rig = Plan::tls()
+        .forward("a.test", server.address)
+        .with(|plan| plan.listen.timeouts.write = Duration::from_secs(1))
+        .start()
+        .await;
+    let (mut frames, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
+    frames.more(0, 10_000_000).await;
+    frames.send(h2::SETTINGS, 0, 0, &SMALL_WINDOW).await;
+    frames.request(1, END_STREAM, "GET", "/", &[]).await;
+    let mut taken = 0;
+    // Two pieces of usual size at a moderate pace, then as slowly as a kibibyte in a third of the time that it has.
+    for (times, pause) in [(40, 20), (8, 330)] {
+        for _ in 0..times {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            frames.more(1, 1024).await;
+            let data = frames.next_of(DATA).await;
+            taken += data.payload.len();
+        }
+    }
+    assert!(taken > 40 * 1024, "{taken}");
+    let end = frames.end_of(1).await;
+    assert_eq!((end.kind, end.payload), (RST_STREAM, vec![0, 0, 0, 8]), "until it stops");
+}
+
+#[tokio::test]
+async fn what_a_client_begins_to_say_it_says_in_time() {
+    let (ask, asked) = tokio::sync::watch::channel(false);
+    let server = Server::http(move |_| {
+        let mut asked = asked.clone();
+        async move {
+            asked.wait_for(|go| *go).await.unwrap();
+            Response::new(full("at last"))
+        }
+    });
+    let rig = Plan::tls()
+        .forward("a.test", server.address)
+        .with(|plan| plan.listen.timeouts.header = Duration::from_millis(300))
+        .start()
+        .await;
+    let (mut waiting, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
+    waiting.request(1, END_STREAM, "GET", "/", &[]).await;
+    deaf_has_it(&server).await;
+    let head = h2::request(1, END_STREAM, "GET", "/", &[]);
+    let open_block = {
+        let mut open = head.clone();
+        open[4] &= !h2::END_HEADERS;
+        open
+    };
+    let continued = [open_block.clone(), h2::frame(h2::CONTINUATION, 0, 1, b"")].concat();
+    for (what, bytes) in [
+        ("half a frame", &head[..head.len() - 1]),
+        ("the head of a frame", &head[..8]),
+        ("an open block", &open_block),
+        ("a block that goes on", &continued),
+        ("a ping", &h2::frame(h2::PING, 0, 0, &[0; 8])[..12]),
+    ] {
+        let (mut frames, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
+        let start = std::time::Instant::now();
+        frames.send_at_once(bytes).await;
+        while frames.next().await.is_some() {}
+        let time = start.elapsed();
+        assert!(time >= Duration::from_millis(300) && time < Duration::from_secs(5), "{what}: {time:?}");
+    }
+    let mut frames = Frames::over(rig.tls("a.test", "h2").await);
+    assert!(frames.try_send(&h2::PREFACE[..20]).await);
+    while frames.next().await.is_some() {}
+    assert_eq!(rig.metric("starlock_rejected_total{reason=\"header_timeout\"}"), 6);
+    // Who has said nothing that has to be gone on with stays.
+    let (mut quiet, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
+    let end = async { while quiet.any().await.is_some() {} };
+    assert!(tokio::time::timeout(Duration::from_millis(600), end).await.is_err());
+    ask.send_replace(true);
+    assert_eq!(waiting.end_of(1).await.payload, b"at last");
+    quiet.request(1, END_STREAM, "GET", "/", &[]).await;
+    assert_eq!(quiet.end_of(1).await.payload, b"at last");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_from_its_socket_is_dropped() {
+    let server = Server::raw(|mut stream| async move {
+        let _ = stream.read(&mut [0; 4096]).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").await;
+        while stream.write_all(&[0; 65_536]).await.is_ok() {}
+    });
+    let rig = Plan::tls()
+        .forward("a.test", server.address)
+        .with(|plan| plan.listen.timeouts.write = Duration::from_millis(300))
+        .start()
+        .await;
+    let (mut frames, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
+    // Its windows are as wide as can be: what stops is the socket.
+    frames.more(0, 1 << 30).await;
+    frames.send(h2::SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]).await;
+    frames.request(1, END_STREAM, "GET", "/flood", &[]).await;
+    rig.until("the end", |rig| rig.traffic.open_connections() == 0).await;
+    assert_eq!(rig.logged(|line| line["path"] == "/flood").await["reason"], "client_closed");
+    let dropped = rig.metric("starlock_rejected_total{reason=\"write_timeout\"}");
+    assert!(dropped <= 1, "{dropped}: by the socket, or by the stream");
+    rig.until("nothing is held", |rig| rig.traffic.load().buffered() == 0).await;
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_408_and_the_connection_goes_on() {
+    let server = Server::echo();
+    let rig = Plan::tls()
+        .forward("a.test", server.address)
+        .with(|plan| plan.proxy.body_timeout = Duration::from_millis(300))
+        .start()
+        .await;
+    let (mut frames, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
+    frames.request(1, 0, "PUT", "/stuck", &[("content-length", "10")]).await;
+    frames.send(DATA, 0, 1, b"half").await;
+    let head = frames.next_of(HEADERS).await;
+    assert_eq!((head.stream, h2::status(&head.payload)), (1, 408));
+    assert_eq!(rig.logged(|line| line["path"] == "/stuck").await["reason"], "client_body_timeout");
+    frames.request(3, 0, "PUT", "/slow", &[("content-length", "10")]).await;
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        frames.send(DATA, 0, 3, b"x").await;
+    }
+    frames.send(DATA, END_STREAM, 3, b"").await;
+    loop {
+        let frame = frames.next().await.expect("the connection ended");
+        if frame.stream == 3 && frame.kind == HEADERS {
+            assert_eq!(h2::status(&frame.payload), 200);
+            break;
+        }
+    }
+}
+
 #[tokio::test]
 async fn one_stalled_upload_does_not_block_the_others() {
     // Reads the head and nothing else, for as long as the test lasts.

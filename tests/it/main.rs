@@ -42,6 +42,7 @@ mod listeners;
 mod load;
 mod local_ca;
 mod mtls;
+mod overload;
 mod passing;
 mod passthrough;
 mod policies;

@@ -148,6 +148,70 @@ fn a_second_signal_stops_at_once() {
 }
 
 #[test]
+fn a_balancer_hears_of_a_shutdown_before_any_client_does() {
+    let config = "[listen]\nhttps = []\nhttp = [\"127.0.0.1:0\"]\nready = \"127.0.0.1:0\"\n[timeouts]\nlame_duck = \"2s\"\n\
+                  [routes]\n\"app.localhost\" = { respond = 200, body = \"here\" }\n";
+    let mut starlock = Starlock::start(config);
+    let (http, ready) = (starlock.address("http"), starlock.address("ready"));
+    let state = || rest(asked(ready, "10.0.0.1", "/any/path"));
+    assert!(state().starts_with("HTTP/1.1 200"), "{}", state());
+    assert_eq!(starlock.status()["draining"], false);
+    let (moved_on, served) = (AtomicBool::new(false), AtomicU64::new(0));
+    let start = std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !moved_on.load(Ordering::SeqCst) {
+                    let mut client = asked(http, "app.localhost", "/");
+                    read_head(&mut client);
+                    let mut body = [0; 4];
+                    client.read_exact(&mut body).unwrap();
+                    assert_eq!(&body, b"here");
+                    served.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        eventually("requests are served", || (served.load(Ordering::SeqCst) > 50).then_some(()));
+        let start = Instant::now();
+        starlock.process().signal("TERM");
+        eventually("503", || state().starts_with("HTTP/1.1 503").then_some(()));
+        assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
+        let (code, said) = verdict(&starlock.command(&["health"]));
+        assert!(code == Some(1) && said.contains("draining"), "{said}");
+        assert_eq!(starlock.status()["draining"], true);
+        let before = served.load(Ordering::SeqCst);
+        eventually("new connections are served", || {
+            (served.load(Ordering::SeqCst) > before + 50).then_some(())
+        });
+        // What the balancer does when it has heard of it.
+        moved_on.store(true, Ordering::SeqCst);
+        start
+    });
+    eventually("the listeners close", || TcpStream::connect(http).is_err().then_some(()));
+    assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_eq!(starlock.process().wait().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_does_not_wait_for_the_balancer() {
+    let held = Held::start();
+    let mut starlock = Starlock::start(&format!(
+        "{}\"app.localhost\" = \"http://{}\"\n[timeouts]\nlame_duck = \"60s\"\n",
+        config(""),
+        held.address
+    ));
+    let client = asked(starlock.address("http"), "app.localhost", "/held");
+    held.arrived();
+    starlock.process().signal("TERM");
+    eventually("it is going", || starlock.log().contains("second signal").then_some(()));
+    assert!(starlock.process().is_running());
+    let start = Instant::now();
+    starlock.process().signal("TERM");
+    assert_eq!(starlock.process().wait().code(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    drop(client);
+}
+
+#[test]
 fn rotated_logs_lose_no_line() {
     let mut starlock = Starlock::start(&config("\"app.localhost\" = { respond = 204 }\n"));
     let http = starlock.address("http");

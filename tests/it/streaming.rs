@@ -21,6 +21,49 @@ fn h2c(server: &Server) -> Plan {
 }
 
 #[tokio::test]
+async fn events_go_on_over_a_reload_that_takes_their_server_away() {
+    let (tell, told) = tokio::sync::watch::channel(0);
+    let server = Server::raw(move |mut stream| {
+        let mut told = told.clone();
+        async move {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let head =
+                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            for n in 1..=3 {
+                told.wait_for(|so_far| *so_far >= n).await.unwrap();
+                stream.write_all(format!("9\r\ndata: {n}\n\n\r\n").as_bytes()).await.unwrap();
+            }
+            stream.write_all(b"0\r\n\r\n").await.unwrap();
+        }
+    });
+    let mut rig = Plan::tls().forward("a.test", server.address).start().await;
+    let mut h1 = rig.connect_tls("a.test").await;
+    h1.send("GET /events HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    let (mut h2, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
+    h2.request(1, h2::END_STREAM, "GET", "/events", &[]).await;
+    tell.send_replace(1);
+    assert_eq!(h2.next_of(h2::DATA).await.payload, b"data: 1\n\n");
+    rig.load(&Plan::tls().respond("b.test", 200, None)).await;
+    h2.request(3, h2::END_STREAM, "GET", "/", &[]).await;
+    assert_eq!(h2::status(&h2.next_of(h2::HEADERS).await.payload), 404, "it was noticed");
+    // Each worker notices it by itself.
+    for _ in 0..8 {
+        assert_eq!(rig.connect_tls("a.test").await.get("a.test", "/").await.status, 404);
+    }
+    tell.send_replace(3);
+    let mut events = Vec::new();
+    while events.len() < 18 {
+        let data = h2.next_of(h2::DATA).await;
+        if data.stream == 1 {
+            events.extend(data.payload);
+        }
+    }
+    assert_eq!(events, b"data: 2\n\ndata: 3\n\n");
+    assert_eq!(h1.answer(false).await.text(), "data: 1\n\ndata: 2\n\ndata: 3\n\n");
+}
+
+#[tokio::test]
 async fn each_event_is_there_before_the_next_one_is_made() {
     let (told, tell) = mpsc::channel::<()>(1);
     let tell = std::sync::Arc::new(tokio::sync::Mutex::new(tell));

@@ -69,8 +69,7 @@ fn is(message: &Message, key: &str) -> bool {
 
 #[test]
 fn systemd_is_told_what_happens() {
-    let config =
-        "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\n[routes]\n\"a.localhost\" = { respond = 204 }\n";
+    let config = "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\n[timeouts]\nlame_duck = \"20s\"\n[routes]\n\"a.localhost\" = { respond = 204 }\n";
     let mut manager = None;
     let mut starlock = Starlock::start_with(config, |dir, command| {
         manager = Some(Manager::listen(&dir.join("notify.sock")));
@@ -102,7 +101,11 @@ fn systemd_is_told_what_happens() {
     let stopping = manager.news();
     assert!(is(&stopping, "STOPPING"), "{stopping:?}");
     let extended: u64 = stopping["EXTEND_TIMEOUT_USEC"].parse().unwrap();
-    assert!(extended >= 30_000_000, "timeouts.drain and what comes after it: {extended}");
+    assert!(
+        extended >= 50_000_000,
+        "timeouts.lame_duck, timeouts.drain and what comes after them: {extended}"
+    );
+    starlock.process().signal("TERM");
     assert!(starlock.process().wait().success());
 }
 

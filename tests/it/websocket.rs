@@ -221,6 +221,23 @@ async fn a_tunnel_survives_a_reload_and_ends_when_it_is_silent_or_the_process_go
 }
 
 #[tokio::test]
+async fn a_tunnel_in_a_stream_survives_a_reload() {
+    let server = switching();
+    let mut rig = Plan::tls().forward("a.test", server.address).start().await;
+    let mut sender = h2(&rig).await;
+    let mut tunnel = switched(sender.send_request(extended("websocket")).await.unwrap()).await;
+    until(&mut tunnel, b"\r\n\r\n").await;
+    rig.load(&Plan::tls().respond("b.test", 200, None)).await;
+    // The request that notices the reload comes on the same connection; its servers are gone.
+    let after = Request::get("https://a.test/").body(Empty::new()).unwrap();
+    assert_eq!(sender.send_request(after).await.unwrap().status(), 404);
+    for _ in 0..3 {
+        tunnel.write_all(b"ping").await.unwrap();
+        until(&mut tunnel, b"ping").await;
+    }
+}
+
+#[tokio::test]
 async fn whoever_breaks_a_tunnel_breaks_it_for_both() {
     let server = Server::raw(|mut stream| async move {
         read_head(&mut stream).await;

@@ -111,6 +111,13 @@ pub(super) static LISTEN: Section = section(
         ),
         Key::new("metrics", Kind::Listen(9464), "", "Where Prometheus may ask; off without it"),
         Key::new(
+            "ready",
+            Kind::Listen(8081),
+            "",
+            "Where a balancer may ask, by HTTP and any path, whether to send requests: 200, and 503 as soon as a shutdown begins; \
+             off without it",
+        ),
+        Key::new(
             "trusted_proxies",
             Kind::List(&Kind::Net),
             "[]",
@@ -158,6 +165,13 @@ pub(super) static TIMEOUTS: Section = section(
             "Without a byte either way: WebSocket, upgrades, `passthrough`",
         ),
         Key::new(
+            "lame_duck",
+            Kind::Duration { zero: true },
+            "",
+            "How long everything is served on when `listen.ready` has turned 503; then `drain` begins. Default: 5 s with \
+             `listen.ready`, else nothing",
+        ),
+        Key::new(
             "drain",
             Kind::Duration { zero: true },
             "\"30s\"",
@@ -189,7 +203,19 @@ pub(super) static LIMITS: Section = section(
             "connections",
             Kind::Count { min: 1, max: 100_000_000 },
             "",
-            "Open connections; default: 90 % of half the file limit",
+            "Open connections; from nine tenths on, those idle the longest are closed. Default: 90 % of half the file limit",
+        ),
+        Key::new(
+            "requests",
+            Kind::Count { min: 1, max: 100_000_000 },
+            "",
+            "Requests under way in all (503 with Retry-After). Default: 90 % of half the file limit",
+        ),
+        Key::new(
+            "buffered",
+            Kind::Size,
+            "",
+            "Bytes held in all for clients that do not read and servers that do not take (503). Default: a quarter of the memory",
         ),
         Key::new(
             "connections_per_ip",

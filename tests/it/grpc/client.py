@@ -50,6 +50,24 @@ def kinds():
     assert n == 19
 
 
+def across():
+    # Goes on when it is told to.
+    turn = threading.Semaphore(1)
+
+    def requests():
+        for n in range(6):
+            turn.acquire()
+            yield b"m%d" % n
+
+    for n, answer in enumerate(both(requests(), timeout=60)):
+        assert answer == b"M%d" % n
+        if n == 2:
+            print("begun", flush=True)
+            assert sys.stdin.readline() == "go on\n"
+        turn.release()
+    assert n == 5
+
+
 def metadata():
     answer, call = unary.with_call(b"x", metadata=(("x-ask", "hello"),), timeout=100)
     initial, trailing = dict(call.initial_metadata()), dict(call.trailing_metadata())

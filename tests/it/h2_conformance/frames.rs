@@ -248,8 +248,8 @@ pub(super) const CASES: &[Case] = &[
     (
         "6.9.1/grows",
         "an update lets it go on",
-        "settings 4=1; get 1; ? data 1 1; f WINDOW 0 1 00000002; ? data 1 2; f WINDOW 0 1 00000064",
-        "data 1 4 end",
+        "settings 4=1; get 1; ? data 1 1; f WINDOW 0 1 00000002; ? data 1 2; f WINDOW 0 1 00000064; ? data 1 3",
+        "data 1 1 end",
     ),
     (
         "6.9.1/overflow-connection",

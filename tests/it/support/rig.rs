@@ -345,6 +345,8 @@ impl Rig {
 
     /// The value of the metric whose line begins with `series`; 0 if there is none.
     pub(crate) fn metric(&self, series: &str) -> i64 {
+        let load = self.traffic.load();
+        self.metrics.loaded(load.requests(), load.buffered());
         let text = self.metrics.render();
         text.lines()
             .filter_map(|line| line.strip_prefix(series)?.trim().parse().ok())
