@@ -170,17 +170,18 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let tunnel = Cell::new(None);
     let service = service_fn(|request| {
         let request_in_flight = watch.request();
-        let answer = worker.service.clone().call(request, info.clone());
+        let (service, info) = (worker.service.clone(), info.clone());
         let tunnel = &tunnel;
-        async move {
-            let mut response = answer.await;
+        // Boxed: a connection that waits for its next request keeps no room for one.
+        Box::pin(async move {
+            let mut response = service.call(request, info).await;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 tunnel.set(response.body_mut().take_tunnel());
             } else if watch.is_draining() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response.map(|body| Answer::new(body, request_in_flight, None)))
-        }
+        })
     });
     let mut builder = http1::Builder::new();
     builder
@@ -232,11 +233,12 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
             .then(|| (hyper::upgrade::on(&mut request), watch.request()));
         let stream = watch.add_stream();
         newest.set(Some(stream.clone()));
-        let answer = worker.service.clone().call(request, info.clone());
+        let (service, info) = (worker.service.clone(), info.clone());
         // Removes the stream when the client resets it before there is an answer, too.
         let listed = Listed { watch: watch.clone(), stream };
-        async move {
-            let mut response = answer.await;
+        // Boxed: on its way into a task it would be copied several times.
+        Box::pin(async move {
+            let mut response = service.call(request, info).await;
             if let Some((upgrade, in_flight)) = upgrade
                 && let Some(tunnel) = response.body_mut().take_tunnel()
             {
@@ -249,7 +251,7 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
                 });
             }
             Ok::<_, Infallible>(response.map(|body| Answer::new(body, request_in_flight, Some(listed))))
-        }
+        })
     });
     let mut builder = http2::Builder::new(streams);
     builder
