@@ -17,6 +17,8 @@ pub(super) enum Outcome {
     Pass { upstream: String },
     /// The client is sent elsewhere.
     Redirect { status: u16, url: String },
+    /// Its connection is closed.
+    Closed { why: String },
     /// It is answered at once; `why` is empty if a route says so.
     Respond { status: u16, why: String },
 }
@@ -161,6 +163,7 @@ impl std::fmt::Display for Outcome {
             },
             Self::Pass { upstream } => write!(f, "goes to {upstream} with its TLS, unread"),
             Self::Redirect { status, url } => write!(f, "is redirected ({status}) to {url}"),
+            Self::Closed { why } => write!(f, "finds its connection closed: {why}"),
             Self::Respond { status, why } if why.is_empty() => write!(f, "is answered with {status}"),
             Self::Respond { status, why } => write!(f, "is answered with {status}: {why}"),
         }

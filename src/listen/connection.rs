@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::future::{Future, poll_fn, ready};
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -11,7 +11,6 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::Either;
 use http::header::{CONNECTION, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -169,17 +168,18 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let tunnel = Cell::new(None);
     let service = service_fn(|request| {
         let request_in_flight = watch.request();
-        let answer = answer(&worker.service, request, &info, request_in_flight.fits());
+        let (service, info) = (worker.service.clone(), info.clone());
         let tunnel = &tunnel;
-        async move {
-            let mut response = answer.await;
+        // Boxed: a connection that waits for its next request keeps no room for one.
+        Box::pin(async move {
+            let mut response = answer(service, request, info, request_in_flight.fits()).await;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 tunnel.set(response.body_mut().take_tunnel());
             } else if watch.is_draining() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response.map(|body| Answer::new(body, request_in_flight, None)))
-        }
+        })
     });
     let mut builder = http1::Builder::new();
     builder
@@ -229,11 +229,12 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         let request_in_flight = watch.request();
         let upgrade = (request.method() == Method::CONNECT)
             .then(|| (hyper::upgrade::on(&mut request), watch.request()));
+        let (service, info) = (worker.service.clone(), info.clone());
         // Removes the stream when the client resets it before there is an answer, too.
         let listed = beginning.begin();
-        let answer = answer(&worker.service, request, &info, request_in_flight.fits());
-        async move {
-            let mut response = answer.await;
+        // Boxed: on its way into a task it would be copied several times.
+        Box::pin(async move {
+            let mut response = answer(service, request, info, request_in_flight.fits()).await;
             if is_grpc(&response) {
                 request_in_flight.watch().keep();
             }
@@ -250,7 +251,7 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
                 });
             }
             Ok::<_, Infallible>(response.map(|body| Answer::new(body, request_in_flight, Some(listed))))
-        }
+        })
     });
     let mut builder = http2::Builder::new(streams);
     builder
@@ -271,16 +272,15 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
 }
 
 /// What the service says to a request, or why it is not asked.
-fn answer<S: Service>(
-    service: &Rc<S>,
+async fn answer<S: Service>(
+    service: Rc<S>,
     request: Request<Incoming>,
-    info: &Rc<ConnInfo>,
+    info: Rc<ConnInfo>,
     fits: bool,
-) -> impl Future<Output = Response<S::Body>> + use<S> {
-    let (service, info) = (service.clone(), info.clone());
+) -> Response<S::Body> {
     match fits {
-        true => Either::Left(service.call(request, info)),
-        false => Either::Right(ready(service.shed(request, info))),
+        true => service.call(request, info).await,
+        false => service.shed(request, info),
     }
 }
 

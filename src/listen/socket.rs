@@ -288,7 +288,8 @@ mod tests {
     fn a_client_that_vanishes_is_noticed_whoever_opened_the_listener() {
         let listener = TcpListener::bind(local(0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let mut inherited = Inherited(vec![Given { address, listener, used: false }]);
+        let mut inherited =
+            Inherited { tcp: vec![Given { address, listener, used: false }], udp: Vec::new() };
         for address in [local(0), address] {
             let bound = bind(address, false, 1, &mut inherited).unwrap();
             bound.sockets[0].set_nonblocking(false).unwrap();

@@ -1,9 +1,11 @@
 //! What the configuration says about the policies of a route.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::access::Access;
 use super::basic::BasicAuthSpec;
 use super::client_cert::ClientCertSpec;
 use super::compress::Coding;
@@ -108,6 +110,18 @@ pub struct AccessSpec {
     pub allow: Vec<IpNet>,
     /// Comes before `allow`.
     pub deny: Vec<IpNet>,
+}
+
+impl AccessSpec {
+    /// Why `client` may not use the route, for a person; `None` if it may.
+    pub fn refusal(&self, client: IpAddr) -> Option<String> {
+        Access::new(self).admit(client).err()?;
+        let denied = self.deny.iter().find(|net| net.contains(&client.to_canonical()));
+        Some(match denied {
+            Some(net) => format!("{client} is in {net}, which `deny` lists"),
+            None => format!("{client} is in none of the networks that `allow` lists"),
+        })
+    }
 }
 
 /// `Strict-Transport-Security` (RFC 6797).

@@ -26,18 +26,20 @@ type Names = SmallVec<[HeaderName; 8]>;
 
 /// How a request came in, for the fields that say so to the server.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Incoming<'a> {
-    pub(super) client: Client,
+pub struct Incoming<'a> {
+    /// Who asks.
+    pub client: Client,
     /// `https` or `http`.
-    pub(super) scheme: &'static str,
+    pub scheme: &'static str,
     /// With its port.
-    pub(super) host: &'a HeaderValue,
-    pub(super) version: Version,
+    pub host: &'a HeaderValue,
+    /// Of the request.
+    pub version: Version,
 }
 
 /// Makes a client's fields fit for an HTTP/1.1 server: hop-by-hop fields go, what is said of the client is ours or a trusted
 /// proxy's, Host is what was matched.
-pub(super) fn to_server(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
+pub fn to_server(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
     let trailers = wants_trailers(headers);
     strip_hop_by_hop(headers);
     // The 100 is sent by us as soon as the server takes the body.

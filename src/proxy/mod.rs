@@ -10,7 +10,7 @@ mod encoded;
 mod error;
 mod forward;
 mod handler;
-mod headers;
+pub mod headers;
 pub mod host;
 mod local;
 mod mirror;

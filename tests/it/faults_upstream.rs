@@ -17,7 +17,7 @@ const PACE: Duration = Duration::from_millis(20);
 /// How long a fault lasts.
 const FAULT: Duration = Duration::from_secs(3);
 
-/// An nginx that answers, hangs up (444) or says 503, as a file in its directory wants.
+/// An nginx that answers, resets the connection (444) or says 503, as a file in its directory wants.
 struct Nginx {
     address: SocketAddr,
     dir: tempfile::TempDir,
@@ -42,6 +42,8 @@ impl Nginx {
                fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
                server {{
                  listen {address} backlog=4096; keepalive_requests 1000000;
+                 # So that 444 resets the connection instead of closing it.
+                 reset_timedout_connection on;
                  location / {{
                    if (-f {dir}/reset) {{ return 444; }}
                    if (-f {dir}/ill) {{ return 503; }}
@@ -159,7 +161,8 @@ fn one_of_three_fails_in_every_way_under_load_and_no_client_sees_an_error() {
         let bad = load.bad.lock().unwrap().clone();
         eprintln!("{what}: {good} answers in {FAULT:?}, {} errors", bad.len());
         assert!(bad.is_empty(), "{what}: {} errors, such as {}", bad.len(), bad[0]);
-        assert!(good > 300, "{what}: only {good} answers");
+        // A thousand a second are sent; half of that is the least that a busy machine must get through.
+        assert!(good > 1_500, "{what}: only {good} answers");
     };
     calm("all are well");
     servers[0].process().kill();
@@ -169,7 +172,7 @@ fn one_of_three_fails_in_every_way_under_load_and_no_client_sees_an_error() {
     calm("one hangs");
     servers[1].process().signal("CONT");
     servers[2].mark("reset");
-    calm("one hangs up");
+    calm("one resets");
     servers[2].unmark("reset");
     servers[0].mark("ill");
     calm("one says 503");

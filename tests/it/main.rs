@@ -27,6 +27,7 @@ mod config_errors;
 mod dns_wild;
 mod doctor;
 mod example;
+mod explain;
 mod faults;
 mod faults_upstream;
 mod grpc;

@@ -148,8 +148,11 @@ pub fn command(dir: &Path, arguments: &[&str]) -> Output {
     binary(dir).args(arguments).output().unwrap()
 }
 
-/// The binary that cargo built for this test; for an example, the one beside it.
+/// What `STARLOCK` names, to look at a release; else the binary that cargo built for this test; for an example, the one beside it.
 fn program() -> PathBuf {
+    if let Some(named) = std::env::var_os("STARLOCK") {
+        return named.into();
+    }
     match option_env!("CARGO_BIN_EXE_starlock") {
         Some(path) => path.into(),
         None => std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("starlock"),
