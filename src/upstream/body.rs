@@ -31,16 +31,24 @@ pub struct Upload(
     Option<Rc<Shared>>,
 );
 
-#[derive(Debug)]
+/// Takes from a client's trailers what must not be said there.
+type Sift = dyn Fn(&mut HeaderMap);
+
 struct Shared {
     /// `None`: everything there will be is kept.
     inner: RefCell<Option<Incoming>>,
     /// Who else reads what the client sends.
     copy: RefCell<Option<Box<BodyCopy>>>,
-    sift: fn(&mut HeaderMap),
+    sift: Box<Sift>,
     /// The attempt that may read; a former one that is not gone yet may not.
     attempt: Cell<usize>,
     kept: RefCell<Kept>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("attempt", &self.attempt).finish_non_exhaustive()
+    }
 }
 
 /// What has been read, in one piece: the client's own pieces may be tiny, and each would hold on to a whole buffer.
@@ -58,9 +66,9 @@ struct Kept {
 impl Upload {
     /// Takes what the client sends. `keep`: at most 64 KiB of it are kept, so that it can be sent again. `sift` takes
     /// from its trailers what must not be said there.
-    pub fn new(inner: Incoming, keep: bool, sift: fn(&mut HeaderMap)) -> Self {
+    pub fn new(inner: Incoming, keep: bool, sift: impl Fn(&mut HeaderMap) + 'static) -> Self {
         let kept = Kept { is_wanted: keep, ..Kept::default() };
-        if inner.is_end_stream() { Self(None) } else { Self::from(Some(inner), kept, sift) }
+        if inner.is_end_stream() { Self(None) } else { Self::from(Some(inner), kept, Box::new(sift)) }
     }
 
     /// A body that is there already.
@@ -68,10 +76,10 @@ impl Upload {
         if data.is_empty() {
             return Self(None);
         }
-        Self::from(None, Kept { data, is_whole: true, is_wanted: true, ..Kept::default() }, |_| {})
+        Self::from(None, Kept { data, is_whole: true, is_wanted: true, ..Kept::default() }, Box::new(|_| {}))
     }
 
-    fn from(inner: Option<Incoming>, kept: Kept, sift: fn(&mut HeaderMap)) -> Self {
+    fn from(inner: Option<Incoming>, kept: Kept, sift: Box<Sift>) -> Self {
         Self(Some(Rc::new(Shared {
             inner: RefCell::new(inner),
             copy: RefCell::default(),
