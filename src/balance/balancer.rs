@@ -205,6 +205,11 @@ impl Balancer {
         self.table.load().others(tried)
     }
 
+    /// Whether a server that was not tried is up and has room for a request.
+    pub fn has_other(&self, tried: &Tried) -> bool {
+        self.table.load().has_other(tried)
+    }
+
     /// Whether an upstream of several servers has none that could be reached: each was tried, or is known to fail.
     pub fn is_out(&self, tried: &Tried) -> bool {
         let table = self.table.load();

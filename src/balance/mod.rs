@@ -15,7 +15,7 @@ mod upstreams;
 pub use balancer::{Balancer, Found, NoEndpoint, Target};
 pub use endpoint::{Condition, Connection, Endpoint, InFlight};
 pub use health::{Hysteresis, Outcome};
-pub use request::{Ask, Preference, Tried};
+pub use request::{Ask, Preference, Tried, cookie};
 pub use spec::{
     ActiveSpec, BalanceSpec, HashKey, PassiveSpec, Question, RetrySpec, ServerHost, ServerSpec, StickySpec,
     UpstreamSpec, UpstreamTimeouts,

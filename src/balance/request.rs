@@ -62,7 +62,7 @@ impl HashKey {
         let own = match self {
             Self::Ip => None,
             Self::Header(name) => ask.headers.get(name).map(|value| hash(value.as_bytes())),
-            Self::Cookie(name) => cookie(ask.headers, name).map(|value| hash(value.as_bytes())),
+            Self::Cookie(name) => cookie(ask.headers, name).map(hash),
             Self::Path => Some(hash(ask.path.as_bytes())),
         };
         own.unwrap_or_else(|| match ask.client {
@@ -73,14 +73,17 @@ impl HashKey {
 }
 
 /// The value of the cookie `name`; of several, the first.
-pub(super) fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
-    let fields = headers.get_all(header::COOKIE).iter().filter_map(|field| field.to_str().ok());
-    let mut pairs = fields.flat_map(|field| field.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+pub fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
+    // Bytes: what another cookie holds is no reason to overlook this one.
+    let fields = headers.get_all(header::COOKIE).iter();
+    let mut crumbs = fields.flat_map(|field| field.as_bytes().split(|byte| *byte == b';'));
+    crumbs.find_map(|crumb| crumb.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]
@@ -89,6 +92,7 @@ mod tests {
         headers.append("x-user", "ann".parse().unwrap());
         headers.append(header::COOKIE, "a=1; user=bob".parse().unwrap());
         headers.append(header::COOKIE, "user=carl; c".parse().unwrap());
+        headers.append(header::COOKIE, HeaderValue::from_bytes(b"t=\xff\xe9; late=dora").unwrap());
         let ask = Ask { client: [192, 0, 2, 1].into(), headers: &headers, path: "/x" };
         let ip = hash(&[192, 0, 2, 1]);
         for (key, expected) in [
@@ -96,6 +100,8 @@ mod tests {
             (HashKey::Header("x-user".parse().unwrap()), hash(b"ann")),
             (HashKey::Header("x-other".parse().unwrap()), ip),
             (HashKey::Cookie("user".into()), hash(b"bob")),
+            (HashKey::Cookie("late".into()), hash(b"dora")),
+            (HashKey::Cookie("t".into()), hash(b"\xff\xe9")),
             (HashKey::Cookie("use".into()), ip),
             (HashKey::Cookie("c".into()), ip),
             (HashKey::Path, hash(b"/x")),

@@ -132,7 +132,8 @@ impl fmt::Display for ServerSpec {
             ServerHost::Ip(IpAddr::V6(address)) => write!(f, "{scheme}://[{address}]:{}", self.port)?,
             ServerHost::Ip(address) => write!(f, "{scheme}://{address}:{}", self.port)?,
             ServerHost::Name(name) => write!(f, "{scheme}://{name}:{}", self.port)?,
-            ServerHost::Service(name) => write!(f, "srv://{name}")?,
+            ServerHost::Service(name) if self.transport == Transport::Http => write!(f, "srv://{name}")?,
+            ServerHost::Service(name) => write!(f, "srv+{scheme}://{name}")?,
             ServerHost::Unix(path) => write!(f, "unix:{}", path.display())?,
         }
         match self.address {
@@ -208,7 +209,7 @@ pub struct StickySpec {
 pub struct PassiveSpec {
     /// Connections in a row that could not be made.
     pub connect_errors: u8,
-    /// Failed requests in a row: no answer, an answer cut short before its head, or 502, 503, 504.
+    /// Failed requests in a row: no answer, an answer cut short before its head, or 502, 504.
     pub failures: u8,
     /// The time within which `failures` must happen.
     pub within: Duration,

@@ -17,8 +17,8 @@ use crate::secret::{Secret, SecretError};
 pub(super) struct Token([u8; 22]);
 
 impl Token {
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        text.as_bytes().try_into().ok().map(Self)
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
+        text.try_into().ok().map(Self)
     }
 
     fn as_str(&self) -> &str {
@@ -53,7 +53,7 @@ impl Sticky {
     /// The cookie of a server. `None` only if the cookie's name cannot stand in a header, which `config` refuses.
     pub(super) fn cookie(&self, upstream: &str, server: &str) -> Option<Cookie> {
         let tag = hmac::sign(&self.key, format!("{upstream}\n{server}").as_bytes());
-        let token = Token::parse(&URL_SAFE_NO_PAD.encode(&tag.as_ref()[..16]))?;
+        let token = Token::parse(URL_SAFE_NO_PAD.encode(&tag.as_ref()[..16]).as_bytes())?;
         let age = self.ttl.map(|ttl| format!("; Max-Age={}", ttl.as_secs())).unwrap_or_default();
         let plain = format!("{}={}; Path=/; HttpOnly; SameSite=Lax{age}", self.cookie, token.as_str());
         Some(Cookie { token, secure: format!("{plain}; Secure").parse().ok()?, plain: plain.parse().ok()? })
@@ -92,6 +92,6 @@ mod tests {
         ] {
             assert_ne!(one.token, other.token);
         }
-        assert!(Token::parse("short").is_none());
+        assert!(Token::parse(b"short").is_none());
     }
 }

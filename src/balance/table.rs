@@ -117,6 +117,12 @@ impl Table {
         self.slots().filter(other).take(Tried::MOST).count()
     }
 
+    /// Whether one that was not tried is up and has a free place.
+    pub(super) fn has_other(&self, tried: &Tried) -> bool {
+        self.slots()
+            .any(|slot| !tried.has(slot.endpoint.id()) && !slot.is_full() && slot.endpoint.health.is_up())
+    }
+
     /// Puts the plan's bounds of connections into force.
     pub(super) fn enforce(&self) {
         for slot in self.slots() {

@@ -18,6 +18,15 @@ pub enum Transport {
 }
 
 impl Transport {
+    /// Whether nothing but HTTP/2 is spoken, which cannot switch to another protocol.
+    pub fn is_only_h2(&self) -> bool {
+        match self {
+            Self::Http => false,
+            Self::H2c => true,
+            Self::Tls(tls) => tls.http == TlsHttp::Two,
+        }
+    }
+
     /// The scheme of its URLs.
     pub fn scheme(&self) -> &'static str {
         match self {

@@ -66,6 +66,20 @@ pub(super) fn read(
                     .help("the name has to be that of a route, or `*.` and the zone of one"),
             );
         }
+        if let Some(route) = passed(routes, &host) {
+            let message = format!(
+                "`{host}` is to ask for client certificates, and `{}` is passed through",
+                route.key.value
+            );
+            decoder.push(
+                Problem::error(key.span.clone(), message)
+                    .label("its TLS is not ours: nobody here would ever ask")
+                    .also(route.key.span.clone(), "passed through here")
+                    .help(
+                        "let the server behind it ask for certificates, or name only hosts here that are not passed through",
+                    ),
+            );
+        }
         let Some(Value::Table(fields)) = value else { continue };
         let Some(ca) = fields.slot::<PathBuf>("ca").given() else { continue };
         decoder.references.push((ca.span, Reference::ClientCa(ca.value.clone())));
@@ -92,6 +106,13 @@ pub(super) fn read(
             .collect();
     }
     specs
+}
+
+/// The route by which a connection for `host`, or for one of the hosts that it stands for, is passed through.
+fn passed<'r>(routes: &'r [Route], host: &HostPattern) -> Option<&'r Route> {
+    let has_own = routes.iter().any(|route| !route.is_passed_through() && route.pattern() == Some(host));
+    let is_met = |pattern: &HostPattern| host.covers(pattern) || (pattern.covers(host) && !has_own);
+    routes.iter().find(|route| route.is_passed_through() && route.pattern().is_some_and(is_met))
 }
 
 /// Whether a request for the route can be one for `host`.

@@ -317,7 +317,9 @@ pub(super) fn server(text: &str) -> Result<ServerSpec, Wrong> {
         "http" => (Transport::Http, 80),
         "https" => (Transport::Tls(Arc::default()), 443),
         "h2c" => (Transport::H2c, 80),
-        "srv" => return service(&parts),
+        "srv" => return service(&parts, Transport::Http),
+        "srv+https" => return service(&parts, Transport::Tls(Arc::default())),
+        "srv+h2c" => return service(&parts, Transport::H2c),
         "grpc" => return Err(Wrong::new("`grpc://` is not a scheme").fix("write h2c:// or https://")),
         other => {
             return Err(Wrong::new(format!("`{other}://` is not a way to reach a server"))
@@ -336,12 +338,13 @@ pub(super) fn server(text: &str) -> Result<ServerSpec, Wrong> {
     Ok(ServerSpec { transport, ..ServerSpec::new(host, parts.port.unwrap_or(port)) })
 }
 
-fn service(parts: &Parts<'_>) -> Result<ServerSpec, Wrong> {
+fn service(parts: &Parts<'_>, transport: Transport) -> Result<ServerSpec, Wrong> {
     if parts.port.is_some() || !matches!(parts.path, "" | "/") {
         return Err(Wrong::new("a service has neither port nor path")
             .fix("ports come from its SRV records; write \"srv://_http._tcp.example.com\""));
     }
-    Ok(ServerSpec::new(ServerHost::Service(dns_name(parts.host)?.as_str().into()), 0))
+    let host = ServerHost::Service(dns_name(parts.host)?.as_str().into());
+    Ok(ServerSpec { transport, ..ServerSpec::new(host, 0) })
 }
 
 /// Parses the path of a socket.

@@ -239,6 +239,14 @@ impl Fields {
         }
     }
 
+    /// Removes every field that any of the rules is about.
+    pub(super) fn take_all(&self, headers: &mut HeaderMap) {
+        let written = self.set.iter().chain(&self.add).map(|(name, _)| name);
+        for name in self.remove.iter().chain(written) {
+            self.take(headers, name);
+        }
+    }
+
     fn take(&self, headers: &mut HeaderMap, name: &HeaderName) {
         headers.remove(name);
         if self.aliases && name.as_str().contains(['-', '_', '.']) {

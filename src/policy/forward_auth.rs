@@ -11,6 +11,7 @@ use http::header::{
 use http::{Method, Request, StatusCode};
 
 use super::identity::Identity;
+use super::spelling::{begins_with_spelling, is_spelling};
 
 /// About the request's body, or about the resource that it asks for: a question has neither.
 const NOT_ASKED: [HeaderName; 10] = [
@@ -27,6 +28,13 @@ const NOT_ASKED: [HeaderName; 10] = [
 ];
 const METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
 const URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// What else deciders read the request from; some of them first. Nothing of the kind is for a client to say.
+const ELSEWHERE: [&str; 2] = ["x-original-", "x-rewrite-"];
+/// What is said of the request itself, and no proxy's word counts in, since none decides what is matched here.
+const OF_THE_REQUEST: [HeaderName; 3] = [METHOD, URI, FORWARDED_HOST];
 
 /// Who is asked, and what is taken over from its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +51,19 @@ pub struct ForwardAuthSpec {
     pub timeout: Duration,
 }
 
+/// A request as it was matched: what another server decides about.
+#[derive(Clone, Copy, Debug)]
+pub struct Matched<'a> {
+    /// Its method.
+    pub method: &'a Method,
+    /// With its port.
+    pub host: &'a HeaderValue,
+    /// Normalised path, and query.
+    pub uri: &'a HeaderValue,
+    /// `https` or `http`.
+    pub scheme: &'static str,
+}
+
 /// What an answer means.
 #[derive(Debug)]
 pub enum Opinion {
@@ -55,17 +76,34 @@ pub enum Opinion {
 }
 
 impl ForwardAuthSpec {
-    /// The question about a request for `method` and `uri` (normalised path, and query). `fields` are the request's, already made
-    /// fit for a server. It has no body.
-    pub fn question(&self, method: &Method, uri: &HeaderValue, mut fields: HeaderMap) -> Request<()> {
+    /// The question about a request. `fields` are its own, already made fit for a server. It has no body.
+    ///
+    /// What is asked about is what was matched, whoever says otherwise; only the scheme is a trusted proxy's, which alone knows what
+    /// the client speaks to it, if it says `http` or `https`.
+    pub fn question(&self, matched: Matched<'_>, mut fields: HeaderMap) -> Request<()> {
         for name in NOT_ASKED {
             fields.remove(name);
+        }
+        let is_claim = |name: &str| {
+            ELSEWHERE.iter().any(|begin| begins_with_spelling(name, begin))
+                || OF_THE_REQUEST.iter().any(|field| is_spelling(name, field.as_str()))
+        };
+        let claims: Vec<HeaderName> = fields.keys().filter(|name| is_claim(name.as_str())).cloned().collect();
+        for name in &claims {
+            fields.remove(name);
+        }
+        Identity::default().tell(&self.copy, &mut fields);
+        let mut protos = fields.get_all(FORWARDED_PROTO).iter();
+        let is_said = |proto: &HeaderValue| proto == "http" || proto == "https";
+        if !(protos.next().is_some_and(is_said) && protos.next().is_none()) {
+            fields.insert(FORWARDED_PROTO, HeaderValue::from_static(matched.scheme));
         }
         // Methods and hosts are tokens.
         let value = |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""));
         fields.insert(HOST, value(&self.host));
-        fields.insert(METHOD, value(method.as_str()));
-        fields.insert(URI, uri.clone());
+        fields.insert(METHOD, value(matched.method.as_str()));
+        fields.insert(URI, matched.uri.clone());
+        fields.insert(FORWARDED_HOST, matched.host.clone());
         let mut question = Request::new(());
         *question.uri_mut() = self.target.parse().unwrap_or_default();
         *question.headers_mut() = fields;
@@ -133,8 +171,37 @@ mod tests {
         own.insert(IF_NONE_MATCH, HeaderValue::from_static("\"x\""));
         own.insert("cookie", HeaderValue::from_static("s=1"));
         own.insert("x-forwarded-method", HeaderValue::from_static("GET"));
-        let question = spec.question(&Method::POST, &HeaderValue::from_static("/a?b"), own);
+        // A trusted proxy's words stay in the fields; what its client slipped in may be among them.
+        for name in [
+            "x-forwarded-host",
+            "x-forwarded_uri",
+            "x-original-url",
+            "x_original_method",
+            "x.rewrite-url",
+            "remote-user",
+            "remote_groups",
+        ] {
+            own.append(HeaderName::from_static(name), HeaderValue::from_static("evil"));
+        }
+        own.insert("x-forwarded-proto", HeaderValue::from_static("https"));
+        let host = HeaderValue::from_static("a.test:8443");
+        let uri = HeaderValue::from_static("/a?b");
+        let matched = Matched { method: &Method::POST, host: &host, uri: &uri, scheme: "http" };
+        let question = spec.question(matched, own.clone());
         let told = question.headers();
+        assert!(told.values().all(|value| value != "evil"), "{told:?}");
+        assert_eq!(
+            (&told["x-forwarded-host"], &told["x-forwarded-proto"]),
+            (&host, &"https".parse().unwrap())
+        );
+        for odd in ["gopher", "https, http", ""] {
+            own.insert("x-forwarded-proto", HeaderValue::from_static(odd));
+            assert_eq!(spec.question(matched, own.clone()).headers()["x-forwarded-proto"], "http", "{odd}");
+        }
+        own.append("x-forwarded-proto", HeaderValue::from_static("https"));
+        own.append("x-forwarded-proto", HeaderValue::from_static("https"));
+        let values = spec.question(matched, own).headers().get_all("x-forwarded-proto").iter().count();
+        assert_eq!(values, 1);
         assert_eq!(
             (told["host"].as_bytes(), question.uri().to_string()),
             (&b"auth.test:9091"[..], spec.target.to_string())

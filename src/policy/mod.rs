@@ -40,7 +40,7 @@ pub use denial::Denial;
 pub use encode::{Encoder, MAX_ENCODERS};
 use fields::Fields;
 pub use fields::{Direction, FieldError, FieldValue, FieldsSpec, RequestFacts, untouchable};
-pub use forward_auth::{ForwardAuthSpec, Opinion};
+pub use forward_auth::{ForwardAuthSpec, Matched, Opinion};
 use hsts::Hsts;
 pub use identity::Identity;
 pub use pages::{MAX_PAGE, Page, PageError, PageFiles, PageFor, Pages, PagesSpec};
@@ -185,6 +185,14 @@ impl Policy {
     pub fn identify(&self, identity: &Identity, headers: &mut HeaderMap) {
         if self.basic.is_some() || self.forward_auth.is_some() {
             identity.tell(&self.owned, headers);
+        }
+    }
+
+    /// Takes from a client's trailers what only the route says in a request's head: servers may add trailers to it.
+    pub fn sift_trailers(&self, trailers: &mut HeaderMap) {
+        Identity::default().tell(&self.owned, trailers);
+        if let Some(fields) = &self.request_fields {
+            fields.take_all(trailers);
         }
     }
 

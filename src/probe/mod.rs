@@ -15,7 +15,7 @@ use crate::backoff::{self, Backoff};
 use crate::balance::{ActiveSpec, Balancer, Endpoint, Upstreams};
 use crate::resolver::Hosts;
 use crate::task::{OnExit, Shutdown, Supervisor};
-use crate::upstream::TlsReader;
+use crate::upstream::{TlsReader, Unreached};
 
 /// `starlock_upstream_up` is never older than this.
 const SHOW: Duration = Duration::from_secs(1);
@@ -120,6 +120,12 @@ async fn ask(balancer: &Balancer, endpoint: Arc<Endpoint>, spec: &ActiveSpec, tl
     while balancer.endpoints().iter().any(|e| e.id() == endpoint.id()) {
         let answer = question::ask(&endpoint, tls, &spec.question, spec.timeout).await;
         let (upstream, server) = (balancer.name(), endpoint.label());
+        if let Err(Unreached::Ours(why)) = &answer {
+            tracing::debug!(%upstream, %server, why, "the server could not be asked; what it said before stands");
+            sleep(backoff::jitter(spec.every, JITTER, backoff::dice())).await;
+            continue;
+        }
+        let answer = answer.map_err(|why| why.to_string());
         match (endpoint.answered(answer.is_ok(), spec), answer) {
             (Some(true), _) => tracing::info!(%upstream, %server, "the server says that it is well again"),
             (Some(false), Err(why)) => {

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
 use crate::balance::{Endpoint, Question, ServerHost, ServerSpec, Transport};
-use crate::upstream::{Reached, TlsReader, reach};
+use crate::upstream::{ReachedIo, TlsReader, Unreached, reach};
 
 /// What a health service answers is a few bytes.
 const MESSAGE: usize = 4096;
@@ -26,22 +26,39 @@ pub(super) async fn ask(
     tls: &TlsReader,
     question: &Question,
     limit: Duration,
-) -> Result<(), String> {
+) -> Result<(), Unreached> {
     let server = endpoint.spec();
-    let clear_h2 = server.transport == Transport::H2c;
-    let http2 = clear_h2 || matches!(question, Question::Grpc { .. });
+    let scheme = if matches!(server.transport, Transport::Tls(_)) { "https" } else { "http" };
     let answer = async {
-        let stream = reach(endpoint, tls, http2).await?;
-        match question {
+        let reached = reach(endpoint, tls).await?;
+        let origin = Origin { scheme, authority: authority(server) };
+        let said = match question {
             Question::Tcp => Ok(()),
-            Question::Http { path, status } if clear_h2 => {
-                h2_get(stream, &authority(server), path, status).await
+            Question::Http { path, status } if reached.http2 => {
+                h2_get(reached.io, &origin, path, status).await
             }
-            Question::Http { path, status } => http(stream, &authority(server), path, status).await,
-            Question::Grpc { service } => grpc(stream, &authority(server), service).await,
-        }
+            Question::Http { path, status } => http(reached.io, &origin.authority, path, status).await,
+            // In clear it is asked for without asking, whatever requests get.
+            Question::Grpc { service } if reached.http2 || scheme == "http" => {
+                grpc(reached.io, &origin, service).await
+            }
+            Question::Grpc { .. } => Err("it does not speak HTTP/2".to_owned()),
+        };
+        said.map_err(Unreached::Theirs)
     };
-    timeout(limit, answer).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+    timeout(limit, answer).await.unwrap_or_else(|_| Err(Unreached::Theirs("no answer in time".to_owned())))
+}
+
+/// Where a question by HTTP/2 goes.
+struct Origin {
+    scheme: &'static str,
+    authority: String,
+}
+
+impl Origin {
+    fn url(&self, path: &str) -> String {
+        format!("{}://{}{path}", self.scheme, self.authority)
+    }
 }
 
 fn authority(server: &ServerSpec) -> String {
@@ -63,7 +80,7 @@ async fn drive<T>(exchange: impl Future<Output = T>, connection: impl Future) ->
     }
 }
 
-async fn http(stream: Box<dyn Reached>, authority: &str, path: &str, wanted: &[u16]) -> Result<(), String> {
+async fn http(stream: Box<dyn ReachedIo>, authority: &str, path: &str, wanted: &[u16]) -> Result<(), String> {
     let text = |error: hyper::Error| error.to_string();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
     let request = Request::get(path)
@@ -76,12 +93,17 @@ async fn http(stream: Box<dyn Reached>, authority: &str, path: &str, wanted: &[u
     judge(status, wanted)
 }
 
-async fn h2_get(stream: Box<dyn Reached>, authority: &str, path: &str, wanted: &[u16]) -> Result<(), String> {
+async fn h2_get(
+    stream: Box<dyn ReachedIo>,
+    origin: &Origin,
+    path: &str,
+    wanted: &[u16],
+) -> Result<(), String> {
     let text = |error: h2::Error| error.to_string();
     let (sender, connection) = h2::client::handshake(stream).await.map_err(text)?;
     let exchange = async {
         let mut sender = sender.ready().await.map_err(text)?;
-        let request = Request::get(format!("http://{authority}{path}"))
+        let request = Request::get(origin.url(path))
             .header(header::USER_AGENT, "starlock-health")
             .body(())
             .map_err(|error| error.to_string())?;
@@ -100,12 +122,12 @@ fn judge(status: StatusCode, wanted: &[u16]) -> Result<(), String> {
     if good { Ok(()) } else { Err(format!("it answers {status}")) }
 }
 
-async fn grpc(stream: Box<dyn Reached>, authority: &str, service: &str) -> Result<(), String> {
+async fn grpc(stream: Box<dyn ReachedIo>, origin: &Origin, service: &str) -> Result<(), String> {
     let text = |error: h2::Error| error.to_string();
     let (sender, connection) = h2::client::handshake(stream).await.map_err(text)?;
     let exchange = async {
         let mut sender = sender.ready().await.map_err(text)?;
-        let request = Request::post(format!("http://{authority}/grpc.health.v1.Health/Check"))
+        let request = Request::post(origin.url("/grpc.health.v1.Health/Check"))
             .header(header::CONTENT_TYPE, "application/grpc")
             .header(header::TE, "trailers")
             .header(header::USER_AGENT, "starlock-health")

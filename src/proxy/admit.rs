@@ -18,7 +18,7 @@ use super::record::Record;
 use super::{forward, headers};
 use crate::balance::Ask;
 use crate::conn::ConnInfo;
-use crate::policy::{Authentication, Denial, ForwardAuthSpec, Identity, Opinion};
+use crate::policy::{Authentication, Denial, ForwardAuthSpec, Identity, Matched, Opinion};
 use crate::task;
 use crate::upstream::{Exchange, ExchangeLimits, ResponseBody, Upload};
 
@@ -109,7 +109,8 @@ async fn ask(spec: &ForwardAuthSpec, visit: Visit<'_>, record: &Record) -> Resul
         let in_flight =
             attempts.pick(&preference).await.map_err(|_| "it has no server that can be reached")?;
         let exchange = Rc::new(Exchange::new(attempts.limits(limits)));
-        let question = spec.question(&parts.method, &uri, fields.clone());
+        let matched = Matched { method: &parts.method, host: &host, uri: &uri, scheme: conn.scheme() };
+        let question = spec.question(matched, fields.clone());
         let question = question.map(|()| attempts.upload.body(exchange.clone()));
         let pool = record.shared.pools.to(in_flight.endpoint());
         let answer = attempts.send(&pool, &exchange, question, &in_flight).await;

@@ -14,9 +14,9 @@ use crate::upstream::{
     Upload,
 };
 
-/// Answers with which a server says that it, or what is behind it, cannot.
-const CANNOT: [StatusCode; 3] =
-    [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+/// Answers that say that a server, or what is behind it, is broken. 503 is none: a server that says it knows what it does, and
+/// the next request may be another matter.
+const BROKEN: [StatusCode; 2] = [StatusCode::BAD_GATEWAY, StatusCode::GATEWAY_TIMEOUT];
 
 /// What has become of a request so far.
 pub(super) struct Attempts<'a> {
@@ -163,10 +163,13 @@ impl<'a> Attempts<'a> {
                 Failure::Malformed
             }
             Some(Ok(response)) => {
-                let cannot = CANNOT.contains(&response.status());
-                self.balancer.report(in_flight, if cannot { Outcome::Failed } else { Outcome::Fine });
+                self.balancer.report(in_flight, verdict_of(response.status()));
                 let status = response.status().as_u16();
-                if self.balancer.retries().statuses.contains(&status) && self.may_repeat() {
+                // An answer in hand is worth more than a try at a server that is known to be no better.
+                if self.balancer.retries().statuses.contains(&status)
+                    && self.balancer.has_other(&self.tried)
+                    && self.may_repeat()
+                {
                     self.again(Retry::Status);
                     return Ok(None);
                 }
@@ -195,7 +198,8 @@ impl<'a> Attempts<'a> {
         Err(self.verdict(failure))
     }
 
-    /// The answer; `None` if it takes too long to begin, and another server is to be asked instead.
+    /// The answer; `None` if it takes too long to begin, and another server is to be asked instead. As long as there is none that
+    /// is up and has room, this one is waited for, and slow as it is, it has failed only if no answer comes.
     async fn answer(
         &mut self,
         pool: &Rc<Pool>,
@@ -214,12 +218,15 @@ impl<'a> Attempts<'a> {
                 () = sleep(self.patience) => {}
             }
             // While the client still sends, nobody else can be to blame.
-            if self.upload.is_whole() {
+            if self.upload.is_whole() && self.balancer.has_other(&self.tried) {
                 break;
             }
         }
+        if !self.may_repeat() {
+            return Some(answer.await);
+        }
         self.balancer.report(in_flight, Outcome::Failed);
-        if self.may_repeat() { None } else { Some(answer.await) }
+        None
     }
 
     /// Whether a request that a server has had already may be sent to another one; takes it from the budget.
@@ -244,7 +251,10 @@ impl<'a> Attempts<'a> {
 
     /// What the client is told when there is no further attempt.
     fn verdict(&self, failure: Failure) -> Failure {
-        if never_started(failure) && failure != Failure::Full && self.balancer.is_out(&self.tried) {
+        if never_started(failure)
+            && !matches!(failure, Failure::Full | Failure::NoSocket)
+            && self.balancer.is_out(&self.tried)
+        {
             return Failure::NoServer;
         }
         failure
@@ -254,8 +264,8 @@ impl<'a> Attempts<'a> {
 /// Whether the server cannot have seen anything of the request.
 fn never_started(failure: Failure) -> bool {
     use Failure::{
-        Connect, ConnectRefused, ConnectTimeout, Full, NotHttp2, Resolve, Tls, TlsCertificate, TlsRefused,
-        TlsTimeout, Unstarted,
+        Connect, ConnectRefused, ConnectTimeout, Full, NoSocket, NotHttp2, Resolve, Tls, TlsCertificate,
+        TlsRefused, TlsTimeout, Unstarted,
     };
     matches!(
         failure,
@@ -263,6 +273,7 @@ fn never_started(failure: Failure) -> bool {
             | ConnectRefused
             | ConnectTimeout
             | Connect
+            | NoSocket
             | TlsTimeout
             | TlsCertificate
             | TlsRefused
@@ -293,8 +304,45 @@ fn blame(failure: Failure) -> Option<Outcome> {
         | Failure::ClientBodyTooLarge
         | Failure::NoServer
         | Failure::NoSwitch
+        | Failure::NoSocket
         | Failure::Full
+        | Failure::ClientDeadline
         | Failure::AnswerBroken
         | Failure::AnswerStalled => None,
+    }
+}
+
+/// What an answer says about the server.
+fn verdict_of(status: StatusCode) -> Outcome {
+    if BROKEN.contains(&status) { Outcome::Failed } else { Outcome::Fine }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_server_did_is_held_against_it() {
+        for (failure, expected) in [
+            (Failure::ConnectRefused, Some(Outcome::Unreachable)),
+            (Failure::TlsRefused, Some(Outcome::Unreachable)),
+            (Failure::ResponseTimeout, Some(Outcome::Failed)),
+            (Failure::Closed, Some(Outcome::Failed)),
+            // What a client asked for, or did.
+            (Failure::ClientDeadline, None),
+            (Failure::ClientBodyTimeout, None),
+            (Failure::NoSwitch, None),
+            // What we have not.
+            (Failure::NoSocket, None),
+            (Failure::Full, None),
+        ] {
+            assert_eq!(blame(failure), expected, "{failure:?}");
+        }
+        assert!(never_started(Failure::NoSocket) && !never_started(Failure::ClientDeadline));
+        for (status, expected) in
+            [(502, Outcome::Failed), (504, Outcome::Failed), (503, Outcome::Fine), (500, Outcome::Fine)]
+        {
+            assert_eq!(verdict_of(StatusCode::from_u16(status).unwrap()), expected, "{status}");
+        }
     }
 }

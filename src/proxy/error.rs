@@ -15,6 +15,8 @@ pub(super) enum Refusal {
     Method,
     Host(HostError),
     Path(PathError),
+    /// Fields of trusted proxies name different clients.
+    DisputedClient,
     /// A server might read the path as that of another route.
     AmbiguousPath,
     /// The target is longer than `limits.uri`.
@@ -46,6 +48,7 @@ impl Refusal {
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method"),
             Self::Host(_) => (StatusCode::BAD_REQUEST, "bad_host"),
             Self::Path(_) => (StatusCode::BAD_REQUEST, "bad_path"),
+            Self::DisputedClient => (StatusCode::BAD_REQUEST, "disputed_client"),
             Self::AmbiguousPath => (StatusCode::BAD_REQUEST, "ambiguous_path"),
             Self::UriTooLong => (StatusCode::URI_TOO_LONG, "uri_too_long"),
             Self::TooManyFields => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header_fields"),
@@ -67,6 +70,7 @@ impl Refusal {
                 Failure::ConnectRefused => (StatusCode::BAD_GATEWAY, "upstream_connect_refused"),
                 Failure::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_connect_timeout"),
                 Failure::Connect => (StatusCode::BAD_GATEWAY, "upstream_connect_failed"),
+                Failure::NoSocket => (StatusCode::SERVICE_UNAVAILABLE, "upstream_no_socket"),
                 Failure::TlsTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_tls_timeout"),
                 Failure::TlsCertificate => (StatusCode::BAD_GATEWAY, "upstream_tls_certificate"),
                 Failure::TlsRefused => (StatusCode::BAD_GATEWAY, "upstream_tls_refused"),
@@ -76,6 +80,7 @@ impl Refusal {
                 Failure::Unstarted | Failure::Closed => (StatusCode::BAD_GATEWAY, "upstream_closed"),
                 Failure::Malformed => (StatusCode::BAD_GATEWAY, "upstream_malformed"),
                 Failure::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
+                Failure::ClientDeadline => (StatusCode::GATEWAY_TIMEOUT, "client_deadline"),
                 Failure::AnswerBroken => (StatusCode::BAD_GATEWAY, "upstream_broken"),
                 Failure::AnswerStalled => (StatusCode::GATEWAY_TIMEOUT, "upstream_stalled"),
             },
@@ -93,7 +98,7 @@ impl Refusal {
 
     /// Whether another attempt a moment later may well go better: the answer says so in Retry-After.
     pub(super) fn is_transient(self) -> bool {
-        matches!(self, Self::Overload | Self::Upstream(Failure::NoServer | Failure::Full))
+        matches!(self, Self::Overload | Self::Upstream(Failure::NoServer | Failure::Full | Failure::NoSocket))
     }
 
     /// Whether the rest of the request is not worth reading, or cannot be told from the next one, so that the connection has to end.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use http_body::Body;
 use hyper::body::Incoming;
 
@@ -58,8 +58,15 @@ pub(super) async fn forward(
     headers::announce_body(&mut parts.headers, &parts.method, hint.exact());
     parts.version = Version::HTTP_11;
     let copy = record.copy.take();
+    let (local, route) = (record.local.clone(), record.route);
     let mut attempts = Attempts::new(balancer, &parts.method, |keep| {
-        Upload::new(body, keep, load, headers::sift_trailers).copied(copy)
+        let sift = move |trailers: &mut HeaderMap| {
+            headers::sift_trailers(trailers);
+            if let Some(route) = route {
+                local.snapshot.policies[route].sift_trailers(trailers);
+            }
+        };
+        Upload::new(body, keep, load, sift).copied(copy)
     });
     attempts.give_up_after(record.attempt());
     attempts.may_switch = upgrade.is_some();
@@ -69,7 +76,9 @@ pub(super) async fn forward(
             Ok(in_flight) => in_flight,
             Err(failure) => return refuse(Refusal::Upstream(failure), record),
         };
-        let exchange = Rc::new(Exchange::new(attempts.limits(limits)).of_client(record.addresses()));
+        let exchange = Rc::new(
+            Exchange::new(attempts.limits(limits)).of_client(record.addresses()).of_call(record.grpc),
+        );
         record.endpoint = Some(in_flight.endpoint().clone());
         record.exchange = Some(exchange.clone());
         // Copied only if there may be another attempt.
@@ -124,5 +133,74 @@ async fn switch(
             Response::from_parts(head, Answer::switched(server, in_flight, record))
         }
         Err(failure) => refuse(Refusal::Upstream(failure), record),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::path::{has_prefix, normalise};
+    use super::super::rewrite::Rewrite;
+    use super::super::snapshot::Forward;
+    use super::super::spec::RouteTimeouts;
+    use super::super::split::Split;
+    use super::*;
+
+    fn route(strip_prefix: bool, rewrite: Option<(&str, &str)>) -> Forward {
+        Forward {
+            split: Split::new(std::iter::empty(), None),
+            strip_prefix,
+            rewrite: rewrite.map(|(pattern, template)| Rewrite::new(pattern, template).unwrap()),
+            mirror: None,
+            timeouts: RouteTimeouts::default(),
+        }
+    }
+
+    /// What a server is sent for `asked`; `None` if the request is refused.
+    fn sent(route: &Forward, prefix: &str, asked: &Uri) -> Option<Uri> {
+        let matched = normalise(asked.path()).ok()?;
+        has_prefix(&matched, prefix).then_some(())?;
+        let path = route.path(prefix, &matched).ok()?;
+        target(asked, &path)
+    }
+
+    proptest! {
+        /// What is forwarded is what was matched, whole or without its prefix: its own normal form, with the query as it came. A
+        /// second proxy of the kind would match and forward the same.
+        #[test]
+        fn what_was_matched_is_what_is_forwarded(
+            path in r"(/api|/%61pi|/x/../api)?/([a-zA-Z.%/;20-9eEfF~]|%2[eEfF]|%25|\.\./|/\.){0,24}",
+            query in r"(\?([a-z.%/;=&20-9eEfF~]|%2[eEfF]|\.\./){0,12})?",
+        ) {
+            let Ok(asked) = format!("{path}{query}").parse::<Uri>() else { return Ok(()) };
+            for (strips, rewrite, prefix) in [
+                (false, None, "/"),
+                (false, None, "/api"),
+                (true, None, "/api"),
+                (false, Some(("^/api/(.*)$", "/v2/$1")), "/api"),
+            ] {
+                let route = route(strips, rewrite);
+                let Some(uri) = sent(&route, prefix, &asked) else { continue };
+                let normal = normalise(asked.path()).unwrap();
+                let expected = match (strips, rewrite) {
+                    (true, _) => match normal.strip_prefix(prefix).unwrap() {
+                        "" => "/".to_owned(),
+                        rest => rest.to_owned(),
+                    },
+                    (false, Some(_)) => match normal.strip_prefix("/api/") {
+                        Some(rest) => format!("/v2/{rest}"),
+                        None => normal.to_string(),
+                    },
+                    (false, None) => normal.to_string(),
+                };
+                prop_assert_eq!(uri.path(), &*expected);
+                prop_assert_eq!(uri.query(), asked.query());
+                let again = normalise(uri.path());
+                prop_assert_eq!(again.as_deref(), Ok(uri.path()), "it reads one way");
+                let onwards = sent(&self::route(false, None), "/", &uri);
+                prop_assert_eq!(onwards, Some(uri.clone()));
+            }
+        }
     }
 }

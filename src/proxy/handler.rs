@@ -35,7 +35,7 @@ use crate::conn::{ConnInfo, Service, TlsPolicy};
 use crate::name::HostName;
 use crate::policy::{Identity, Pass, client_cert};
 use crate::telemetry::{AccessWriter, Metrics};
-use crate::upstream::{Failure, Pools, is_grpc};
+use crate::upstream::{Failure, Pools, is_grpc_call};
 
 /// Methods that Starlock does not do, and those it does.
 const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
@@ -57,6 +57,13 @@ pub(super) struct Shared {
     pub(super) access: AccessWriter,
     pub(super) clock: SharedClock,
     pub(super) copies: Copies,
+}
+
+/// What a request is.
+enum Verdict<'a> {
+    Goes(Decision<'a>),
+    /// `OPTIONS *`: it is about us, and no route.
+    Allows,
 }
 
 /// Where a request goes.
@@ -118,7 +125,7 @@ impl Proxy {
         record.target = parts.uri.path_and_query().cloned();
         record.version = parts.version;
         record.html = error::wants_html(&parts.headers);
-        record.grpc = is_grpc(&parts.headers);
+        record.grpc = is_grpc_call(parts.version, &parts.method, &parts.headers);
         record.tls_resumed = conn.tls.as_ref().map(|tls| tls.resumed);
         (record, client)
     }
@@ -169,15 +176,20 @@ impl Proxy {
     async fn answer(self: Rc<Self>, request: Request<Incoming>, conn: Rc<ConnInfo>) -> Response<Answer> {
         let (mut parts, body) = request.into_parts();
         let local = self.local();
-        let (mut record, client) = self.begin(&parts, &conn, local.clone());
-        if parts.method == Method::OPTIONS && parts.uri.path() == "*" {
-            return allow(StatusCode::NO_CONTENT, record);
+        let is_stream = upgrade::is_websocket_stream(&parts);
+        if is_stream {
+            parts.method = Method::GET;
         }
+        let (mut record, client) = self.begin(&parts, &conn, local.clone());
         let decision = match decide(&local.snapshot, &parts, &conn) {
-            Ok(decision) => decision,
+            Ok(Verdict::Goes(decision)) => decision,
+            Ok(Verdict::Allows) => return allow(StatusCode::NO_CONTENT, record),
             Err(refusal) => return refuse(refusal, record),
         };
         record.host = Some(decision.authority.host.as_ref().into());
+        if client.disputed {
+            return refuse(Refusal::DisputedClient, record);
+        }
         record.route = decision.route;
         let query = parts.uri.query();
         let Some(route) = decision.route else {
@@ -255,7 +267,7 @@ impl Proxy {
                 };
                 let incoming =
                     headers::Incoming { client, scheme: conn.scheme(), host: &host, version: parts.version };
-                let upgrade = Upgrade::asked(&parts, !body.is_end_stream());
+                let upgrade = Upgrade::asked(&parts, !body.is_end_stream(), is_stream);
                 let mut fields = std::mem::take(&mut parts.headers);
                 let mirror = target.mirror.as_ref().filter(|_| upgrade.is_none());
                 headers::to_server(&mut fields, &incoming);
@@ -265,7 +277,7 @@ impl Proxy {
                 }
                 policy.prepare(&mut fields, &record.facts());
                 if let Some(upgrade) = &upgrade {
-                    upgrade.ask(&mut parts.method, &mut fields);
+                    upgrade.ask(&mut fields);
                 }
                 let mut outgoing = Request::new(body);
                 *outgoing.method_mut() = parts.method;
@@ -336,8 +348,8 @@ impl Service for Proxy {
 }
 
 /// What a request is: pure, and everything that is refused before any server is asked.
-fn decide<'a>(snapshot: &Snapshot, parts: &'a Parts, conn: &ConnInfo) -> Result<Decision<'a>, Refusal> {
-    if matches!(parts.method, Method::CONNECT | Method::TRACE) && !upgrade::is_websocket_stream(parts) {
+fn decide<'a>(snapshot: &Snapshot, parts: &'a Parts, conn: &ConnInfo) -> Result<Verdict<'a>, Refusal> {
+    if matches!(parts.method, Method::CONNECT | Method::TRACE) {
         return Err(Refusal::Method);
     }
     headers::framing(&parts.headers)?;
@@ -361,10 +373,13 @@ fn decide<'a>(snapshot: &Snapshot, parts: &'a Parts, conn: &ConnInfo) -> Result<
     if !redirected && snapshot.tls_policies.of(&authority.host) != asked {
         return Err(Refusal::Misdirected);
     }
+    if parts.method == Method::OPTIONS && parts.uri.path() == "*" {
+        return Ok(Verdict::Allows);
+    }
     let path = path::normalise(parts.uri.path()).map_err(Refusal::Path)?;
     if redirected {
         return if snapshot.router.knows_host(&authority.host) {
-            Ok(Decision { authority, path, route: None })
+            Ok(Verdict::Goes(Decision { authority, path, route: None }))
         } else {
             Err(Refusal::NoRoute)
         };
@@ -382,7 +397,7 @@ fn decide<'a>(snapshot: &Snapshot, parts: &'a Parts, conn: &ConnInfo) -> Result<
         {
             Err(Refusal::NoRoute)
         }
-        Ok(matched) => Ok(Decision { route: Some(matched.index), authority, path }),
+        Ok(matched) => Ok(Verdict::Goes(Decision { route: Some(matched.index), authority, path })),
         Err(NoRoute::Unknown | NoRoute::Unmet) => Err(Refusal::NoRoute),
         Err(NoRoute::Ambiguous { .. }) => Err(Refusal::AmbiguousPath),
     }
@@ -391,11 +406,12 @@ fn decide<'a>(snapshot: &Snapshot, parts: &'a Parts, conn: &ConnInfo) -> Result<
 /// The error page for `refusal`.
 pub(super) fn refuse(refusal: Refusal, mut record: Box<Record>) -> Response<Answer> {
     let status = record.refuse(refusal);
-    if record.grpc {
-        return grpc(status, record);
-    }
-    let (kind, page) = after::page(status, &record);
-    let mut response = full(status, kind, page, record);
+    let mut response = if record.grpc {
+        grpc(status, record)
+    } else {
+        let (kind, page) = after::page(status, &record);
+        full(status, kind, page, record)
+    };
     if let Refusal::Denied(denial) = refusal {
         let mut fields = HeaderMap::new();
         if let Some(policy) = response.body().record().and_then(Record::policy) {
@@ -422,6 +438,8 @@ fn grpc(status: StatusCode, record: Box<Record>) -> Response<Answer> {
     let mut response = bare(StatusCode::OK, record);
     let fields = response.headers_mut();
     fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    // Its status alone would let it be kept.
+    fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     fields.insert("grpc-status", HeaderValue::from_static(code));
     if let Ok(message) = HeaderValue::try_from(message) {
         fields.insert("grpc-message", message);

@@ -69,9 +69,11 @@ pub(super) fn to_client(headers: &mut HeaderMap) {
 /// sends it. Servers may add trailers to the head.
 pub(super) fn sift_trailers(trailers: &mut HeaderMap) {
     strip_hop_by_hop(trailers);
-    let claimed: Names = trailers.keys().filter(|name| is_forwarding(name.as_str())).cloned().collect();
-    let never = [HOST, CONTENT_LENGTH, AUTHORIZATION, COOKIE, EXPECT, TRAILER];
-    for name in claimed.iter().chain(&never) {
+    const NEVER: [HeaderName; 6] = [HOST, CONTENT_LENGTH, AUTHORIZATION, COOKIE, EXPECT, TRAILER];
+    let is_never = |name: &str| NEVER.iter().any(|never| is_spelling(name, never.as_str()));
+    let claim = |name: &str| is_forwarding(name) || is_claim(name) || is_never(name);
+    let claimed: Names = trailers.keys().filter(|name| claim(name.as_str())).cloned().collect();
+    for name in &claimed {
         trailers.remove(name);
     }
 }
@@ -182,7 +184,7 @@ fn is_forwarding(name: &str) -> bool {
 }
 
 fn set_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
-    let Client { address, peer, trusted } = incoming.client;
+    let Client { address, peer, trusted, .. } = incoming.client;
     let removed: Names = headers
         .keys()
         .filter(|name| {
@@ -194,7 +196,13 @@ fn set_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
     for name in &removed {
         headers.remove(name);
     }
+    // A trusted proxy may have written only one of the two: the other then says the same.
+    let told = |name: &HeaderName| trusted && address != peer && !headers.contains_key(name);
+    let (told_plain, told_standard) = (told(&X_FORWARDED_FOR), told(&FORWARDED));
     let mut chain = joined(headers, &X_FORWARDED_FOR);
+    if told_plain {
+        let _ = std::io::Write::write_fmt(&mut chain, format_args!("{address}, "));
+    }
     // Writing to a Vec or String does not fail.
     let _ = std::io::Write::write_fmt(&mut chain, format_args!("{peer}"));
     insert(headers, X_FORWARDED_FOR, chain);
@@ -206,10 +214,12 @@ fn set_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
     }
     insert(headers, X_REAL_IP, address.to_string().into_bytes());
     let mut element = String::with_capacity(64);
-    let _ = match peer {
-        IpAddr::V4(v4) => write!(element, "for={v4}"),
-        IpAddr::V6(v6) => write!(element, "for=\"[{v6}]\""),
-    };
+    for (address, after) in [(address, ", "), (peer, "")].into_iter().skip(usize::from(!told_standard)) {
+        let _ = match address {
+            IpAddr::V4(v4) => write!(element, "for={v4}{after}"),
+            IpAddr::V6(v6) => write!(element, "for=\"[{v6}]\"{after}"),
+        };
+    }
     // The host was parsed: it holds nothing that a quoted string would have to escape.
     let host = incoming.host.to_str().unwrap_or_default();
     let _ = write!(element, ";host=\"{host}\";proto={}", incoming.scheme);
@@ -252,7 +262,8 @@ mod tests {
 
     fn sent(fields: &[(&str, &str)], trusted: bool) -> Vec<String> {
         let mut headers = map(fields);
-        let client = Client { address: [1, 1, 1, 1].into(), peer: [10, 0, 0, 1].into(), trusted };
+        let client =
+            Client { address: [1, 1, 1, 1].into(), peer: [10, 0, 0, 1].into(), trusted, disputed: false };
         let host = HeaderValue::from_static("a.test:8443");
         let incoming = Incoming { client, scheme: "https", host: &host, version: Version::HTTP_2 };
         to_server(&mut headers, &incoming);
@@ -322,6 +333,18 @@ mod tests {
                 "x-real-ip: 1.1.1.1",
             ]
         );
+    }
+
+    #[test]
+    fn what_a_trusted_proxy_says_in_one_field_is_said_in_both() {
+        let line =
+            |lines: &[String], name: &str| lines.iter().find(|line| line.starts_with(name)).cloned().unwrap();
+        let plain = sent(&[("x-forwarded-for", "1.1.1.1")], true);
+        let ours = "for=10.0.0.1;host=\"a.test:8443\";proto=https";
+        assert_eq!(line(&plain, "forwarded:"), format!("forwarded: for=1.1.1.1, {ours}"));
+        let standard = sent(&[("forwarded", "for=1.1.1.1;by=_x")], true);
+        assert_eq!(line(&standard, "forwarded:"), format!("forwarded: for=1.1.1.1;by=_x, {ours}"));
+        assert_eq!(line(&standard, "x-forwarded-for:"), "x-forwarded-for: 1.1.1.1, 10.0.0.1");
     }
 
     #[test]
@@ -402,6 +425,31 @@ mod tests {
         "x-forwarded-client-cert",
     ];
 
+    const IN_TRAILERS: [&str; 22] = [
+        "x-user",
+        "remote-user",
+        "x-tls-client",
+        "x-tag",
+        "client-cert",
+        "client-cert-chain",
+        "x-client-cert-subject",
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "x-real-ip",
+        "proxy-authorization",
+        "proxy",
+        "keep-alive",
+        "te",
+        "transfer-encoding",
+        "content-length",
+        "upgrade",
+        "host",
+        "authorization",
+        "cookie",
+        "expect",
+        "trailer",
+    ];
+
     proptest! {
         #[test]
         fn no_spelling_of_a_strangers_claim_gets_through(
@@ -431,7 +479,7 @@ mod tests {
                 headers.append(HeaderName::from_bytes(spelt.as_bytes()).unwrap(), HeaderValue::from_static("evil"));
             }
             headers.append(CONNECTION, HeaderValue::from_str(&named.join(", ")).unwrap());
-            let client = Client { address: [1, 1, 1, 1].into(), peer: [10, 0, 0, 1].into(), trusted: false };
+            let client = Client { address: [1, 1, 1, 1].into(), peer: [10, 0, 0, 1].into(), trusted: false, disputed: false };
             let host = HeaderValue::from_static("a.test");
             to_server(&mut headers, &Incoming { client, scheme: "https", host: &host, version: Version::HTTP_11 });
             let value = crate::policy::FieldValue::parse("ours").unwrap();
@@ -458,6 +506,47 @@ mod tests {
             }
             for name in removed.iter().filter(|name| !set.contains(name)) {
                 prop_assert!(!headers.contains_key(*name), "{}", name);
+            }
+        }
+
+        /// The same for trailers, which servers may add to the head: what is left of them says nothing that a head would not.
+        #[test]
+        fn no_claim_of_a_client_comes_in_by_a_trailer(
+            sent in prop::collection::vec((prop::sample::select(IN_TRAILERS.to_vec()), prop::collection::vec(prop::sample::select(vec!['-', '_', '.']), 4)), 0..16),
+            named in prop::collection::vec(prop::sample::select(IN_TRAILERS.to_vec()), 0..4),
+            copied in prop::sample::subsequence(vec!["remote-user", "x-user", "x_tag"], 0..3),
+            ruled in prop::sample::subsequence(vec!["x-tls-client", "x-tag", "x-user"], 0..3),
+        ) {
+            let mut trailers = HeaderMap::new();
+            for (name, separators) in &sent {
+                let mut separator = separators.iter();
+                let spelt: String = name.chars().map(|c| if c == '-' { *separator.next().unwrap_or(&'-') } else { c }).collect();
+                trailers.append(HeaderName::from_bytes(spelt.as_bytes()).unwrap(), HeaderValue::from_static("evil"));
+            }
+            trailers.append("x-sum", HeaderValue::from_static("fine"));
+            trailers.append(CONNECTION, HeaderValue::from_str(&named.join(", ")).unwrap());
+            let names = |list: &[&'static str]| list.iter().map(|name| HeaderName::from_static(name)).collect::<Vec<_>>();
+            let auth = crate::policy::ForwardAuthSpec {
+                upstream: "auth".into(),
+                host: "auth.test".into(),
+                target: "/".into(),
+                copy: names(&copied),
+                timeout: std::time::Duration::from_secs(1),
+            };
+            let rules = crate::policy::FieldsSpec { remove: names(&ruled), ..Default::default() };
+            let spec = crate::policy::PolicySpec { forward_auth: Some(auth), request_headers: rules, ..Default::default() };
+            let policy = crate::policy::Policy::new(&spec, crate::policy::Pages::default(), &mut crate::policy::Memory::default()).unwrap();
+            sift_trailers(&mut trailers);
+            policy.sift_trailers(&mut trailers);
+            prop_assert_eq!(&trailers["x-sum"], "fine");
+            for name in trailers.keys().filter(|name| *name != "x-sum") {
+                let plain = name.as_str().replace(['_', '.'], "-");
+                // What concerns a connection is read by its own name alone.
+                if plain == "keep-alive" && *name != "keep-alive" {
+                    continue;
+                }
+                let by_route = copied.iter().chain(&ruled).any(|own| own.replace('_', "-") == plain);
+                prop_assert!(!by_route && ["x-user", "remote-user", "x-tag", "x-tls-client"].contains(&&*plain), "{}", name);
             }
         }
 
@@ -496,6 +585,10 @@ mod tests {
             ("x-forwarded-for", "6.6.6.6"),
             ("x_real_ip", "6.6.6.6"),
             ("authorization", "Basic x"),
+            ("client-cert", ":AAAA:"),
+            ("client_cert_chain", ":AAAA:"),
+            ("x-client-cert-verify", "SUCCESS"),
+            ("x.client_cert.subject", "CN=root"),
             ("connection", "x-sum-2"),
             ("x-sum-2", "1"),
         ]);

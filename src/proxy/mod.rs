@@ -9,6 +9,7 @@ mod condition;
 mod encoded;
 mod error;
 mod forward;
+mod forwarded;
 mod handler;
 pub mod headers;
 pub mod host;

@@ -4,10 +4,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::header::{COOKIE, HeaderMap};
+use http::HeaderMap;
 
 use super::spec::StickSpec;
-use crate::balance::Balancer;
+use crate::balance::{Balancer, cookie};
 
 /// The upstreams of a route and their shares; at least one.
 #[derive(Debug)]
@@ -53,13 +53,10 @@ fn hash(value: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
-    let crumbs = headers.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|b| *b == b';'));
-    crumbs.map(<[u8]>::trim_ascii).find_map(|crumb| crumb.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
-}
-
 #[cfg(test)]
 mod tests {
+    use http::header::COOKIE;
+
     use super::*;
     use crate::balance::{ServerHost, ServerSpec, UpstreamSpec, UpstreamTimeouts, Upstreams};
     use crate::telemetry::Metrics;

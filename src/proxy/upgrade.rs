@@ -30,7 +30,7 @@ pub(super) enum Upgrade {
     },
 }
 
-/// Whether a request is an extended CONNECT for WebSocket.
+/// Whether a request is an extended CONNECT for WebSocket. To routes, policies and servers it is the GET that it would be in HTTP/1.1.
 pub(super) fn is_websocket_stream(parts: &Parts) -> bool {
     parts.method == Method::CONNECT
         && parts.version == Version::HTTP_2
@@ -41,8 +41,10 @@ impl Upgrade {
     /// What a request asks for. `None`: it is forwarded as a request like any other, without its `Upgrade`. That is so for one with
     /// a body, since the other protocol would begin behind it; for one that names several protocols, since the answer could
     /// mean any; and for other versions of HTTP, since whatever is said in them goes past routes and policies.
-    pub(super) fn asked(parts: &Parts, has_body: bool) -> Option<Self> {
-        if is_websocket_stream(parts) {
+    ///
+    /// `is_stream`: it is what [`is_websocket_stream`] says yes to.
+    pub(super) fn asked(parts: &Parts, has_body: bool, is_stream: bool) -> Option<Self> {
+        if is_stream {
             let key = STANDARD.encode(rand::random::<[u8; 16]>());
             return Some(Self::Stream { key: HeaderValue::from_maybe_shared(bytes::Bytes::from(key)).ok()? });
         }
@@ -55,14 +57,13 @@ impl Upgrade {
     }
 
     /// Makes a request that is ready for the server ask for it.
-    pub(super) fn ask(&self, method: &mut Method, headers: &mut HeaderMap) {
+    pub(super) fn ask(&self, headers: &mut HeaderMap) {
         // Its value would have to share Connection, and some servers read only one word of that.
         headers.remove(TE);
         headers.insert(CONNECTION, SWITCH);
         match self {
             Self::Connection(protocol) => drop(headers.insert(UPGRADE, protocol.clone())),
             Self::Stream { key } => {
-                *method = Method::GET;
                 headers.insert(UPGRADE, WEBSOCKET);
                 headers.insert(SEC_WEBSOCKET_KEY, key.clone());
                 headers.entry(SEC_WEBSOCKET_VERSION).or_insert(HeaderValue::from_static("13"));
@@ -153,7 +154,7 @@ mod tests {
 
     #[test]
     fn only_one_foreign_protocol_that_is_really_asked_for_goes_on() {
-        let asked = |fields: &[(&'static str, &'static str)]| Upgrade::asked(&parts(fields), false);
+        let asked = |fields: &[(&'static str, &'static str)]| Upgrade::asked(&parts(fields), false, false);
         for protocol in ["websocket", "WebSocket", "tcp", "foo/2", "derp"] {
             let found = asked(&[("connection", "keep-alive, Upgrade"), ("upgrade", protocol)]);
             assert_eq!(found, Some(Upgrade::Connection(HeaderValue::from_static(protocol))));
@@ -179,22 +180,23 @@ mod tests {
         let twice = [("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "h2c")];
         assert_eq!(asked(&twice), None);
         let mut plain = parts(&twice[..2]);
-        assert_eq!(Upgrade::asked(&plain, true), None, "a body comes first");
+        assert_eq!(Upgrade::asked(&plain, true, false), None, "a body comes first");
         plain.version = Version::HTTP_10;
-        assert_eq!(Upgrade::asked(&plain, false), None);
+        assert_eq!(Upgrade::asked(&plain, false, false), None);
         plain.version = Version::HTTP_2;
-        assert_eq!(Upgrade::asked(&plain, false), None);
+        assert_eq!(Upgrade::asked(&plain, false, false), None);
     }
 
     #[test]
     fn a_stream_is_asked_for_and_granted_as_rfc_8441_says() {
         let mut parts = parts(&[("te", "trailers"), ("connection", "te"), ("sec-websocket-key", "theirs")]);
         (parts.method, parts.version) = (Method::CONNECT, Version::HTTP_2);
-        assert_eq!(Upgrade::asked(&parts, false), None, "a plain CONNECT");
+        assert!(!is_websocket_stream(&parts), "a plain CONNECT");
         parts.extensions.insert(Protocol::from_static("websocket"));
-        let upgrade = Upgrade::asked(&parts, false).unwrap();
-        upgrade.ask(&mut parts.method, &mut parts.headers);
-        assert_eq!((&parts.method, parts.headers[UPGRADE].as_bytes()), (&Method::GET, &b"websocket"[..]));
+        assert!(is_websocket_stream(&parts));
+        let upgrade = Upgrade::asked(&parts, false, true).unwrap();
+        upgrade.ask(&mut parts.headers);
+        assert_eq!(parts.headers[UPGRADE].as_bytes(), b"websocket");
         assert_eq!((&parts.headers[CONNECTION], parts.headers.get(TE)), (&SWITCH, None));
         assert_eq!(parts.headers[SEC_WEBSOCKET_VERSION], "13");
         let key = &parts.headers[SEC_WEBSOCKET_KEY];
@@ -208,8 +210,7 @@ mod tests {
         assert_eq!(upgrade.grant(&mut answer), StatusCode::OK);
         assert!(!answer.contains_key(SEC_WEBSOCKET_ACCEPT));
         parts.extensions.insert(Protocol::from_static("connect-udp"));
-        (parts.method, parts.version) = (Method::CONNECT, Version::HTTP_2);
-        assert_eq!(Upgrade::asked(&parts, false), None);
+        assert!(!is_websocket_stream(&parts));
     }
 
     #[test]

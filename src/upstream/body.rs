@@ -35,13 +35,15 @@ pub struct Upload(
     Option<Rc<Shared>>,
 );
 
-#[derive(Debug)]
+/// Takes from a client's trailers what must not be said there.
+type Sift = dyn Fn(&mut HeaderMap);
+
 struct Shared {
     /// `None`: everything there will be is kept.
     inner: RefCell<Option<Incoming>>,
     /// Who else reads what the client sends.
     copy: RefCell<Option<Box<BodyCopy>>>,
-    sift: fn(&mut HeaderMap),
+    sift: Box<Sift>,
     /// The attempt that may read; a former one that is not gone yet may not.
     attempt: Cell<usize>,
     kept: RefCell<Kept>,
@@ -49,6 +51,12 @@ struct Shared {
     held: Held,
     /// What waits for the server.
     waiting: Held,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("attempt", &self.attempt).finish_non_exhaustive()
+    }
 }
 
 /// What has been read, in one piece: the client's own pieces may be tiny, and each would hold on to a whole buffer.
@@ -66,9 +74,14 @@ struct Kept {
 impl Upload {
     /// Takes what the client sends. `keep`: at most 64 KiB of it are kept, so that it can be sent again, unless `load` has no room.
     /// `sift` takes from its trailers what must not be said there.
-    pub fn new(inner: Incoming, keep: bool, load: &Arc<Load>, sift: fn(&mut HeaderMap)) -> Self {
+    pub fn new(
+        inner: Incoming,
+        keep: bool,
+        load: &Arc<Load>,
+        sift: impl Fn(&mut HeaderMap) + 'static,
+    ) -> Self {
         let kept = Kept { is_wanted: keep, ..Kept::default() };
-        if inner.is_end_stream() { Self(None) } else { Self::from(Some(inner), kept, load, sift) }
+        if inner.is_end_stream() { Self(None) } else { Self::from(Some(inner), kept, load, Box::new(sift)) }
     }
 
     /// A body that is there already.
@@ -77,10 +90,10 @@ impl Upload {
             return Self(None);
         }
         let kept = Kept { data, is_whole: true, is_wanted: true, ..Kept::default() };
-        Self::from(None, kept, load, |_| {})
+        Self::from(None, kept, load, Box::new(|_| {}))
     }
 
-    fn from(inner: Option<Incoming>, kept: Kept, load: &Arc<Load>, sift: fn(&mut HeaderMap)) -> Self {
+    fn from(inner: Option<Incoming>, kept: Kept, load: &Arc<Load>, sift: Box<Sift>) -> Self {
         let held = Held::new(load);
         held.set(kept.data.capacity());
         Self(Some(Rc::new(Shared {

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, Method, Version, header};
 use tokio::time::Instant;
 
 use super::proxy_protocol::ClientAddresses;
@@ -30,6 +30,8 @@ pub enum Failure {
     ConnectTimeout,
     /// No connection for another reason.
     Connect,
+    /// We have no socket to connect with: files, ports or memory have run out here. Says nothing of the server.
+    NoSocket,
     /// No TLS handshake in time.
     TlsTimeout,
     /// The server's certificate is not one that is trusted for its name.
@@ -51,6 +53,8 @@ pub enum Failure {
     Malformed,
     /// The server did not begin to answer, or to take the request, in time.
     ResponseTimeout,
+    /// The deadline that the client has set for its call is over. It may have been any: it says nothing of the server.
+    ClientDeadline,
     /// The server's answer broke off.
     AnswerBroken,
     /// The server's answer made no progress.
@@ -67,6 +71,8 @@ pub struct Exchange {
     received: Cell<u64>,
     sent: Cell<u64>,
     client: Option<ClientAddresses>,
+    /// Whether the client makes a gRPC call.
+    is_call: bool,
     patience: Cell<Patience>,
 }
 
@@ -77,8 +83,9 @@ enum Patience {
     Usual,
     /// The answer is a stream of events: it may be silent.
     Events,
-    /// A gRPC call: both sides may be silent for as long as they like, since no size of a message or length of a stream says when
-    /// the next one is due. If the client set a deadline, that holds.
+    /// A gRPC call: once the answer has begun, both sides may be silent for as long as they like, since no size of a message or
+    /// length of a stream says when the next one is due; and so may a client that has not ended its own stream. If the client
+    /// set a deadline, that holds.
     Grpc(Option<Instant>),
 }
 
@@ -126,8 +133,15 @@ impl Exchange {
             received: Cell::new(0),
             sent: Cell::new(0),
             client: None,
+            is_call: false,
             patience: Cell::new(Patience::Usual),
         }
+    }
+
+    /// The same for what [`is_grpc_call`] says yes to, if `is_call`.
+    #[must_use]
+    pub fn of_call(self, is_call: bool) -> Self {
+        Self { is_call, ..self }
     }
 
     /// The same for a client at `addresses`, for servers that are told.
@@ -139,9 +153,9 @@ impl Exchange {
         self.client.as_ref()
     }
 
-    /// Learns from the head of the request what it may take.
-    pub(super) fn asked(&self, headers: &HeaderMap) {
-        if is_grpc(headers) {
+    /// Learns from the head of a request that goes by HTTP/2 what it may take.
+    pub(super) fn asked_by_h2(&self, headers: &HeaderMap) {
+        if self.is_call {
             let limit = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
             self.patience.set(Patience::Grpc(limit.map(|limit| Instant::now() + limit + GRPC_GRACE)));
         }
@@ -185,7 +199,14 @@ impl Exchange {
     pub(super) fn deadline(&self) -> Option<(Instant, Failure)> {
         let timeouts = &self.limits.timeouts;
         if let Patience::Grpc(until) = self.patience.get() {
-            return until.map(|until| (until, Failure::ResponseTimeout));
+            let own = until.map(|until| (until, Failure::ClientDeadline));
+            let response = match (self.download.get(), self.upload.get()) {
+                (Download::Head, Upload::Server(since) | Upload::Done(since)) => {
+                    Some((since + timeouts.response, Failure::ResponseTimeout))
+                }
+                _ => None,
+            };
+            return earlier(own, response);
         }
         let upload = match self.upload.get() {
             Upload::Client(since) => Some((since + self.limits.body_timeout, Failure::ClientBodyTimeout)),
@@ -200,10 +221,7 @@ impl Exchange {
             Download::Server(since) => Some((since + timeouts.stall, Failure::AnswerStalled)),
             Download::Head | Download::Client | Download::Done => None,
         };
-        match (upload, download) {
-            (Some(a), Some(b)) => Some(if b.0 < a.0 { b } else { a }),
-            (a, b) => a.or(b),
-        }
+        earlier(upload, download)
     }
 
     /// What the clock says: look again then, at `latest`, or the failure of who is over a deadline.
@@ -272,11 +290,25 @@ impl Exchange {
     }
 }
 
+type Deadline = Option<(Instant, Failure)>;
+
+fn earlier(a: Deadline, b: Deadline) -> Deadline {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if b.0 < a.0 { b } else { a }),
+        (a, b) => a.or(b),
+    }
+}
+
 /// The server's own answer to a deadline comes first, if there is a server.
 const GRPC_GRACE: Duration = Duration::from_secs(1);
 
-/// Whether these are the fields of a gRPC call, or of an answer to one. gRPC-Web is none: it is spoken by browsers over plain HTTP.
-pub fn is_grpc(headers: &HeaderMap) -> bool {
+/// Whether this is the head of a gRPC call: a POST by HTTP/2, whatever else says that it is one. gRPC-Web is none: it is spoken by
+/// browsers over plain HTTP.
+pub fn is_grpc_call(version: Version, method: &Method, headers: &HeaderMap) -> bool {
+    version == Version::HTTP_2 && *method == Method::POST && is_grpc(headers)
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
     content_type(headers)
         .and_then(|kind| kind.strip_prefix("application/grpc"))
         .is_some_and(|rest| matches!(rest.as_bytes().first(), None | Some(b'+' | b';')))
@@ -385,7 +417,10 @@ mod tests {
             ("application/grpcx", false),
             ("text/plain", false),
         ] {
-            assert_eq!(is_grpc(&fields(&[("content-type", kind)])), grpc, "{kind}");
+            let fields = fields(&[("content-type", kind)]);
+            assert_eq!(is_grpc_call(Version::HTTP_2, &Method::POST, &fields), grpc, "{kind}");
+            assert!(!is_grpc_call(Version::HTTP_11, &Method::POST, &fields), "{kind}");
+            assert!(!is_grpc_call(Version::HTTP_2, &Method::GET, &fields), "{kind}");
         }
         for (text, millis) in [
             ("1H", Some(3_600_000)),
@@ -406,16 +441,31 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn streams_may_be_silent() {
-        let e = exchange();
-        e.asked(&fields(&[("content-type", "application/grpc")]));
+        let call = || exchange().of_call(true);
+        let e = call();
+        e.asked_by_h2(&fields(&[]));
         e.client_owes();
-        e.server_owes();
+        assert_eq!(e.deadline(), None, "the client may think");
+        tokio::time::advance(S(1000)).await;
+        e.client_gave(1).unwrap();
+        let mute = Some((Instant::now() + S(60), Failure::ResponseTimeout));
+        assert_eq!(e.deadline(), mute, "the server does not take it");
+        e.client_owes();
         assert_eq!(e.deadline(), None);
-        let e = exchange();
-        e.asked(&fields(&[("content-type", "application/grpc+proto"), ("grpc-timeout", "2S")]));
+        e.uploaded();
+        assert_eq!(e.deadline(), mute, "and a call that was made wants an answer");
+        e.server_owes();
+        assert_eq!(e.deadline(), None, "whose rest may take its time");
+        let e = call();
+        e.asked_by_h2(&fields(&[("grpc-timeout", "2S")]));
         e.client_owes();
-        assert_eq!(e.deadline(), Some((Instant::now() + S(3), Failure::ResponseTimeout)));
+        assert_eq!(e.deadline(), Some((Instant::now() + S(3), Failure::ClientDeadline)));
         assert_eq!(e.shortest(), S(3));
+        let e = exchange();
+        e.asked_by_h2(&fields(&[("content-type", "application/grpc"), ("grpc-timeout", "2S")]));
+        e.client_owes();
+        let late = Some((Instant::now() + S(30), Failure::ClientBodyTimeout));
+        assert_eq!(e.deadline(), late, "whoever makes no call has no such patience");
         let e = exchange();
         e.uploaded();
         e.answered(&fields(&[("content-type", "text/event-stream; charset=utf-8")]));

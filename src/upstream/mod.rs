@@ -14,9 +14,9 @@ mod tests;
 mod tls;
 
 pub use body::{BodyError, RequestBody, ResponseBody, Upload};
-pub use connect::{Reached, reach};
+pub use connect::{Reached, ReachedIo, Unreached, reach};
 pub use copy::{BodyCopy, Copied};
-pub use exchange::{Exchange, ExchangeLimits, Failure, is_grpc};
+pub use exchange::{Exchange, ExchangeLimits, Failure, is_grpc_call};
 pub use pool::{Pool, Pools};
 pub use proxy_protocol::ClientAddresses;
 pub use stream::ServerStream;

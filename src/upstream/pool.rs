@@ -138,7 +138,6 @@ impl Pool {
         exchange: &Rc<Exchange>,
         mut request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, Failure> {
-        exchange.asked(request.headers());
         let switches = request.headers().contains_key(header::UPGRADE);
         let mut refused = 0;
         loop {
@@ -147,6 +146,7 @@ impl Pool {
                 Way::One(link, sender, reused) => (link.send(sender, exchange, request).await, reused),
                 Way::Two(stream) => {
                     refused += 1;
+                    exchange.asked_by_h2(request.headers());
                     (Box::pin(stream.send(exchange, request)).await, refused <= REFUSALS)
                 }
             };
@@ -168,7 +168,7 @@ impl Pool {
     async fn way(self: &Rc<Self>, exchange: &Exchange, switches: bool) -> Result<Way, Failure> {
         // Who was told of one client must not be sent the requests of another.
         let client = self.endpoint.spec().proxy_protocol.and(exchange.client());
-        if switches && self.endpoint.spec().transport == Transport::H2c {
+        if switches && self.endpoint.spec().transport.is_only_h2() {
             return Err(Failure::NoSwitch);
         }
         loop {

@@ -261,11 +261,20 @@ impl Refused {
     }
 }
 
+/// Which HTTP is offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Alpn {
+    /// What the upstream's `tls` table says.
+    AsConfigured,
+    /// What can switch to another protocol.
+    OnlyH1,
+}
+
 pub(super) async fn handshake(
     reader: &TlsReader,
     endpoint: &Endpoint,
     spec: &TlsSpec,
-    only_h1: bool,
+    alpn: Alpn,
     io: TcpStream,
 ) -> Result<TlsStream<TcpStream>, Refused> {
     let refused = |failure, reason: String| Refused { failure, reason };
@@ -284,7 +293,7 @@ pub(super) async fn handshake(
         let why = "no certificate can be for this name; say with `tls.sni` which one its certificate is for";
         refused(Failure::TlsCertificate, why.to_owned())
     })?;
-    let config = if only_h1 { &client.only_h1 } else { &client.config };
+    let config = if alpn == Alpn::OnlyH1 { &client.only_h1 } else { &client.config };
     TlsConnector::from(config.clone())
         .connect(name, io)
         .await

@@ -13,7 +13,7 @@ use starlock::resolver::Hosts;
 use tokio::net::UdpSocket;
 
 use crate::support::rig::{Plan, Rig};
-use crate::support::server::{Server, full};
+use crate::support::server::{Server, answer_h2, full};
 use crate::support::starlock::Starlock;
 use crate::support::web::Upstream;
 use crate::support::{PATIENCE, eventually};
@@ -116,6 +116,59 @@ async fn a_key_decides_and_a_cookie_holds_until_its_server_is_gone() {
         assert_ne!(moved.text(), first.text());
         assert!(moved.field("set-cookie").is_some_and(|other| !other.starts_with(pair)));
     }
+}
+
+#[tokio::test]
+async fn addresses_cookies_and_paths_are_keys_and_dice_have_none() {
+    let all = servers(3);
+    let urls: Vec<String> = all.iter().map(|s| format!("\"{}\"", s.url())).collect();
+    let upstream = |balance: &str| {
+        format!(
+            "listen.trusted_proxies = [\"127.0.0.1\"]\nroutes = {{ \"a.test\" = \"app\" }}\n[upstreams.app]\n\
+             servers = [{}]\nbalance = {balance}\n",
+            urls.join(", ")
+        )
+    };
+    for key in ["ip", "cookie:user", "path"] {
+        let rig = Plan::toml(&upstream(&format!("{{ by = \"hash\", key = \"{key}\" }}"))).start().await;
+        let mut seen = BTreeSet::new();
+        for n in 1..30 {
+            let (path, fields) = match key {
+                "ip" => ("/".to_owned(), format!("X-Forwarded-For: 203.0.113.{n}\r\n")),
+                "path" => (format!("/{n}"), String::new()),
+                _ => ("/".to_owned(), format!("Cookie: a=\u{e9}; user={n}\r\n")),
+            };
+            let by = answers(&rig, 3, &path, &fields).await;
+            assert_eq!(by.len(), 1, "{key} {n}: always the same one");
+            seen.extend(by.into_keys());
+        }
+        assert_eq!(seen.len(), 3, "{key}: all of them have their share");
+    }
+    let rig = Plan::toml(&upstream("\"random\"")).start().await;
+    let by = answers(&rig, 300, "/", "").await;
+    assert!(by.len() == 3 && by.values().all(|count| *count > 50), "{by:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_new_begins_slowly() {
+    let all = servers(2);
+    let plan = |servers: &[Server]| {
+        let urls: Vec<String> = servers.iter().map(|s| format!("\"{}\"", s.url())).collect();
+        Plan::toml(&format!(
+            "routes = {{ \"a.test\" = \"app\" }}\n[upstreams.app]\nservers = [{}]\nbalance = \"round_robin\"\nslow_start = \"1h\"\n",
+            urls.join(", ")
+        ))
+    };
+    let mut rig = plan(&all[..1]).start().await;
+    assert_eq!(answers(&rig, 5, "/", "").await.len(), 1);
+    rig.load(&plan(&all)).await;
+    let by = answers(&rig, 400, "/", "").await;
+    let new = by.get(&all[1].address.to_string()).copied().unwrap_or_default();
+    // A twentieth of what it is due: about ten of two hundred.
+    assert!((1..60).contains(&new), "{by:?}");
+    let rig = plan(&all).start().await;
+    let by = answers(&rig, 100, "/", "").await;
+    assert!(by.values().all(|count| *count == 50), "who was there from the start is due all of it: {by:?}");
 }
 
 #[tokio::test]
@@ -354,4 +407,33 @@ fn a_server_is_drained_by_a_command_over_reloads_and_its_requests_finish() {
     });
     let output = starlock.command(&["upstreams", "drain", "app", "10.9.9.9:1"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("has no server `10.9.9.9:1`"), "{output:?}");
+}
+
+#[tokio::test]
+async fn services_are_spoken_to_as_their_url_says() {
+    let (secure, clear) =
+        (Server::tls(&["h2"], |stream| answer_h2(stream, 201)), Server::raw(|stream| answer_h2(stream, 202)));
+    let zone = Zone::start().await;
+    zone.set(vec![
+        ("_https._tcp.app.test.", service(10, 1, &secure, "one.test.")),
+        ("_h2c._tcp.app.test.", service(10, 1, &clear, "one.test.")),
+        ("one.test.", RData::A(A(Ipv4Addr::LOCALHOST))),
+    ]);
+    let mut plan = Plan::toml(
+        r#"
+        routes = { "a.test" = "secure", "b.test" = "clear" }
+        [upstreams.secure]
+        servers = ["srv+https://_https._tcp.app.test"]
+        tls = { danger_skip_verify = true }
+        [upstreams.clear]
+        servers = ["srv+h2c://_h2c._tcp.app.test"]
+        "#,
+    );
+    plan.hosts = Hosts::asking(&[zone.address]);
+    let rig = plan.start().await;
+    for (host, status) in [("a.test", 201), ("b.test", 202)] {
+        assert_eq!(rig.connect().await.get(host, "/").await.status, status);
+    }
+    let label = format!("https://one.test:{}#127.0.0.1", secure.address.port());
+    assert_eq!(rig.metric(&format!("starlock_upstream_up{{upstream=\"secure\",server=\"{label}\"}}")), 1);
 }

@@ -3,6 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Empty;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+
 use crate::support::process::Process;
 use crate::support::rig::{Plan, Rig};
 use crate::support::server::Server;
@@ -114,8 +120,78 @@ async fn a_stream_of_calls_survives_a_reload_that_takes_its_server_away() {
 
 #[tokio::test]
 async fn silence_on_either_side_ends_no_stream() {
-    let scene = Scene::new("response = \"500ms\"\nstall = \"500ms\"\nbody = \"500ms\"").await;
+    let scene = Scene::new("stall = \"500ms\"\nbody = \"500ms\"").await;
     scene.case("silence").await;
+}
+
+#[tokio::test]
+async fn a_call_that_was_made_is_answered_within_response_and_a_client_may_think() {
+    let scene = Scene::new("response = \"500ms\"\nbody = \"500ms\"").await;
+    scene.case("thinking").await;
+    scene.case("mute").await;
+    let line = scene.rig.logged(|line| line["path"] == "/test.Bytes/ToClient").await;
+    assert_eq!((&line["status"], &line["reason"]), (&504.into(), &"upstream_timeout".into()));
+}
+
+#[tokio::test]
+async fn a_server_behind_tls_is_called_as_one_in_clear_is() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let cert = rcgen::CertificateParams::new(vec!["app.internal.test".to_owned()]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (chain, secret) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&chain, cert.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(&secret, key.serialize_pem()).unwrap();
+    let mut command = python("server.py");
+    let server = Process::start(command.arg(&chain).arg(&secret), &dir.path().join("server.log"));
+    let port: u16 = eventually("the server listens", || {
+        server.log().lines().find_map(|line| line.strip_prefix("port ")?.parse().ok())
+    });
+    let tls = format!("[upstreams.app.tls]\nca = \"{}\"\nsni = \"app.internal.test\"", chain.display());
+    let rig = front(&format!("https://127.0.0.1:{port}"), &tls).await;
+    for case in ["kinds", "metadata", "statuses", "deadline"] {
+        run(&rig, dir.path(), case).await;
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_of_a_clients_own_is_held_against_no_server() {
+    // They take calls and never answer.
+    let mute = || {
+        Server::raw(|stream| async move {
+            let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+            let mut held = Vec::new();
+            while let Some(Ok(call)) = connection.accept().await {
+                held.push(call);
+            }
+        })
+    };
+    let (one, two) = (mute(), mute());
+    let rig = Plan::toml(&format!(
+        "listen = {{ https = [\"127.0.0.1:443\"], http = [] }}\n[routes]\n\"a.test\" = \"app\"\n[upstreams.app]\n\
+         servers = [\"h2c://{}\", \"h2c://{}\"]\npassive = {{ failures = 1 }}\n",
+        one.address, two.address
+    ))
+    .start()
+    .await;
+    let stream = TokioIo::new(rig.tls("a.test", "h2").await);
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut calls = Vec::new();
+    for _ in 0..8 {
+        let call = Request::post("https://a.test/x.Y/Z")
+            .header("content-type", "application/grpc")
+            .header("grpc-timeout", "1n")
+            .body(Empty::<Bytes>::new());
+        calls.push(sender.send_request(call.unwrap()));
+    }
+    for call in calls {
+        let answer = call.await.unwrap();
+        assert_eq!((answer.status().as_u16(), answer.headers()["grpc-status"].as_bytes()), (200, &b"4"[..]));
+    }
+    assert_eq!(rig.logged(|line| line["path"] == "/x.Y/Z").await["reason"], "client_deadline");
+    for server in [&one, &two] {
+        assert_eq!(rig.endpoint(server.address).condition().as_str(), "up");
+    }
 }
 
 #[tokio::test]

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
 use starlock::task;
+use tokio::io::AsyncReadExt;
 
 use crate::support::rig::{Plan, Rig};
-use crate::support::server::{Server, full};
+use crate::support::server::{Server, answer_h1, answer_h2, full};
 
 fn up(rig: &Rig, server: &Server) -> i64 {
     rig.metric(&format!("starlock_upstream_up{{upstream=\"app\",server=\"{}\"}}", server.url()))
@@ -170,4 +171,121 @@ async fn a_server_that_fails_requests_is_left_out_without_any_configuration() {
     }
     assert_eq!((failed, up(&rig, &broken), up(&rig, &fine)), (5, 0, 1));
     assert_eq!(rig.endpoint(broken.address).condition().as_str(), "ejected");
+}
+
+#[tokio::test]
+async fn a_server_that_says_503_knows_what_it_does() {
+    let busy = || {
+        Server::http(|_| async {
+            let mut response = Response::new(full("busy"));
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            response
+        })
+    };
+    let (one, two) = (busy(), busy());
+    let rig = plan(&[&one, &two], "retries = false").start().await;
+    let mut client = rig.connect().await;
+    for _ in 0..30 {
+        assert_eq!(client.get("a.test", "/").await.text(), "busy");
+    }
+    for server in [&one, &two] {
+        assert_eq!(rig.endpoint(server.address).condition().as_str(), "up");
+    }
+}
+
+/// Serves what comes in at a socket in the file system.
+fn unix(path: &std::path::Path, ill: &Arc<AtomicBool>) -> starlock::task::Shutdown {
+    let (listener, ill) = (std::os::unix::net::UnixListener::bind(path).unwrap(), ill.clone());
+    listener.set_nonblocking(true).unwrap();
+    let stop = starlock::task::Shutdown::new();
+    let stopped = stop.clone();
+    task::spawn_thread("unix server", move || async move {
+        let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+        loop {
+            let (stream, _) = tokio::select! {
+                accepted = listener.accept() => accepted.unwrap(),
+                () = stopped.wait() => return,
+            };
+            task::spawn_local(answer_h1(stream, status(&ill)));
+        }
+    })
+    .unwrap();
+    stop
+}
+
+fn status(ill: &AtomicBool) -> u16 {
+    if ill.load(Ordering::SeqCst) { 503 } else { 204 }
+}
+
+#[tokio::test]
+async fn servers_are_asked_the_way_requests_go_to_them() {
+    let ill: Arc<AtomicBool> = Arc::default();
+    let https = |alpn: &[&str], ill: &Arc<AtomicBool>| {
+        let ill = ill.clone();
+        Server::tls(alpn, move |stream| {
+            let status = status(&ill);
+            async move {
+                match stream.get_ref().1.alpn_protocol() {
+                    Some(b"h2") => answer_h2(stream, status).await,
+                    _ => answer_h1(stream, status).await,
+                }
+            }
+        })
+    };
+    let (only_h1, only_h2, either) =
+        (https(&["http/1.1"], &ill), https(&["h2"], &ill), https(&["h2", "http/1.1"], &ill));
+    let h2c = {
+        let ill = ill.clone();
+        Server::raw(move |stream| {
+            let status = status(&ill);
+            answer_h2(stream, status)
+        })
+    };
+    let told = {
+        let ill = ill.clone();
+        Server::raw(move |mut stream| {
+            let status = status(&ill);
+            async move {
+                // Nobody is behind a question of our own.
+                let mut line = Vec::new();
+                while !line.ends_with(b"\r\n") {
+                    let Ok(byte) = stream.read_u8().await else { return };
+                    line.push(byte);
+                }
+                if line.starts_with(b"PROXY ") {
+                    answer_h1(stream, status).await;
+                }
+            }
+        })
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.sock");
+    let stop = unix(&path, &ill);
+    let tls = |http: &str| format!("tls = {{ danger_skip_verify = true, http = \"{http}\" }}");
+    for (url, more) in [
+        (format!("https://{}", only_h1.address), tls("auto")),
+        (format!("https://{}", only_h1.address), tls("1.1")),
+        (format!("https://{}", only_h2.address), tls("auto")),
+        (format!("https://{}", only_h2.address), tls("2")),
+        (format!("https://{}", either.address), tls("auto")),
+        (format!("https://{}", either.address), tls("2")),
+        (format!("h2c://{}", h2c.address), String::new()),
+        (format!("http://{}", told.address), "proxy_protocol = \"v1\"".to_owned()),
+        (format!("unix:{}", path.display()), String::new()),
+    ] {
+        ill.store(false, Ordering::SeqCst);
+        let rig = Plan::toml(&format!(
+            "routes = {{ \"a.test\" = \"app\" }}\n[upstreams.app]\nservers = [\"{url}\"]\n{more}\n\
+             [upstreams.app.health]\npath = \"/healthz\"\nevery = \"200ms\"\ntimeout = \"200ms\"\n"
+        ))
+        .start()
+        .await;
+        let series = format!("starlock_upstream_up{{upstream=\"app\",server=\"{url}\"}}");
+        // The very first answer decides alone: a server that is up here and was never down was asked in the right way.
+        for is_well in [false, true] {
+            ill.store(!is_well, Ordering::SeqCst);
+            rig.until(&url, |rig| rig.metric(&series) == i64::from(is_well)).await;
+        }
+    }
+    stop.trigger();
 }

@@ -271,3 +271,24 @@ fn no_certificate_is_ordered_for_a_passed_host() {
     let names: Vec<_> = plan.certificates.iter().flat_map(|c| &c.names).map(ToString::to_string).collect();
     assert_eq!(names, ["app.example.com"], "and a wildcard without DNS is none of our business");
 }
+
+#[tokio::test]
+async fn a_server_that_wants_to_know_is_told_of_the_client_before_its_first_byte() {
+    let server = mirror();
+    let rig = plan(&format!(
+        "[routes]\n\"db.test\" = {{ passthrough = \"db\" }}\n[upstreams.db]\nservers = [\"http://{}\"]\nproxy_protocol = \"v1\"\n",
+        server.address
+    ))
+    .start()
+    .await;
+    let (mut stream, sent) = begun(&rig, "db.test").await;
+    let told = format!(
+        "PROXY TCP4 127.0.0.1 127.0.0.1 {} {}\r\n",
+        stream.local_addr().unwrap().port(),
+        rig.https().port()
+    );
+    let mut seen = vec![0; told.len() + sent.len()];
+    stream.read_exact(&mut seen).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&seen[..told.len()]), told);
+    assert!(seen[told.len()..] == sent, "and then the hello as it came");
+}

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
@@ -146,4 +147,117 @@ async fn retries_end_with_their_budget() {
     assert_eq!(refused + repeated, 200);
     assert!(repeated >= 30, "thirty are saved from the start: {repeated}");
     assert!(refused > 0, "and three a second come in");
+}
+
+/// A rig in front of these servers, and what one request comes to.
+async fn five(urls: &[String], method: &str) -> (u16, Rig) {
+    let urls: Vec<String> = urls.iter().map(|url| format!("\"{url}\"")).collect();
+    let rig = Plan::toml(&format!(
+        "routes = {{ \"a.test\" = \"app\" }}\n[upstreams.app]\npassive = false\nservers = [{}]\n",
+        urls.join(", ")
+    ))
+    .start()
+    .await;
+    let status = rig.connect().await.ask(request(method, "")).await.status;
+    (status, rig)
+}
+
+#[tokio::test]
+async fn of_five_servers_no_more_are_tried_than_the_rules_say() {
+    let sockets: Vec<_> = (0..5).map(|_| tokio::net::TcpSocket::new_v4().unwrap()).collect();
+    // Bound and not listening: nobody else gets the port, and whoever connects is refused.
+    let dead = sockets.iter().map(|socket| {
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        format!("http://{}", socket.local_addr().unwrap())
+    });
+    let (status, rig) = five(&dead.collect::<Vec<_>>(), "POST").await;
+    assert_eq!((status, retries(&rig, "connect")), (502, 2), "the first and two more");
+
+    let closing: Vec<Server> = (0..5).map(|_| closing()).collect();
+    let urls: Vec<String> = closing.iter().map(Server::url).collect();
+    let (status, rig) = five(&urls, "GET").await;
+    let reached: usize = closing.iter().map(Server::connections).sum();
+    assert_eq!((status, retries(&rig, "no_answer"), reached), (502, 1, 2), "the first and one more");
+    let (status, _) = five(&urls, "POST").await;
+    let reached: usize = closing.iter().map(Server::connections).sum();
+    assert_eq!((status, reached), (502, 3), "the first alone");
+}
+
+#[tokio::test]
+async fn a_route_may_have_a_patience_of_its_own() {
+    let (hung, (fine, _)) = (silent(), answering(200));
+    let rig = Plan::toml(&format!(
+        "[routes]\n\"a.test\" = {{ to = \"app\", timeouts = {{ attempt = \"100ms\" }} }}\n\
+         \"a.test/usual\" = {{ to = \"app\", timeouts = {{ response = \"300ms\" }} }}\n[upstreams.app]\npassive = false\n\
+         servers = [\"{}\", {{ url = \"{}\", backup = true }}]\n",
+        hung.url(),
+        fine.url()
+    ))
+    .start()
+    .await;
+    assert_eq!(rig.connect().await.ask(request("GET", "")).await.status, 200);
+    assert_eq!((retries(&rig, "timeout"), retries(&rig, "no_answer")), (1, 0));
+    assert_eq!(rig.connect().await.get("a.test", "/usual").await.status, 200);
+    assert_eq!((retries(&rig, "timeout"), retries(&rig, "no_answer")), (1, 1), "five seconds are not over");
+}
+
+/// Answers after `time`.
+fn slow(time: Duration) -> Server {
+    Server::http(move |_| async move {
+        tokio::time::sleep(time).await;
+        Response::new(full("slow"))
+    })
+}
+
+#[tokio::test]
+async fn a_slow_answer_is_waited_for_if_no_other_server_is_up() {
+    let slow = slow(Duration::from_millis(600));
+    let dead = tokio::net::TcpSocket::new_v4().unwrap();
+    dead.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let dead_at = dead.local_addr().unwrap();
+    let rig = Plan::toml(&format!(
+        "routes = {{ \"a.test\" = \"app\" }}\n[upstreams.app]\nbalance = \"round_robin\"\n\
+         passive = {{ connect_errors = 1, eject = \"1h\", eject_max = \"1h\" }}\nservers = [\"{}\", \"http://{dead_at}\"]\n\
+         timeouts = {{ attempt = \"100ms\" }}\n",
+        slow.url(),
+    ))
+    .start()
+    .await;
+    let mut client = rig.connect().await;
+    for _ in 0..2 {
+        assert_eq!(client.ask(request("POST", "")).await.status, 200);
+    }
+    assert_eq!(rig.endpoint(dead_at).condition().as_str(), "ejected");
+    let before = retries(&rig, "connect");
+    let answer = client.ask(request("GET", "")).await;
+    assert_eq!((answer.status, answer.text()), (200, "slow"));
+    assert_eq!((retries(&rig, "timeout"), retries(&rig, "connect")), (0, before));
+}
+
+#[tokio::test]
+async fn a_server_that_is_slow_and_answers_has_not_failed() {
+    let slow = slow(Duration::from_millis(300));
+    // It has room for one request, which it never answers.
+    let hung = silent();
+    let rig = Plan::toml(&format!(
+        "routes = {{ \"a.test\" = \"app\" }}\n[upstreams.app]\nbalance = \"round_robin\"\npassive = {{ failures = 1 }}\n\
+         servers = [\"{}\", {{ url = \"{}\", max_requests = 1 }}]\ntimeouts = {{ attempt = \"50ms\" }}\n",
+        slow.url(),
+        hung.url()
+    ))
+    .start()
+    .await;
+    let mut held = Vec::new();
+    while hung.connections() == 0 {
+        let mut client = rig.connect().await;
+        client.send(request("POST", "")).await;
+        rig.until("it is at a server", |_| slow.connections() + hung.connections() > held.len()).await;
+        held.push(client);
+    }
+    let mut client = rig.connect().await;
+    for _ in 0..3 {
+        assert_eq!(client.ask(request("GET", "")).await.status, 200);
+    }
+    assert_eq!(rig.endpoint(slow.address).condition().as_str(), "up");
+    assert_eq!(retries(&rig, "timeout"), 0);
 }

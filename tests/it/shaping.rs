@@ -117,7 +117,7 @@ async fn fields_are_set_added_and_removed_both_ways() {
     assert_eq!(
         answer.text(),
         format!(
-            "forwarded: for=127.0.0.1;host=\"a.test:80\";proto=http\nhost: internal.test\nvia: 1.1 starlock\n\
+            "forwarded: for=192.0.2.7, for=127.0.0.1;host=\"a.test:80\";proto=http\nhost: internal.test\nvia: 1.1 starlock\n\
              x-forwarded-for: 192.0.2.7, 127.0.0.1\nx-forwarded-host: a.test:80\nx-forwarded-proto: http\nx-id: {id}\n\
              x-real-ip: 192.0.2.7\nx-tag: a\nx-tag: b\nx-user: none\nx-who: 192.0.2.7 a.test http GET"
         )

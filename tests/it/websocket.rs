@@ -11,14 +11,14 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::alone;
 use crate::support::client::{PATIENCE, Raw};
 use crate::support::h2::Frames;
 use crate::support::rig::{Plan, Rig};
-use crate::support::server::Server;
+use crate::support::server::{Server, answer_h2};
 use crate::support::starlock::{Starlock, local_root};
 
 const ASK: &str = "GET /chat?x HTTP/1.1\r\nHost: a.test\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
@@ -26,7 +26,7 @@ const ASK: &str = "GET /chat?x HTTP/1.1\r\nHost: a.test\r\nConnection: keep-aliv
 const YES: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: chat\r\n\r\n";
 
-async fn read_head(stream: &mut TcpStream) -> Option<String> {
+async fn read_head<S: AsyncRead + Unpin>(stream: &mut S) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
@@ -34,7 +34,7 @@ async fn read_head(stream: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8(head).unwrap())
 }
 
-async fn mirror(stream: &mut TcpStream) {
+async fn mirror<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
     let mut bytes = vec![0; 64 * 1024];
     while let Ok(n @ 1..) = stream.read(&mut bytes).await {
         if stream.write_all(&bytes[..n]).await.is_err() {
@@ -46,21 +46,23 @@ async fn mirror(stream: &mut TcpStream) {
 
 /// Switches as it is asked, says the request's head first, and then sends everything back.
 fn switching() -> Server {
-    Server::raw(|mut stream| async move {
-        let Some(head) = read_head(&mut stream).await else { return };
-        let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: "));
-        let accept = key.map_or_else(String::new, |key| {
-            use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
-            use base64::Engine;
-            let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
-            base64::engine::general_purpose::STANDARD
-                .encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()))
-        });
-        let answer = YES.replace("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", &accept);
-        // The first bytes of the new protocol in the same segment as the 101.
-        stream.write_all(format!("{answer}{head}").as_bytes()).await.unwrap();
-        mirror(&mut stream).await;
-    })
+    Server::raw(switch)
+}
+
+async fn switch<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+    let Some(head) = read_head(&mut stream).await else { return };
+    let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: "));
+    let accept = key.map_or_else(String::new, |key| {
+        use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+        use base64::Engine;
+        let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+        base64::engine::general_purpose::STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()))
+    });
+    let answer = YES.replace("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", &accept);
+    // The first bytes of the new protocol in the same segment as the 101.
+    stream.write_all(format!("{answer}{head}").as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
+    mirror(&mut stream).await;
 }
 
 /// Reads until `end` has come.
@@ -123,6 +125,63 @@ async fn a_connection_becomes_a_tunnel_when_the_server_has_switched() {
     let in_flight =
         format!("starlock_upstream_requests_in_flight{{upstream=\"to-a.test\",server=\"{}\"}}", server.url());
     assert_eq!(rig.metric(&in_flight), 0);
+}
+
+#[tokio::test]
+async fn servers_behind_tls_and_behind_sockets_switch_too() {
+    // It would rather speak HTTP/2, which does not switch.
+    let behind_tls = Server::tls(&["h2", "http/1.1"], switch);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(switch(stream));
+        }
+    });
+    for (url, more) in [
+        (format!("https://{}", behind_tls.address), "tls = { danger_skip_verify = true }"),
+        (format!("unix:{}", path.display()), ""),
+    ] {
+        let rig = Plan::toml(&format!(
+            "listen.https = [\"[::]:443\"]\n[routes]\n\"a.test\" = \"app\"\n[upstreams.app]\nservers = [\"{url}\"]\n{more}"
+        ))
+        .start()
+        .await;
+        let mut plain = rig.tls("a.test", "http/1.1").await;
+        plain.write_all(format!("{ASK}first").as_bytes()).await.unwrap();
+        let seen = String::from_utf8(until(&mut plain, b"first").await).unwrap();
+        assert!(seen.starts_with("HTTP/1.1 101 "), "{url}: {seen}");
+        let mut stream = switched(h2(&rig).await.send_request(extended("websocket")).await.unwrap()).await;
+        stream.write_all(b"second").await.unwrap();
+        until(&mut stream, b"second").await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_http2_alone_cannot_switch_and_is_no_worse_for_being_asked() {
+    let (one, two) = (
+        Server::tls(&["h2"], |stream| answer_h2(stream, 204)),
+        Server::tls(&["h2"], |stream| answer_h2(stream, 204)),
+    );
+    for http in ["auto", "2"] {
+        let rig = Plan::toml(&format!(
+            "routes = {{ \"a.test\" = \"app\" }}\n[upstreams.app]\nservers = [\"https://{}\", \"https://{}\"]\n\
+             tls = {{ danger_skip_verify = true, http = \"{http}\" }}\npassive = {{ connect_errors = 1, failures = 1 }}\n",
+            one.address, two.address
+        ))
+        .start()
+        .await;
+        let mut client = rig.connect().await;
+        for _ in 0..10 {
+            assert_eq!(client.ask(ASK).await.status, 502);
+        }
+        assert_eq!(rig.logged(|line| line["status"] == 502).await["reason"], "upstream_no_upgrade");
+        for server in [&one, &two] {
+            assert_eq!(rig.endpoint(server.address).condition().as_str(), "up", "{http}");
+        }
+        assert_eq!(client.get("a.test", "/").await.status, 204);
+    }
 }
 
 #[tokio::test]
@@ -366,13 +425,13 @@ async fn a_stream_of_http2_becomes_a_tunnel_too() {
     };
     let ((), back) = tokio::join!(write, read);
     assert!(back.ends_with(b"bye") && back[..back.len() - 3] == more, "{} bytes came back", back.len());
-    let line = rig.logged(|line| line["method"] == "CONNECT" && line["received"] == more.len()).await;
+    let line = rig.logged(|line| line["method"] == "GET" && line["received"] == more.len()).await;
     assert_eq!((&line["status"], &line["protocol"]), (&200.into(), &"HTTP/2".into()));
     other.write_all(b"other").await.unwrap();
     until(&mut other, b"other").await;
     // A client that leaves without a word.
     drop((other, sender));
-    rig.logged(|line| line["method"] == "CONNECT" && line["received"] == 5).await;
+    rig.logged(|line| line["method"] == "GET" && line["received"] == 5).await;
     rig.until("nothing is left", |rig| rig.traffic.open_connections() == 0).await;
 }
 

@@ -67,7 +67,10 @@ fn explain(plan: &Plan, request: &ExpectRequest, from: Option<IpAddr>, running: 
     let router = Router::new(&plan.proxy.routes);
     let mut judged = verdict::judge(plan, &router, request);
     let client = from.map(|peer| Client::of(peer, &plan.proxy.trusted_proxies, &request.headers));
-    if let (Some(client), Some(route)) = (client, judged.route)
+    if client.is_some_and(|client| client.disputed) {
+        let why = "X-Forwarded-For and Forwarded tell of different clients".to_owned();
+        judged.outcome = Outcome::Respond { status: 400, why };
+    } else if let (Some(client), Some(route)) = (client, judged.route)
         && let Some(why) = route.policy.access.refusal(client.address)
     {
         judged.outcome = refused(&judged, why);
@@ -132,12 +135,16 @@ fn refused(judged: &Judged<'_>, why: String) -> Outcome {
 /// Whom a connection is taken for.
 fn said_of(out: &mut String, plan: &Plan, client: &Client) {
     let _ = writeln!(out, "\nClient");
-    let Client { address, peer, trusted } = client;
+    let Client { address, peer, trusted, disputed } = client;
     let _ = match (trusted, address == peer) {
+        (true, _) if *disputed => writeln!(
+            out,
+            "  nobody knows: {peer}, one of trusted_proxies, lets through what the client itself says in one of the two fields"
+        ),
         (true, false) => writeln!(out, "  {address}, says {peer}, which is one of trusted_proxies"),
         (true, true) => writeln!(
             out,
-            "  {peer}, one of trusted_proxies: X-Forwarded-For would say who its client is (--header)"
+            "  {peer}, one of trusted_proxies: X-Forwarded-For or Forwarded would say who its client is (--header)"
         ),
         (false, _) => writeln!(out, "  {peer}; what it says in X-Forwarded-* and Forwarded is not believed"),
     };
@@ -354,10 +361,25 @@ acme = "local"
                 "  203.0.113.9, says 10.1.1.1, which is one of trusted_proxies",
             ],
         );
+        let mut request = ExpectRequest::parse_url("https://a.test/").unwrap();
+        request.headers = [("x-forwarded-for", "198.51.100.1"), ("forwarded", "for=198.51.100.2")]
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .into_iter()
+            .collect();
+        let (disputed, _) = explain(&plan, &request, Some([10, 1, 1, 1].into()), &nobody());
+        holds(
+            &disputed,
+            &[
+                "https://a.test/ is answered with 400: X-Forwarded-For and Forwarded",
+                "  nobody knows: 10.1.1.1",
+            ],
+        );
         let (silent, _) = text("https://a.test/", "10.1.1.1", "");
         holds(
             &silent,
-            &["  10.1.1.1, one of trusted_proxies: X-Forwarded-For would say who its client is (--header)"],
+            &[
+                "  10.1.1.1, one of trusted_proxies: X-Forwarded-For or Forwarded would say who its client is (--header)",
+            ],
         );
         let (passed, _) = text("https://db.test/", "192.0.2.1", "");
         holds(

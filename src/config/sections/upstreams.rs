@@ -16,7 +16,7 @@ static SERVER: Section = growing(
         Key::required(
             "url",
             Kind::Text,
-            "http://host[:port], https://, h2c://: every address of the host is a server. srv://_http._tcp.example.com: what its SRV records say. unix:/path",
+            "http://host[:port], https://, h2c://: every address of the host is a server. srv://_http._tcp.example.com (srv+https://, srv+h2c://): what its SRV records say. unix:/path",
         ),
         Key::new("weight", Kind::Count { min: 1, max: 256 }, "1", "Its share of requests"),
         Key::new("backup", Kind::Flag, "false", "Gets requests only when no other server can take them"),

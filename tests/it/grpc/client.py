@@ -121,6 +121,20 @@ def silence():
     assert list(both(requests())) == [b"A", b"B"]
 
 
+def thinking():
+    def requests():
+        yield b"a"
+        time.sleep(2)
+        yield b"b"
+
+    assert from_client(requests()) == b"ab"
+
+
+def mute():
+    error = failure(lambda: list(to_client(b"late")))
+    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED and "request " in error.details(), error
+
+
 def unavailable():
     error = failure(lambda: unary(b"x", timeout=20))
     assert error.code() == grpc.StatusCode.UNAVAILABLE and "request " in error.details(), error

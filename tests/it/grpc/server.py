@@ -1,4 +1,4 @@
-"""A gRPC server of bytes, without generated code. Prints its port, then one line for each call that ended early."""
+"""A gRPC server of bytes, without generated code: server.py [CERT KEY]. Prints its port, then one line for each call that ended early."""
 
 import sys
 import time
@@ -60,7 +60,11 @@ class Handler(grpc.GenericRpcHandler):
 
 options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 server = grpc.server(futures.ThreadPoolExecutor(32), (Handler(),), options=options)
-port = server.add_insecure_port("127.0.0.1:0")
+if len(sys.argv) > 2:
+    chain, key = (open(path, "rb").read() for path in sys.argv[1:])
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, chain)]))
+else:
+    port = server.add_insecure_port("127.0.0.1:0")
 server.start()
 print(f"port {port}", flush=True)
-server.wait_for_termination(float(sys.argv[1]) if len(sys.argv) > 1 else None)
+server.wait_for_termination()

@@ -16,7 +16,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use starlock::task::{self, Shutdown};
 use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -52,6 +55,33 @@ impl Server {
         })
         .unwrap();
         Self { address, connections, stop }
+    }
+
+    /// Gives each connection to `serve` behind TLS. It picks of `alpn`, and shakes no hands with who offers none of them; its
+    /// certificate is its own work.
+    pub(crate) fn tls<F, Fut>(alpn: &[&str], serve: F) -> Self
+    where
+        F: Fn(TlsStream<TcpStream>) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output = ()> + 'static,
+    {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let cert = rcgen::CertificateParams::new(vec!["app.internal.test".to_owned()]).unwrap();
+        let chain = vec![cert.self_signed(&key).unwrap().der().clone()];
+        let key = rustls::pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder =
+            rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let mut config = builder.unwrap().with_no_client_auth().with_single_cert(chain, key).unwrap();
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        Self::raw(move |stream| {
+            let (acceptor, serve) = (acceptor.clone(), serve.clone());
+            async move {
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    serve(stream).await;
+                }
+            }
+        })
     }
 
     /// Reads a head, sends `answer`, then reads on; closes if `close`.
@@ -129,6 +159,23 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.trigger();
     }
+}
+
+/// Answers every request of a connection over HTTP/2 with `status`.
+pub(crate) async fn answer_h2<S: AsyncRead + AsyncWrite + Unpin>(stream: S, status: u16) {
+    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    while let Some(Ok((_, mut respond))) = connection.accept().await {
+        let response = Response::builder().status(status).body(()).unwrap();
+        let _ = respond.send_response(response, true);
+    }
+}
+
+/// Answers every request of a connection over HTTP/1.1 with `status`.
+pub(crate) async fn answer_h1<S: AsyncRead + AsyncWrite + Unpin>(stream: S, status: u16) {
+    let service = service_fn(|_: Request<Incoming>| async move {
+        Ok::<_, Infallible>(Response::builder().status(status).body(full("")).unwrap())
+    });
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
 pub(crate) fn full(text: impl Into<Bytes>) -> Body {
