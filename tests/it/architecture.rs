@@ -145,6 +145,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "telemetry",
             "policy",
             "proxy",
+            "balance",
             "dns",
             "issuer",
             "responder",

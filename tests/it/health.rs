@@ -174,23 +174,29 @@ async fn a_server_that_fails_requests_is_left_out_without_any_configuration() {
 }
 
 #[tokio::test]
-async fn a_server_that_says_503_knows_what_it_does() {
-    let busy = || {
-        Server::http(|_| async {
-            let mut response = Response::new(full("busy"));
-            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-            response
-        })
-    };
-    let (one, two) = (busy(), busy());
-    let rig = plan(&[&one, &two], "retries = false").start().await;
+async fn a_server_that_says_503_to_everybody_is_left_out_and_never_the_last_one() {
+    let busy = Server::http(|_| async {
+        let mut response = Response::new(full("busy"));
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        response
+    });
+    let well = Server::http(|_| async { Response::new(full("well")) });
+    let rig = plan(&[&busy, &well], "retries = false").start().await;
+    let mut client = rig.connect().await;
+    let mut said = 0;
+    for _ in 0..60 {
+        said += usize::from(client.get("a.test", "/").await.text() == "busy");
+    }
+    assert_eq!(said, 5, "after that it is out");
+    assert_eq!(rig.endpoint(busy.address).condition().as_str(), "ejected");
+    assert_eq!(rig.endpoint(well.address).condition().as_str(), "up");
+
+    let rig = plan(&[&busy], "retries = false").start().await;
     let mut client = rig.connect().await;
     for _ in 0..30 {
         assert_eq!(client.get("a.test", "/").await.text(), "busy");
     }
-    for server in [&one, &two] {
-        assert_eq!(rig.endpoint(server.address).condition().as_str(), "up");
-    }
+    assert_eq!(rig.endpoint(busy.address).condition().as_str(), "up");
 }
 
 /// Serves what comes in at a socket in the file system.
