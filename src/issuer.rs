@@ -89,6 +89,10 @@ pub struct Spent {
     pub ordered: bool,
     /// The order was taken as the successor of another certificate (ARI's `replaces`).
     pub replaced: bool,
+    /// A certificate was signed, whether or not it came.
+    pub signed: bool,
+    /// The order is under way still: the next call for the same names goes on with it.
+    pub open: bool,
     /// Names whose authorization failed.
     pub failed: Vec<HostName>,
 }
@@ -167,6 +171,12 @@ pub trait Issuer: Send + Sync + fmt::Debug {
     /// which CAs count.
     async fn registered(&self) -> bool {
         true
+    }
+
+    /// Whether an order of an earlier call for the same names is kept that `issue` goes on with; asks nobody. What the CA counts
+    /// for that one was counted when it was made.
+    async fn resumes(&self, _request: &IssueRequest) -> bool {
+        false
     }
 
     /// When the CA wants `leaf` (DER) to be renewed; `None` if it does not say such things. Asks the CA once.
@@ -270,6 +280,8 @@ impl FailureClass {
 pub enum Retry {
     /// Not before a person has changed something; looked at again within a day.
     Park,
+    /// As [`Retry::Park`], and asked once a day at most, however little time is left: the CA wants a person first.
+    Pause,
     /// On the schedule.
     Backoff,
     /// Not before this moment, because the CA said so.

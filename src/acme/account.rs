@@ -16,6 +16,18 @@ use crate::issuer::{FailureClass, IssueError, IssuerId, Retry};
 use crate::storage::{Storage, StorageError};
 use crate::task;
 
+/// Why a pinned account has no successor.
+pub(super) const PINNED: &str = "your DNS names that account (CAA accounturi, dns-account-01 or dns-persist-01), so no other one is \
+                                 registered by itself";
+
+/// What a person does who wants another account after all.
+pub(super) fn register_anew(ca: &IssuerId) -> String {
+    format!(
+        "To register a new one, move accounts/{ca}.json and registered/{ca}.json below the state directory away (what of them is \
+         there), then `starlock reload`, and put its URL, which the log says, into DNS"
+    )
+}
+
 /// Why there is no account.
 pub(super) enum AccountError {
     Acme(Error),
@@ -52,6 +64,9 @@ pub(super) struct Opening<'a> {
 impl Opening<'_> {
     /// Loads the account, or registers it. The caller lets one task at a time in.
     pub(super) async fn open(self) -> Result<Opened, AccountError> {
+        if self.spec.pinned {
+            self.refuse_a_second().await?;
+        }
         let mut kept = Kept::load_or_make(self.storage, self.ca, &self.spec.directory)
             .await
             .map_err(|e| self.unusable(&e))?;
@@ -80,10 +95,30 @@ impl Opening<'_> {
         }
         let der = PrivatePkcs8KeyDer::from(session.key.der().to_vec());
         let url = session.account.clone().unwrap_or_default();
+        if let Err(error) = kept::note_registered(self.storage, self.ca, &url).await {
+            tracing::debug!(issuer = %self.ca, %error, "that the account was registered cannot be noted");
+        }
         let account = Account::builder_with_http(Box::new(self.client.clone()))
             .from_parts(url, der, self.spec.directory.clone())
             .await?;
         Ok(Opened { account, session, registered })
+    }
+
+    /// An account that DNS names and whose key was lost has no successor: the CA would refuse every order of it.
+    async fn refuse_a_second(&self) -> Result<(), AccountError> {
+        if Kept::load(self.storage, self.ca).await.map_err(|e| self.unusable(&e))?.is_some() {
+            return Ok(());
+        }
+        let noted = kept::noted_registered(self.storage, self.ca).await.map_err(|e| self.unusable(&e))?;
+        match noted {
+            None => Ok(()),
+            Some(url) => Err(self.config(&format!(
+                "the account {url} was registered from here, its key (accounts/{}.json below the state directory) is gone, and {PINNED}. \
+                 Restore that file. {}",
+                self.ca,
+                register_anew(self.ca)
+            ))),
+        }
     }
 
     async fn register(&self, session: &Session, registered: &mut bool) -> Result<String, AccountError> {

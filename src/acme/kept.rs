@@ -176,6 +176,47 @@ fn decode(text: &str) -> Option<Vec<u8>> {
     BASE64_STANDARD.decode(text).ok()
 }
 
+/// That an account was registered from here, apart from its key: it shows that the key was lost.
+#[derive(Serialize, Deserialize)]
+struct Registered {
+    url: String,
+}
+
+/// The URL of the account that was last seen registered at `ca`.
+pub(super) async fn noted_registered(
+    storage: &dyn Storage,
+    ca: &IssuerId,
+) -> Result<Option<String>, StorageError> {
+    let key = registered_key(ca);
+    let Some(found) = storage.load(&key).await? else { return Ok(None) };
+    let noted: Registered = serde_json::from_slice(&found.value)
+        .map_err(|e| StorageError::Damaged { key, reason: json_fault(&e) })?;
+    Ok(Some(noted.url))
+}
+
+/// Notes it, if it is not noted so already.
+pub(super) async fn note_registered(
+    storage: &dyn Storage,
+    ca: &IssuerId,
+    url: &str,
+) -> Result<(), StorageError> {
+    if noted_registered(storage, ca).await.is_ok_and(|noted| noted.as_deref() == Some(url)) {
+        return Ok(());
+    }
+    let value = serde_json::to_vec(&Registered { url: url.to_owned() })
+        .map_err(|e| StorageError::Io { what: "cannot write the account".into(), reason: e.to_string() })?;
+    storage.store(&registered_key(ca), &value, Expect::Anything).await.map(|_| ())
+}
+
+/// A person has ended the account: another one may be registered.
+pub(super) async fn forget_registered(storage: &dyn Storage, ca: &IssuerId) -> Result<(), StorageError> {
+    storage.remove(&registered_key(ca)).await
+}
+
+fn registered_key(ca: &IssuerId) -> Key {
+    Key::new(&["registered", ca.as_str()])
+}
+
 /// Where the account of a CA is kept.
 pub(super) fn storage_key(ca: &IssuerId) -> Key {
     Key::new(&["accounts", ca.as_str()])

@@ -177,6 +177,7 @@ impl Accounts {
             tracing::warn!(account = open.url, "the account was deactivated");
             open.kept.account.deactivated = true;
             open.kept.save(&*self.storage).await?;
+            kept::forget_registered(&*self.storage, &ca_of(spec)).await?;
             open.told(spec, &answer.body)
         })
         .await

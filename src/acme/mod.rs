@@ -164,10 +164,20 @@ impl AcmeIssuer {
         Err(IssueError::new(FailureClass::Config, Retry::Park, message))
     }
 
+    /// For orders: with a profile that the CA has.
     async fn open(&self, client: &RecordingClient, names: &str) -> Result<Opened, IssueError> {
-        let _one_at_a_time = self.registering.lock().await;
         let directory = self.directory(client, names).await?;
         self.check_profile(&directory, names)?;
+        self.open_at(client, names, directory).await
+    }
+
+    async fn open_at(
+        &self,
+        client: &RecordingClient,
+        names: &str,
+        directory: Directory,
+    ) -> Result<Opened, IssueError> {
+        let _one_at_a_time = self.registering.lock().await;
         let (storage, spec, host) = (&*self.storage, &self.spec, self.host());
         let opening = Opening { storage, ca: &self.ca, host: &host, spec, names, client, directory };
         opening.open().await.map_err(|error| match error {
@@ -233,11 +243,10 @@ impl AcmeIssuer {
     /// Another account would be refused by what names the old one.
     fn pinned_account_gone(&self, names: &str, url: &str) -> IssueError {
         let message = format!(
-            "{names}: {} does not know the account {url} any more, and your DNS names that account (CAA accounturi, dns-account-01 \
-             or dns-persist-01), so no other one is registered by itself. Move accounts/{}.json below the state directory away and \
-             restart to register a new one, then put its URL, which the log says, into DNS.",
+            "{names}: {} does not know the account {url} any more, and {}. {}.",
             self.host(),
-            self.ca
+            account::PINNED,
+            account::register_anew(&self.ca)
         );
         IssueError::new(FailureClass::Config, Retry::Park, message)
     }
@@ -259,8 +268,19 @@ impl Issuer for AcmeIssuer {
         let result = self.order(request, progress, &names, &spent).await;
         let spent = spent.into_inner().unwrap_or_else(PoisonError::into_inner);
         match result {
-            Ok(issued) => Ok(IssuedCert { spent, ..issued }),
-            Err(error) => Err(IssueError { spent, ..error }),
+            Ok(issued) => Ok(IssuedCert { spent: Spent { signed: true, ..spent }, ..issued }),
+            Err(error) => {
+                let spent = Spent { open: self.resumes(request).await, ..spent };
+                Err(IssueError { spent, ..error })
+            }
+        }
+    }
+
+    /// A record that cannot be read may be of one.
+    async fn resumes(&self, request: &IssueRequest) -> bool {
+        match OrderJournal::new(&*self.storage, &self.id, request).load().await {
+            Ok(kept) => kept.is_some_and(|order| order.url.is_some()),
+            Err(_) => true,
         }
     }
 
@@ -272,7 +292,7 @@ impl Issuer for AcmeIssuer {
         }
     }
 
-    /// The next poll is when the CA said, within 1 h and 24 h, 10 % more or less.
+    /// The next poll is when the CA said, within 1 h and 24 h. Spreading the polls is the caller's.
     async fn renewal_hint(&self, leaf: &[u8]) -> Result<Option<RenewalHint>, IssueError> {
         let client = self.client();
         let what = "renewal information";
@@ -283,7 +303,8 @@ impl Issuer for AcmeIssuer {
 
     async fn revoke(&self, leaf: &[u8], reason: u8) -> Result<(), IssueError> {
         let (client, what) = (self.client(), "revocation");
-        let opened = self.open(&client, what).await?;
+        let directory = self.directory(&client, what).await?;
+        let opened = self.open_at(&client, what, directory).await?;
         let Some(url) = opened.session.directory.revoke_cert.clone() else {
             let message = format!("{} does not revoke certificates by ACME", self.host());
             return Err(IssueError::new(FailureClass::Config, Retry::Park, message));

@@ -176,6 +176,8 @@ impl OrderRun<'_> {
             !matches!(status, OrderStatus::Processing | OrderStatus::Ready)
         })
         .await?;
+        // Counted, whatever becomes of it here.
+        self.count(|spent| spent.signed = true);
         self.progress.step(Step::Download);
         if order.state().certificate.is_none() && order.state().status == OrderStatus::Valid {
             return Err(self.dead("the CA says that the order is valid and not where the certificate is"));

@@ -93,7 +93,7 @@ impl OrderRun<'_> {
         Ok(order)
     }
 
-    fn count(&self, change: impl FnOnce(&mut Spent)) {
+    pub(super) fn count(&self, change: impl FnOnce(&mut Spent)) {
         change(&mut self.spent.lock().unwrap_or_else(PoisonError::into_inner));
     }
 

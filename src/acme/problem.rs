@@ -11,6 +11,9 @@ use crate::issuer::{FailureClass, IssueError, Retry};
 /// A CA that says "come back in a month" is not believed further than this.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 
+/// A link that a person has to open is shown whole: it carries a signed token with up to a hundred names.
+const LONGEST_LINK: usize = 16_000;
+
 /// What was being done, for the message.
 pub(super) struct Context<'a> {
     /// The CA's host.
@@ -93,6 +96,13 @@ pub(super) fn judge_problem(
         _ => None,
     };
     let (class, retry, advice) = match kind {
+        "rateLimited" if is_pause(problem) => (
+            FailureClass::RateLimited,
+            Retry::Pause,
+            "The CA has paused these names for this account after many failures in a row, and signs nothing for them before a \
+             person opens its link and confirms. Mend what failed first (`starlock doctor` looks for it), open the link, then \
+             `starlock certs renew`. By itself the CA is asked once a day.",
+        ),
         "rateLimited" => (
             FailureClass::RateLimited,
             at(retry_after, now),
@@ -145,7 +155,10 @@ pub(super) fn judge_problem(
         ),
         _ => (FailureClass::CaDown, at(retry_after, now), "The order is tried again by itself."),
     };
-    let said = plain(problem);
+    let said = match retry {
+        Retry::Pause => words(problem, LONGEST_LINK),
+        _ => plain(problem),
+    };
     IssueError::new(class, retry, format!("{names}: {ca} said while {doing}: {said}. {advice}"))
 }
 
@@ -199,6 +212,18 @@ pub(super) fn for_a_command(error: &Error, last: Option<&LastAnswer>, ca: &str, 
 
 /// The CA's own words: `detail (type)`, then each subproblem. Control characters do not pass.
 pub(super) fn plain(problem: &Problem) -> String {
+    words(problem, 1000)
+}
+
+/// Whether it is Let's Encrypt's pause: no instant, and a link that a person has to open.
+fn is_pause(problem: &Problem) -> bool {
+    let said = problem.detail.as_deref().unwrap_or_default();
+    let link =
+        said.split_ascii_whitespace().any(|word| word.starts_with("https://") && word.contains("unpause"));
+    link || said.contains("temporarily prevented from requesting certificates")
+}
+
+fn words(problem: &Problem, most: usize) -> String {
     let mut text = problem.detail.clone().unwrap_or_else(|| "(no detail)".to_owned());
     if !kind(problem).is_empty() {
         text = format!("{text} ({})", kind(problem));
@@ -207,7 +232,7 @@ pub(super) fn plain(problem: &Problem) -> String {
         let name = sub.identifier.as_ref().map(|i| i.authorized(false).to_string()).unwrap_or_default();
         text = format!("{text}; {name}: {}", sub.detail.as_deref().unwrap_or("(no detail)"));
     }
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(1000).collect()
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(most).collect()
 }
 
 fn at(retry_after: Option<SystemTime>, now: SystemTime) -> Retry {
@@ -263,6 +288,33 @@ mod tests {
                 "{verdict}"
             );
         }
+    }
+
+    #[test]
+    fn a_pause_waits_for_the_person_who_opens_its_link() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let link = format!("https://portal.letsencrypt.org/sfe/v1/unpause?jwt=eyJ{}.end", "a".repeat(4000));
+        let paused = |detail: &str| -> Problem {
+            let json = serde_json::json!({
+                "type": "urn:ietf:params:acme:error:rateLimited", "detail": detail, "status": 429
+            });
+            serde_json::from_value(json).unwrap()
+        };
+        // Boulder's words (wfe2: pausing).
+        let detail = format!(
+            "Your account is temporarily prevented from requesting certificates for example.test and possibly others. Please visit: {link}"
+        );
+        let verdict = judge_problem(&paused(&detail), Some(&answer(429, None, None)), &CONTEXT, now);
+        assert_eq!((verdict.class, verdict.retry), (FailureClass::RateLimited, Retry::Pause));
+        assert!(verdict.message.contains(&link), "the link is whole: {verdict}");
+        assert!(
+            verdict.message.contains("opens its link") && verdict.message.contains("once a day"),
+            "{verdict}"
+        );
+        let counted =
+            "too many certificates (5) already issued, see https://letsencrypt.org/docs/rate-limits/";
+        let verdict = judge_problem(&paused(counted), Some(&answer(429, None, None)), &CONTEXT, now);
+        assert_eq!(verdict.retry, Retry::Backoff);
     }
 
     #[test]

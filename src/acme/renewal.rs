@@ -10,15 +10,12 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::client::RecordingClient;
 use super::jws::base64url;
 use super::session::{Directory, Session};
-use crate::backoff;
 use crate::issuer::RenewalHint;
 
 /// Where the CA does not say when to ask again (RFC 9773 section 4.3.2 recommends this).
 const USUAL_POLL: Duration = Duration::from_secs(6 * 3600);
 const SHORTEST_POLL: Duration = Duration::from_secs(3600);
 const LONGEST_POLL: Duration = Duration::from_secs(24 * 3600);
-/// Either way, so that certificates that were issued together are not asked for together.
-const JITTER_PERCENT: f64 = 10.0;
 
 /// RFC 9773 section 4.2.
 #[derive(Deserialize)]
@@ -57,7 +54,7 @@ pub(super) async fn hint(
         Err(Error::Json(_)) if client.says_gone() => return Ok(None),
         Err(error) => return Err(error),
     };
-    let hint = renewal_window(&answer.body, client.retry_after(), now, backoff::dice())?;
+    let hint = renewal_window(&answer.body, client.retry_after(), now)?;
     if hint.is_none() {
         let said = plain(&String::from_utf8_lossy(&answer.body));
         tracing::warn!(certificate = id, said, "the CA's renewal window begins after its end; it is ignored");
@@ -66,29 +63,23 @@ pub(super) async fn hint(
 }
 
 /// What a CA's renewal information (RFC 9773 section 4.2) means; `None` if its window is none. `retry_after` is what the CA said beside
-/// it. `dice`, from 0 to 1, spreads the polls of many certificates.
+/// it. The next poll is not spread: whoever asks for many certificates does that.
 pub fn renewal_window(
     body: &[u8],
     retry_after: Option<SystemTime>,
     now: SystemTime,
-    dice: f64,
 ) -> Result<Option<RenewalHint>, serde_json::Error> {
-    Ok(judge(&serde_json::from_slice(body)?, retry_after, now, dice))
+    Ok(judge(&serde_json::from_slice(body)?, retry_after, now))
 }
 
-/// The window if it is one. The next poll is when the CA said, not before an hour and not after a day, ten percent more or less.
-fn judge(
-    info: &RenewalInfo,
-    retry_after: Option<SystemTime>,
-    now: SystemTime,
-    dice: f64,
-) -> Option<RenewalHint> {
+/// The window if it is one. The next poll is when the CA said, not before an hour and not after a day.
+fn judge(info: &RenewalInfo, retry_after: Option<SystemTime>, now: SystemTime) -> Option<RenewalHint> {
     let (start, end) = (info.suggested_window.start.into(), info.suggested_window.end.into());
     if start >= end {
         return None;
     }
     let wait = retry_after.map_or(USUAL_POLL, |moment| moment.duration_since(now).unwrap_or_default());
-    let wait = backoff::jitter(wait.clamp(SHORTEST_POLL, LONGEST_POLL), JITTER_PERCENT, dice);
+    let wait = wait.clamp(SHORTEST_POLL, LONGEST_POLL);
     let explanation = info.explanation.as_deref().map(plain).filter(|text| !text.is_empty());
     Some(RenewalHint { start, end, explanation, again_at: now + wait })
 }
@@ -136,7 +127,7 @@ mod tests {
         let now: SystemTime = "2026-11-24T00:00:00Z".parse::<jiff::Timestamp>().unwrap().into();
         let hours = |n: u64| Duration::from_secs(n * 3600);
         let good = info("2026-12-01T00:00:00Z", "2026-12-02T00:00:00+00:00");
-        let hint = judge(&good, None, now, 0.5).unwrap();
+        let hint = judge(&good, None, now).unwrap();
         assert_eq!((hint.start, hint.end), (now + hours(7 * 24), now + hours(8 * 24)));
         assert_eq!(hint.explanation.as_deref(), Some("https://ca/x"));
         for (asked, wait) in [
@@ -146,26 +137,19 @@ mod tests {
             (Some(hours(9)), hours(9)),
             (Some(hours(24 * 30)), hours(24)),
         ] {
-            let poll = |dice: f64| {
-                judge(&good, asked.map(|wait| now + wait), now, dice)
-                    .unwrap()
-                    .again_at
-                    .duration_since(now)
-                    .unwrap()
-            };
-            assert_eq!(poll(0.5), wait);
-            assert_eq!((poll(0.0), poll(1.0)), (wait.mul_f64(0.9), wait.mul_f64(1.1)), "{asked:?}");
+            let hint = judge(&good, asked.map(|wait| now + wait), now).unwrap();
+            assert_eq!(hint.again_at.duration_since(now).unwrap(), wait, "{asked:?}");
         }
         // In the past: ask again in an hour, not at once.
-        assert!(judge(&good, Some(now - hours(1)), now, 0.5).unwrap().again_at >= now + hours(1));
+        assert!(judge(&good, Some(now - hours(1)), now).unwrap().again_at >= now + hours(1));
         for (start, end) in [
             ("2026-12-02T00:00:00Z", "2026-12-01T00:00:00Z"),
             ("2026-12-02T00:00:00Z", "2026-12-02T00:00:00Z"),
         ] {
-            assert_eq!(judge(&info(start, end), None, now, 0.5), None);
+            assert_eq!(judge(&info(start, end), None, now), None);
         }
         // A window that lies behind us is one: renew now.
-        assert!(judge(&info("2020-01-01T00:00:00Z", "2020-01-02T00:00:00Z"), None, now, 0.5).is_some());
+        assert!(judge(&info("2020-01-01T00:00:00Z", "2020-01-02T00:00:00Z"), None, now).is_some());
     }
 
     #[test]

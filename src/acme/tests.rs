@@ -549,8 +549,9 @@ async fn a_successor_is_one_order_whatever_the_ca_makes_of_it() {
             (Err(error), None) => error.spent,
             (result, _) => panic!("{what}: {result:?}"),
         };
+        let taken = replaced.is_some();
         let expected =
-            Spent { ordered: replaced.is_some(), replaced: replaced == Some(true), ..Spent::default() };
+            Spent { ordered: taken, replaced: replaced == Some(true), signed: taken, ..Spent::default() };
         assert_eq!(spent, expected, "{what}");
         issuer.stored(&renewal).await;
     }
@@ -562,7 +563,7 @@ async fn what_the_ca_counted_is_told_with_the_failure() {
     ca.book().refuse = true;
     let error = ca.issuer(storage).issue(&request(), &Silent).await.unwrap_err();
     let failed = vec![crate::name::HostName::parse("example.com").unwrap()];
-    assert_eq!(error.spent, Spent { registered: true, ordered: true, replaced: false, failed });
+    assert_eq!(error.spent, Spent { registered: true, ordered: true, failed, ..Spent::default() });
 
     // An order whose answer is cut off exists: it is not paid for twice.
     let (ca, storage) = (ModelCa::start().await, memory());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use crate::certs::{CertId, CertObserver, CertView};
+use crate::certs::{BudgetLeft, CertId, CertObserver, CertView};
 use crate::deploy::Deployments;
 use crate::name::HostPattern;
 use crate::notify::Notifier;
@@ -42,8 +42,8 @@ impl CertObserver for Observers {
         }
     }
 
-    fn budget(&self, ca: &str, limit: &'static str, remaining: u32) {
-        self.metrics.acme_budget(&ca.into(), limit, remaining.into());
+    fn budgets(&self, left: &[BudgetLeft]) {
+        self.metrics.acme_budgets(left.iter().map(|left| (left.ca.as_str(), left.limit, left.remaining)));
     }
 
     fn changed(&self, view: &CertView) {

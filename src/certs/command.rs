@@ -3,11 +3,11 @@
 use tokio::sync::oneshot;
 
 use super::jobs::Job;
+use super::record::cert_key;
 use super::state::{Action, Event, Machine, State};
 use super::worker::Worker;
 use crate::backoff;
 use crate::clock;
-use crate::issuer::{IssueRequest, Issuer};
 use crate::secret::Secret;
 
 /// What to do.
@@ -153,24 +153,8 @@ impl Worker {
             ));
         };
         self.tell(format!("ordering at {}", rehearsal.id()));
+        let _permit = self.shared.orders.at(&*rehearsal).await;
         self.rehearse(&*rehearsal).await.map_err(|error| error.message)
-    }
-
-    /// Orders at a staging; what comes is proven like any other and thrown away.
-    pub(super) async fn rehearse(
-        &mut self,
-        rehearsal: &dyn Issuer,
-    ) -> Result<String, crate::issuer::IssueError> {
-        let request = IssueRequest::new(self.wanted.names.clone());
-        let _permit = self.shared.orders.clone().acquire_owned().await;
-        let (_, cert) = self.issue(rehearsal, &request, 0).await?;
-        rehearsal.stored(&request).await;
-        let lifetime = cert.held.lifetime().as_secs() / 3600;
-        Ok(format!(
-            "rehearsed at {}: {:?} would be signed, for {lifetime} h. Nothing of it is kept or served",
-            rehearsal.id(),
-            request.names
-        ))
     }
 
     async fn revoke(&mut self, machine: &mut Machine, reason: u8) -> Result<String, String> {
@@ -197,6 +181,11 @@ impl Worker {
         let now = self.shared.clock.now();
         let (number, serial) = (current.held.issuer, current.bundle.serial().to_owned());
         let issuer = self.wanted.issuers.get(usize::from(number)).unwrap_or(self.wanted.issuer()).clone();
+        // Two processes must not write one certificate at a time.
+        let lease = self.shared.records.storage.try_lease(&cert_key(self.preferred(), &self.id)).await;
+        let Some(_lease) = lease.map_err(|e| e.to_string())? else {
+            return Err("another process is ordering it: go back when that has ended".to_owned());
+        };
         let back =
             self.shared.records.roll_back(issuer.id(), &self.id, &self.wanted.names, number, now).await;
         let Some(cert) = back.map_err(|e| e.to_string())? else {

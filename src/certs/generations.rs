@@ -11,6 +11,19 @@ use crate::storage::{Expect, Key, StorageError, json_fault};
 
 const UNPROVEN: &str = "unproven";
 
+/// What was signed and is not served.
+pub(super) enum Unproven {
+    /// It may be served once it is proven.
+    Cert(IssuedCert, HeldCert),
+    /// Nothing can be made of it.
+    Useless {
+        /// The configuration that it was ordered under.
+        config: String,
+        /// For a person.
+        reason: String,
+    },
+}
+
 impl CertRecords {
     /// Keeps what was signed before anything else is done with it; on return it survives a crash.
     pub(super) async fn store_unproven(
@@ -29,6 +42,18 @@ impl CertRecords {
         Ok(self.storage.load(&unproven_key(issuer, id)).await?.is_some())
     }
 
+    /// Keeps what was signed and cannot be served at all, under the configuration `config`.
+    pub(super) async fn store_useless(
+        &self,
+        issuer: &IssuerId,
+        id: &CertId,
+        (issued, names): (&IssuedCert, &[HostPattern]),
+        (config, now): (&str, SystemTime),
+    ) -> Result<(), StorageError> {
+        let value = encode(&StoredCert::useless(issued, names, now, config))?;
+        self.storage.store(&unproven_key(issuer, id), &value, Expect::Anything).await.map(|_| ())
+    }
+
     /// What was signed and is not proven. A damaged one is set aside.
     pub(super) async fn unproven(
         &self,
@@ -36,12 +61,15 @@ impl CertRecords {
         id: &CertId,
         names: &[HostPattern],
         number: u8,
-    ) -> Result<Option<(IssuedCert, HeldCert)>, StorageError> {
+    ) -> Result<Option<Unproven>, StorageError> {
         let key = unproven_key(issuer, id);
         let reason = match self.storage.load(&key).await {
             Ok(None) => return Ok(None),
-            Ok(Some(found)) => match (issued(&found.value), parse(&found.value, names, number)) {
-                (Ok(issued), Ok(cert)) => return Ok(Some((issued, cert))),
+            Ok(Some(found)) => match (stored(&found.value), parse(&found.value, names, number)) {
+                (Ok(stored), Ok(cert)) => return Ok(Some(Unproven::Cert(issued(stored), cert))),
+                (Ok(StoredCert { useless: Some(config), .. }), Err(reason)) => {
+                    return Ok(Some(Unproven::Useless { config, reason }));
+                }
                 (Err(reason), _) | (_, Err(reason)) => reason,
             },
             Err(StorageError::Damaged { reason, .. }) => reason,
@@ -50,6 +78,15 @@ impl CertRecords {
         let place = self.storage.set_aside(&key).await?;
         tracing::error!(certificate = %id, place, reason, "a certificate that was signed and not served yet is damaged and was set aside");
         Ok(None)
+    }
+
+    /// Puts what was signed out of the way, for a person to look at. Where it is now.
+    pub(super) async fn set_unproven_aside(
+        &self,
+        issuer: &IssuerId,
+        id: &CertId,
+    ) -> Result<String, StorageError> {
+        self.storage.set_aside(&unproven_key(issuer, id)).await
     }
 
     pub(super) async fn forget_unproven(&self, issuer: &IssuerId, id: &CertId) -> Result<(), StorageError> {
@@ -72,14 +109,14 @@ impl CertRecords {
             Ok(None) | Err(StorageError::Damaged { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let (Ok(issued), Ok(cert)) = (issued(&previous), parse(&previous, names, number)) else {
+        let (Ok(stored), Ok(cert)) = (stored(&previous), parse(&previous, names, number)) else {
             return Ok(None);
         };
         if cert.held.not_after <= now {
             return Ok(None);
         }
         let cert = HeldCert { held: Held { stored_at: now, rolled_back: true, ..cert.held }, ..cert };
-        self.store(issuer, id, &issued, &cert).await?;
+        self.store(issuer, id, &issued(stored), &cert).await?;
         Ok(Some(cert))
     }
 
@@ -91,18 +128,19 @@ impl CertRecords {
     ) -> Result<Option<IssuedCert>, StorageError> {
         let key = cert_key(issuer, id);
         let Some(found) = self.storage.load(&key).await? else { return Ok(None) };
-        issued(&found.value).map(Some).map_err(|reason| StorageError::Damaged { key, reason })
+        stored(&found.value)
+            .map(|stored| Some(issued(stored)))
+            .map_err(|reason| StorageError::Damaged { key, reason })
     }
 }
 
-fn issued(value: &[u8]) -> Result<IssuedCert, String> {
-    let stored: StoredCert = serde_json::from_slice(value).map_err(|e| json_fault(&e))?;
-    Ok(IssuedCert {
-        chain_pem: stored.chain,
-        key_pem: Secret::new(stored.key),
-        resumed: true,
-        spent: Spent::default(),
-    })
+fn stored(value: &[u8]) -> Result<StoredCert, String> {
+    serde_json::from_slice(value).map_err(|e| json_fault(&e))
+}
+
+fn issued(stored: StoredCert) -> IssuedCert {
+    let (chain_pem, key_pem) = (stored.chain, Secret::new(stored.key));
+    IssuedCert { chain_pem, key_pem, resumed: true, spent: Spent::default() }
 }
 
 fn unproven_key(issuer: &IssuerId, id: &CertId) -> Key {

@@ -9,11 +9,14 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::budgets::Budgets;
 use super::command::{Command, Exported, Verb};
 use super::files::{WantedFiles, Watcher};
 use super::jobs::{JobView, Jobs};
 use super::record::{CertId, CertRecords};
+use super::source::Source;
 use super::stand_ins::{Leftovers, StandIns};
+use super::turns::Turns;
 use super::view::{CertObserver, CertView, Views};
 use super::worker::{Milestones, Shared, Worker};
 use crate::backoff::Backoff;
@@ -25,11 +28,11 @@ use crate::storage::Storage;
 use crate::task::{OnExit, Shutdown, Supervisor};
 use crate::tls::{Bundle, CertPublisher, CertTable};
 
-/// Orders that run at once: enough to catch up, few enough not to look like an attack to a CA or a DNS provider.
+/// Orders that run at once at one CA: enough to catch up, few enough not to look like an attack to a CA or a DNS provider.
 const CONCURRENT_ORDERS: usize = 8;
 /// Orders that ask nobody and run at once: each holds a lease, which is an open file.
 const CONCURRENT_INSTANT: usize = 32;
-/// Questions about renewal windows that run at once; they are small and wait for nobody.
+/// Questions about renewal windows that run at once at one CA; they are small and wait for nobody.
 const CONCURRENT_POLLS: usize = 4;
 /// Commands that one certificate keeps for later.
 const COMMANDS: usize = 4;
@@ -113,17 +116,19 @@ impl CertManager {
         let (commands, inbox) = mpsc::channel(4);
         let (updates, received) = mpsc::channel(1024);
         let views = Views::default();
+        let ledger = Ledger::new(storage.clone(), clock.clone());
         let shared = Shared {
-            records: CertRecords::new(storage.clone()),
-            ledger: Ledger::new(storage, clock.clone()),
+            records: CertRecords::new(storage),
+            budgets: Budgets::start(ledger.clone(), observer.clone(), supervisor),
+            ledger,
             clock,
             observer,
             views: views.clone(),
             updates,
-            orders: Arc::new(Semaphore::new(CONCURRENT_ORDERS)),
+            orders: Arc::new(Turns::new(CONCURRENT_ORDERS)),
             instant: Arc::new(Semaphore::new(CONCURRENT_INSTANT)),
             roots: Arc::default(),
-            polls: Arc::new(Semaphore::new(CONCURRENT_POLLS)),
+            polls: Arc::new(Turns::new(CONCURRENT_POLLS)),
             size: Arc::default(),
             hours: Arc::default(),
         };
@@ -216,36 +221,6 @@ struct Actor {
     default_sni: Option<HostName>,
     /// When the next certificate is over: another may be better for its names then.
     expires: Option<SystemTime>,
-}
-
-/// Where a certificate comes from.
-enum Source {
-    Issued(Wanted),
-    Files(WantedFiles),
-}
-
-impl Source {
-    fn id(&self) -> CertId {
-        match self {
-            Self::Issued(wanted) => CertId::of(&wanted.names),
-            Self::Files(files) => files.id(),
-        }
-    }
-
-    fn names(&self) -> &Arc<[HostPattern]> {
-        match self {
-            Self::Issued(wanted) => &wanted.names,
-            Self::Files(files) => files.first.names(),
-        }
-    }
-
-    fn is_as(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Issued(a), Self::Issued(b)) => a.fingerprint == b.fingerprint,
-            (Self::Files(a), Self::Files(b)) => a.fingerprint() == b.fingerprint(),
-            _ => false,
-        }
-    }
 }
 
 struct Entry {
@@ -364,6 +339,7 @@ impl Actor {
         wanted: Vec<Source>,
     ) -> (Vec<oneshot::Receiver<()>>, Vec<oneshot::Receiver<()>>) {
         self.shared.size.store(wanted.len(), Ordering::Relaxed);
+        self.shared.budgets.set(wanted.iter().flat_map(Source::budgets));
         let mut before = std::mem::take(&mut self.workers);
         let (mut loaded, mut settled) = (Vec::new(), Vec::new());
         let stand_ins = Arc::new(StandIns::new(self.shared.records.clone()));

@@ -1,7 +1,9 @@
 //! When to order, what to serve. Knows no CA, only [`Issuer`](crate::issuer::Issuer)s.
 
 mod attempt;
+mod budgets;
 mod command;
+mod counted;
 mod files;
 mod generations;
 pub(crate) mod hours;
@@ -13,13 +15,17 @@ mod memo;
 pub(crate) mod policy;
 mod proof;
 mod record;
+mod rehearsal;
+mod source;
 mod stand_ins;
 pub(crate) mod state;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod view;
 mod worker;
 
+pub use budgets::BudgetLeft;
 pub use command::{Exported, Verb};
 pub use files::WantedFiles;
 pub use import::{Imported, import_certificate};

@@ -289,7 +289,8 @@ pub(crate) fn after_refusal(
 
 /// When to try again after `failures` failures in a row, of which the last asked for `retry`.
 ///
-/// 1, 10, 100 minutes, then daily, +-10 %, and always early enough that three more attempts fit before `not_after`; at least
+/// What waits for a person is looked at within a day, or, where the CA wants that person first, once a day whatever is left.
+/// Else 1, 10, 100 minutes, then daily, +-10 %, and always early enough that three more attempts fit before `not_after`; at least
 /// hourly once the certificate has expired. The CA's own moment wins over the schedule, capped by a day and by the point
 /// where a tenth of the lifetime is left; after that point the schedule caps it, so that a CA is not asked in a loop.
 pub(crate) fn retry_at(
@@ -300,10 +301,10 @@ pub(crate) fn retry_at(
     dice: f64,
 ) -> SystemTime {
     let scheduled = match retry {
-        Retry::Park => DAY,
-        _ => RETRIES.after(failures),
+        Retry::Pause => return now + DAY,
+        Retry::Park => jitter(DAY.mul_f64(0.95), 100.0 / 19.0, dice),
+        _ => jitter(RETRIES.after(failures), 10.0, dice),
     };
-    let scheduled = jitter(scheduled, 10.0, dice);
     let compressed = match held {
         None => scheduled,
         Some(held) => match held.not_after.duration_since(now) {
@@ -583,6 +584,20 @@ mod tests {
         );
         assert_eq!(late(95_000, 2), Duration::from_secs(600));
         assert_eq!(late(200_000, 9), AFTER_EXPIRY, "expired: no loop either");
+    }
+
+    #[test]
+    fn what_waits_for_a_person_is_looked_at_once_a_day() {
+        let cert = held(90 * D);
+        for dice in [0.0, 0.3, 0.999_999] {
+            let wait = |retry, held, now| retry_at(3, retry, held, now, dice).duration_since(now).unwrap();
+            let parked = wait(Retry::Park, None, at(0));
+            assert!((DAY.mul_f64(0.899)..=DAY).contains(&parked), "{parked:?}");
+            assert!(wait(Retry::Park, Some(&cert), at(89 * D)) < DAY / 3, "little is left");
+            for now in [at(0), at(89 * D), at(91 * D)] {
+                assert_eq!(wait(Retry::Pause, Some(&cert), now), DAY);
+            }
+        }
     }
 
     proptest! {

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::generations::Unproven;
 use super::record::HeldCert;
 use super::state::Event;
 use super::worker::{Pending, Worker};
 use crate::clock;
-use crate::issuer::{FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, Retry};
+use crate::issuer::{FailureClass, IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, Retry};
+use crate::name::HostPattern;
 use crate::storage::StorageError;
 use crate::task;
 use crate::tls::{Roots, canary};
@@ -28,6 +30,36 @@ impl Worker {
         self.prove_and_serve(Pending { issuer, request, issued, cert }, stored.err()).await
     }
 
+    /// Keeps what was signed and cannot be served at all: the CA has counted it, so that ordering another is for a person to decide.
+    pub(super) async fn keep_useless(
+        &mut self,
+        issuer: &dyn Issuer,
+        request: &IssueRequest,
+        issued: &IssuedCert,
+        reason: &str,
+    ) -> Event {
+        let (names, now) = (&*request.names, self.shared.clock.now());
+        let under = (&*self.wanted.fingerprint, now);
+        match self.shared.records.store_useless(issuer.id(), &self.id, (issued, names), under).await {
+            Ok(()) => issuer.stored(request).await,
+            Err(error) => tracing::error!(
+                certificate = %self.id, %error, "signed, and it cannot be stored either: its order is looked at again"
+            ),
+        }
+        self.useless(issuer.id(), reason)
+    }
+
+    fn useless(&mut self, issuer: &IssuerId, reason: &str) -> Event {
+        let message = format!(
+            "{:?}: signed by {issuer}, but it cannot be served: {reason}. The CA has counted it. It is kept, what was served before \
+             stays, and nothing is ordered again by itself. Find out why it is not what was asked for; then, to order another: \
+             `starlock certs renew`, or change the configuration and `starlock reload`",
+            self.wanted.names
+        );
+        self.unproven = Some(message.clone());
+        Event::HeldBack(IssueError::new(FailureClass::Config, Retry::Park, message))
+    }
+
     /// Whether [`Self::settle_unproven`] has something to look after, or storage does not say.
     pub(super) async fn may_have_unproven(&self) -> bool {
         for issuer in self.wanted.issuers.iter() {
@@ -44,7 +76,14 @@ impl Worker {
         for (issuer, number) in self.wanted.issuers.clone().iter().zip(0u8..) {
             let found = self.shared.records.unproven(issuer.id(), &self.id, &names, number).await;
             let (issued, cert) = match found {
-                Ok(Some(found)) => found,
+                Ok(Some(Unproven::Cert(issued, cert))) => (issued, cert),
+                Ok(Some(Unproven::Useless { config, reason })) if config == self.wanted.fingerprint => {
+                    return Some(self.useless(issuer.id(), &reason));
+                }
+                Ok(Some(Unproven::Useless { .. })) => {
+                    self.set_aside(issuer.id()).await;
+                    continue;
+                }
                 Ok(None) => continue,
                 Err(error) => {
                     let message = format!("{error}. Nothing is ordered while it cannot be read");
@@ -64,10 +103,29 @@ impl Worker {
         None
     }
 
+    /// The configuration has changed since nothing could be made of what was signed: another may be ordered.
+    async fn set_aside(&mut self, issuer: &IssuerId) {
+        self.unproven = None;
+        match self.shared.records.set_unproven_aside(issuer, &self.id).await {
+            Ok(place) => tracing::warn!(
+                certificate = %self.id, place,
+                "the configuration has changed: a certificate that could not be served is set aside, and another one is ordered"
+            ),
+            Err(error) => {
+                tracing::warn!(certificate = %self.id, %error, "a certificate that could not be served stays in storage");
+            }
+        }
+    }
+
     /// It is served even if it cannot be stored: the CA has counted it, and what is held may not last until the disk works again.
     async fn prove_and_serve(&mut self, signed: Pending, unstored: Option<StorageError>) -> Event {
         let now = self.shared.clock.now();
-        if let Err(why) = self.prove(&signed, now).await {
+        let proven = self.prove(&signed.cert, &signed.request.names).await.map(|warning| {
+            if let Some(warning) = warning.filter(|_| !signed.issuer.is_instant()) {
+                tracing::warn!(certificate = %self.id, issuer = %signed.issuer.id(), "{warning}");
+            }
+        });
+        if let Err(why) = proven {
             let names = &signed.request.names;
             if self.current.as_ref().is_some_and(|current| current.held.not_after > now) {
                 let message = format!(
@@ -111,16 +169,14 @@ impl Worker {
         Event::Renewed(held)
     }
 
-    /// Shakes hands with ourselves. A root that this machine does not know is only told of.
-    async fn prove(&self, signed: &Pending, now: SystemTime) -> Result<(), String> {
+    /// Shakes hands with ourselves. A root that this machine does not know is only a warning.
+    pub(super) async fn prove(
+        &self,
+        cert: &HeldCert,
+        names: &[HostPattern],
+    ) -> Result<Option<String>, String> {
         let roots = self.shared.roots.get_or_init(|| task::blocking(Roots::system)).await;
-        let bundle = &signed.cert.bundle;
-        if let Some(warning) = canary(bundle, &signed.request.names, now, roots).await?
-            && !signed.issuer.is_instant()
-        {
-            tracing::warn!(certificate = %self.id, issuer = %signed.issuer.id(), "{warning}");
-        }
-        Ok(())
+        canary(&cert.bundle, names, self.shared.clock.now(), roots).await
     }
 
     /// What was signed and never served is not waited for any more.
@@ -129,34 +185,6 @@ impl Worker {
         for issuer in self.wanted.issuers.iter() {
             if let Err(error) = self.shared.records.forget_unproven(issuer.id(), &self.id).await {
                 tracing::debug!(certificate = %self.id, %error, "an old unproven certificate stays in storage");
-            }
-        }
-    }
-
-    /// A new set of names is ordered at the CA's staging first, if that is wanted.
-    pub(super) async fn rehearsed_first(&mut self, signers: &[u8]) -> Result<(), Event> {
-        if !self.wanted.rehearse || self.rehearsed || self.current.is_some() || !signers.is_empty() {
-            return Ok(());
-        }
-        let Some(rehearsal) = self.wanted.rehearsal.clone() else { return Ok(()) };
-        match self.rehearse(&*rehearsal).await {
-            Ok(words) => {
-                tracing::info!(certificate = %self.id, "{words}");
-                self.rehearsed = true;
-                Ok(())
-            }
-            Err(error) => {
-                let retry = match error.class {
-                    FailureClass::CaDown | FailureClass::RateLimited => error.retry,
-                    _ => Retry::Park,
-                };
-                let message = format!(
-                    "the rehearsal at {} failed, so nothing was ordered at {}: {}",
-                    rehearsal.id(),
-                    self.wanted.issuer().id(),
-                    error.message
-                );
-                Err(Event::HeldBack(IssueError { retry, message, ..error }))
             }
         }
     }

@@ -126,9 +126,26 @@ pub(super) struct StoredCert {
     rolled_back: bool,
     #[serde(default)]
     bunched: bool,
+    /// Nothing could be made of it; the configuration of that time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) useless: Option<String>,
 }
 
 impl StoredCert {
+    /// What cannot be served at all, as it came.
+    pub(super) fn useless(issued: &IssuedCert, names: &[HostPattern], now: SystemTime, config: &str) -> Self {
+        Self {
+            names: names.iter().map(ToString::to_string).collect(),
+            chain: issued.chain_pem.clone(),
+            key: issued.key_pem.expose().to_owned(),
+            stored_at: seconds(now),
+            hurried: false,
+            rolled_back: false,
+            bunched: false,
+            useless: Some(config.to_owned()),
+        }
+    }
+
     pub(super) fn new(issued: &IssuedCert, cert: &HeldCert) -> Self {
         Self {
             names: cert.bundle.names().iter().map(ToString::to_string).collect(),
@@ -138,6 +155,7 @@ impl StoredCert {
             hurried: cert.held.hurried,
             rolled_back: cert.held.rolled_back,
             bunched: cert.held.bunched,
+            useless: None,
         }
     }
 

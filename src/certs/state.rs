@@ -415,7 +415,7 @@ impl Machine {
         };
         let failures = place.failures.saturating_add(1);
         let until = policy::retry_at(failures, error.retry, held.as_ref(), now, dice);
-        *place = Barred::until(failures, until, matches!(error.retry, Retry::Park), now);
+        *place = Barred::until(failures, until, matches!(error.retry, Retry::Park | Retry::Pause), now);
         self.wait_for(Failure { class: error.class, message: error.message }, now);
     }
 
@@ -630,7 +630,8 @@ mod tests {
             (None, 0, Config, Retry::Backoff, 0, 60), // our own disk: any CA would see it
             (None, 0, Dns, Retry::Backoff, 0, 60),
             (None, 0, Validation, Retry::Backoff, 0, 60),
-            (None, 0, Validation, Retry::Park, 0, D),
+            (None, 0, Validation, Retry::Park, 0, D - D / 20),
+            (None, 0, RateLimited, Retry::Pause, 1, 0), // it is this CA's account that is paused
             (Some(cert), 61 * D, CaDown, Retry::Backoff, 0, 61 * D + 60), // there is time
             (Some(cert), 61 * D, RateLimited, theirs(62 * D - H), 0, 62 * D - H),
             (Some(cert), 74 * D + D / 2, RateLimited, theirs(75 * D + H), 1, 74 * D + D / 2),

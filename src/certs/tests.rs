@@ -1,8 +1,10 @@
 //! The manager with a model CA, in memory, over simulated weeks.
 
+mod counting;
 mod faults;
 mod rules;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -35,6 +37,14 @@ struct ModelCa {
     instant: bool,
     /// What an order of a former run would end with.
     interrupted: Mutex<Option<IssuedCert>>,
+    /// Orders under way, as the journal keeps them: what was taken and let go of, by names.
+    orders: Mutex<BTreeSet<String>>,
+    /// It takes orders and does not get on with them.
+    stuck: AtomicBool,
+    /// What it finds in DNS is wrong: orders fail, and with them the names that are under test.
+    refuses: AtomicBool,
+    /// It never answers when it is asked for a window.
+    mute: AtomicBool,
     /// The names that it signs instead of those that it was asked for.
     confused: Mutex<Option<Vec<String>>>,
     asked: AtomicU32,
@@ -67,6 +77,10 @@ impl ModelCa {
             broken: AtomicBool::new(false),
             instant: false,
             interrupted: Mutex::default(),
+            orders: Mutex::default(),
+            stuck: AtomicBool::new(false),
+            refuses: AtomicBool::new(false),
+            mute: AtomicBool::new(false),
             confused: Mutex::default(),
             asked: AtomicU32::new(0),
             signed: AtomicU32::new(0),
@@ -96,21 +110,50 @@ impl Issuer for ModelCa {
     async fn issue(&self, request: &IssueRequest, progress: &dyn Progress) -> Result<IssuedCert, IssueError> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         progress.step(Step::Validate);
-        self.most.fetch_max(self.running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-        tokio::time::sleep(self.takes).await;
-        self.running.fetch_sub(1, Ordering::SeqCst);
+        let down = |spent| {
+            let error = IssueError::new(FailureClass::CaDown, Retry::Backoff, "the model CA is down");
+            Err(IssueError { spent, ..error })
+        };
+        let resumed = self.resumes(request).await;
+        let mut spent = Spent { open: resumed, ..Spent::default() };
         if self.down.load(Ordering::SeqCst) {
-            return Err(IssueError::new(FailureClass::CaDown, Retry::Backoff, "the model CA is down"));
+            tokio::time::sleep(self.takes).await;
+            return down(spent);
+        }
+        if !resumed {
+            spent.registered = !self.registered.swap(true, Ordering::SeqCst);
+            (spent.ordered, spent.replaced) = (true, request.replaces.is_some());
+            self.orders.lock().unwrap().insert(key_of(request));
+            spent.open = true;
+        }
+        self.most.fetch_max(self.running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        let running = Running(&self.running);
+        tokio::time::sleep(self.takes).await;
+        drop(running);
+        if self.down.load(Ordering::SeqCst) || self.stuck.load(Ordering::SeqCst) {
+            return down(spent);
+        }
+        if self.refuses.load(Ordering::SeqCst) {
+            self.orders.lock().unwrap().remove(&key_of(request));
+            spent.open = false;
+            spent.failed = request.names.iter().filter_map(HostPattern::base).cloned().collect();
+            let error = IssueError::new(FailureClass::Validation, Retry::Backoff, "it looked in vain");
+            return Err(IssueError { spent, ..error });
         }
         assert!(!self.broken.load(Ordering::SeqCst), "on purpose");
         self.replacing.lock().unwrap().push(request.replaces.is_some());
+        spent = Spent { open: false, signed: true, ..spent };
         if let Some(issued) = self.interrupted.lock().unwrap().clone() {
             return Ok(issued);
         }
         self.signed.fetch_add(1, Ordering::SeqCst);
         let names = request.names.iter().map(ToString::to_string).collect();
         let names = self.confused.lock().unwrap().clone().unwrap_or(names);
-        Ok(self.sign(names))
+        Ok(IssuedCert { resumed, spent, ..self.sign(names) })
+    }
+
+    async fn resumes(&self, request: &IssueRequest) -> bool {
+        self.orders.lock().unwrap().contains(&key_of(request))
     }
 
     fn is_instant(&self) -> bool {
@@ -127,6 +170,9 @@ impl Issuer for ModelCa {
 
     async fn renewal_hint(&self, _leaf: &[u8]) -> Result<Option<RenewalHint>, IssueError> {
         self.polled.fetch_add(1, Ordering::SeqCst);
+        if self.mute.load(Ordering::SeqCst) {
+            return std::future::pending().await;
+        }
         let down = || IssueError::new(FailureClass::CaDown, Retry::Backoff, "the model CA is down");
         self.hint.lock().unwrap().clone().ok_or_else(down)
     }
@@ -136,8 +182,9 @@ impl Issuer for ModelCa {
         Ok(())
     }
 
-    async fn stored(&self, _request: &IssueRequest) {
+    async fn stored(&self, request: &IssueRequest) {
         *self.interrupted.lock().unwrap() = None;
+        self.orders.lock().unwrap().remove(&key_of(request));
     }
 }
 
@@ -153,8 +200,21 @@ impl ModelCa {
             chain_pem,
             key_pem: Secret::new(key.serialize_pem()),
             resumed: false,
-            spent: Spent { registered: !self.registered.swap(true, Ordering::SeqCst), ..Spent::default() },
+            spent: Spent::default(),
         }
+    }
+}
+
+fn key_of(request: &IssueRequest) -> String {
+    request.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// An order that runs, until it ends or is dropped.
+struct Running<'a>(&'a AtomicU32);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -164,6 +224,7 @@ struct Count {
     failed: AtomicU32,
     last: Mutex<Option<CertView>>,
     forgotten: Mutex<Vec<CertId>>,
+    left: Mutex<Vec<BudgetLeft>>,
 }
 
 impl CertObserver for Count {
@@ -177,6 +238,10 @@ impl CertObserver for Count {
 
     fn forgotten(&self, id: &CertId) {
         self.forgotten.lock().unwrap().push(id.clone());
+    }
+
+    fn budgets(&self, left: &[BudgetLeft]) {
+        *self.left.lock().unwrap() = left.to_vec();
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use super::budgets::BudgetLeft;
 use super::policy::Why;
 use super::record::CertId;
 use crate::clock;
@@ -138,8 +139,8 @@ impl CertView {
 pub trait CertObserver: Send + Sync {
     /// An order ended.
     fn ordered(&self, names: &[HostPattern], ok: bool);
-    /// How many more of a CA's limit are left, as the ledger has it after an order.
-    fn budget(&self, _ca: &str, _limit: &'static str, _remaining: u32) {}
+    /// What is left of every CA's limits, as the ledger has it now: what is not among it is not limited, or not asked any more.
+    fn budgets(&self, _left: &[BudgetLeft]) {}
     /// What is served, or what happens next, has changed.
     fn changed(&self, view: &CertView);
     /// It is not wanted any more; `id` is what its views said.

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Mutex, OnceCell, Semaphore, mpsc, oneshot};
 
+use super::budgets::Budgets;
 use super::command::Command;
 use super::hours::{Hours, Place};
 use super::jobs::Job;
@@ -14,10 +15,11 @@ use super::policy::{self, Terms};
 use super::record::{CertId, CertRecords, HeldCert, cert_key};
 use super::stand_ins::StandIns;
 use super::state::{Action, Event, Machine, State};
+use super::turns::Turns;
 use super::view::{CertObserver, CertView, Phase, Reason, Views};
 use crate::backoff;
 use crate::clock::{self, SharedClock};
-use crate::issuer::{IssueRequest, IssuedCert, Issuer, IssuerId};
+use crate::issuer::{IssueError, IssueRequest, IssuedCert, Issuer, IssuerId, RenewalHint};
 use crate::ledger::Ledger;
 use crate::task::Shutdown;
 use crate::tls::Roots;
@@ -34,14 +36,16 @@ pub(super) struct Shared {
     pub(super) observer: Arc<dyn CertObserver>,
     pub(super) views: Views,
     pub(super) updates: mpsc::Sender<Update>,
-    /// Bounds the orders that run at once.
-    pub(super) orders: Arc<Semaphore>,
+    /// What is left of the CAs' limits, told to the observer.
+    pub(super) budgets: Budgets,
+    /// Bounds the orders that run at once at each CA.
+    pub(super) orders: Arc<Turns>,
     /// Bounds those of CAs that ask nobody.
     pub(super) instant: Arc<Semaphore>,
     /// What this machine trusts; read when the first certificate is proven.
     pub(super) roots: Arc<OnceCell<Roots>>,
-    /// Bounds the questions about renewal windows that run at once.
-    pub(super) polls: Arc<Semaphore>,
+    /// Bounds the questions about renewal windows that run at once at each CA.
+    pub(super) polls: Arc<Turns>,
     /// How many certificates are wanted.
     pub(super) size: Arc<AtomicUsize>,
     /// When they are to be renewed.
@@ -70,8 +74,10 @@ pub(super) struct Worker {
     pub(super) pending: Option<Pending>,
     /// Why what was signed last is not served.
     pub(super) unproven: Option<String>,
-    /// The names were ordered at the CA's staging, and signed.
+    /// The names were ordered at the CA's staging, and signed, or it could not be asked for long enough.
     pub(super) rehearsed: bool,
+    /// Since when the CA's staging cannot be asked.
+    pub(super) staging_away: Option<SystemTime>,
     /// A person wants it whatever the ledger says.
     pub(super) forced: bool,
     /// What a person asked for and watches.
@@ -108,6 +114,7 @@ impl Worker {
             pending: None,
             unproven: None,
             rehearsed: false,
+            staging_away: None,
             forced: false,
             job: None,
             inbox,
@@ -152,9 +159,17 @@ impl Worker {
                 }
                 Action::PollAri => {
                     done(&mut milestones.settled);
-                    tokio::select! {
-                        () = self.poll(&mut machine) => {}
+                    let asked = tokio::select! {
+                        asked = self.poll(&machine, &mut inbox) => asked,
                         () = shutdown.wait() => return,
+                    };
+                    match asked {
+                        Polled::Said(said) => self.heard(&mut machine, said).await,
+                        Polled::Due => {}
+                        Polled::Interrupted(command) => tokio::select! {
+                            () = self.obey(&mut machine, command) => {}
+                            () = shutdown.wait() => return,
+                        },
                     }
                 }
                 Action::Order(ca) => {
@@ -242,13 +257,38 @@ impl Worker {
         machine
     }
 
-    /// Asks the CA that signed the current certificate when it wants it to be renewed. No answer changes nothing.
-    async fn poll(&mut self, machine: &mut Machine) {
-        let Some(current) = &self.current else { return };
-        let Some(issuer) = self.wanted.issuers.get(usize::from(current.held.issuer)).cloned() else { return };
-        let (leaf, serial) = (current.leaf(), current.bundle.serial().to_owned());
-        let _permit = self.shared.polls.acquire().await;
-        let event = match issuer.renewal_hint(&leaf).await {
+    /// Asks the CA that signed the current certificate when it wants it to be renewed. A renewal that falls due meanwhile and a person
+    /// do not wait for its answer, nor for its turn behind the others'.
+    async fn poll(&self, machine: &Machine, inbox: &mut mpsc::Receiver<Command>) -> Polled {
+        let signer = self.current.as_ref().and_then(|current| {
+            Some((self.wanted.issuers.get(usize::from(current.held.issuer))?.clone(), current.leaf()))
+        });
+        let Some((issuer, leaf)) = signer else { return Polled::Said(Ok(None)) };
+        let asking = async {
+            let _turn = self.shared.polls.at(&*issuer).await;
+            issuer.renewal_hint(&leaf).await
+        };
+        tokio::pin!(asking);
+        loop {
+            let now = self.shared.clock.now();
+            let Some(left) = machine.planned().and_then(|due| due.duration_since(now).ok()) else {
+                return Polled::Due;
+            };
+            tokio::select! {
+                biased;
+                Some(command) = inbox.recv() => return Polled::Interrupted(command),
+                said = &mut asking => return Polled::Said(said),
+                () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => {}
+            }
+        }
+    }
+
+    /// No answer changes nothing.
+    async fn heard(&mut self, machine: &mut Machine, said: Result<Option<RenewalHint>, IssueError>) {
+        let Some(serial) = self.current.as_ref().map(|current| current.bundle.serial().to_owned()) else {
+            return;
+        };
+        let event = match said {
             Ok(hint) => {
                 if let Some(explanation) = hint.as_ref().and_then(|h| h.explanation.clone())
                     && self.explanation.as_ref() != Some(&explanation)
@@ -367,6 +407,15 @@ impl Worker {
             self.shared.observer.changed(&view);
         }
     }
+}
+
+/// How a question for a renewal window ended.
+enum Polled {
+    Said(Result<Option<RenewalHint>, IssueError>),
+    /// The certificate is to be renewed now, whatever the answer.
+    Due,
+    /// A person wants something.
+    Interrupted(Command),
 }
 
 fn done(milestone: &mut Option<oneshot::Sender<()>>) {

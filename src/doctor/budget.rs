@@ -27,7 +27,7 @@ pub(super) async fn gather(
 ) -> Option<BudgetFacts> {
     let budget = AcmeIssuer::budget_of(spec)?;
     let ledger = Ledger::new(storage.clone(), clock.clone());
-    let ask = Ask { names, renewal: false, exempt: false, registers };
+    let ask = Ask { names, renewal: false, exempt: false, registers, resumes: false };
     let refused = ledger.check(&budget, &ask).await.err();
     Some(BudgetFacts { refused, left: ledger.remaining(&budget).await })
 }

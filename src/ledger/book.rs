@@ -9,6 +9,8 @@ use crate::name::HostPattern;
 
 /// One more failure in a row is forgiven each day (Let's Encrypt's documentation of pauses).
 const PAUSE_REFILL: Duration = Duration::from_secs(24 * 3600);
+/// What was reserved waits so long for the end of its order: Let's Encrypt keeps one for a week, and then it cannot end well.
+const OPEN: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What a CA limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,6 +70,53 @@ pub struct Ask<'a> {
     pub exempt: bool,
     /// Whether the account has to be registered first.
     pub registers: bool,
+    /// Whether it goes on with an order that the CA has taken already: nothing of that is measured again.
+    pub resumes: bool,
+}
+
+/// What is reserved for an order from before it is sent until it is known how it ended, over restarts and reloads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Open {
+    /// One of each registered domain and one of the exact set.
+    First,
+    /// One of the exact set.
+    Renewal,
+    /// Nothing.
+    Exempt,
+}
+
+impl Open {
+    const ALL: [Self; 3] = [Self::First, Self::Renewal, Self::Exempt];
+
+    fn of(ask: &Ask<'_>) -> Self {
+        match (ask.exempt, ask.renewal) {
+            (true, _) => Self::Exempt,
+            (false, true) => Self::Renewal,
+            (false, false) => Self::First,
+        }
+    }
+
+    /// Beside the exact set of names, so that it lies with what is counted for it.
+    fn entry(self, names: &[HostPattern]) -> Entry {
+        let kind = match self {
+            Self::First => "open-first",
+            Self::Renewal => "open-renewal",
+            Self::Exempt => "open-exempt",
+        };
+        format!("{kind}:{}", set(names))
+    }
+
+    /// What the CA counts when it signs.
+    fn units(self, names: &[HostPattern]) -> Vec<(Limit, String)> {
+        let mut units = Vec::new();
+        if self != Self::Exempt {
+            units.push((Limit::Names, set(names)));
+        }
+        if self == Self::First {
+            units.extend(domains(names).into_iter().map(|domain| (Limit::Domain, domain)));
+        }
+        units
+    }
 }
 
 /// Why an order would be refused.
@@ -105,57 +154,125 @@ pub struct Book {
 }
 
 impl Book {
-    /// Whether the CA would take `ask` at `now`; the refusal is the one that lasts longest.
+    /// Whether the CA would take `ask` at `now`; the refusal is the one that lasts longest. What is reserved for these very names
+    /// is not held against them.
     pub fn check(&self, limits: &CaLimits, ask: &Ask<'_>, now: SystemTime) -> Result<(), Refusal> {
+        let own = self.open(ask.names, now).map(|open| open.units(ask.names)).unwrap_or_default();
         let mut worst: Option<Refusal> = None;
         for (limit, of) in looked_at(ask) {
             let Some(rate) = limit.rate(limits) else { continue };
             let until = self.free_at(limit, &of, rate, now);
-            if until > now && worst.as_ref().is_none_or(|w| w.until < until) {
+            let reserved = own.iter().any(|(theirs, whose)| *theirs == limit && *whose == of);
+            if until > now && !reserved && worst.as_ref().is_none_or(|w| w.until < until) {
                 worst = Some(Refusal { limit, of, until });
             }
         }
         worst.map_or(Ok(()), Err)
     }
 
-    /// Counts `ask` as the CA will if it takes the order and signs. What does not come to pass is given back by
-    /// [`Book::settle`]: a crash in between leaves too much counted rather than too little. An account is counted when it is
-    /// there: of many first orders one registers it, and they must not use the limit up before.
-    pub fn reserve(&mut self, limits: &CaLimits, ask: &Ask<'_>, now: SystemTime) {
-        for (limit, of) in spent_by(ask) {
-            self.take(limits, limit, &of, now);
+    /// Reserves what the CA will count if it takes the order and signs, unless it would refuse it (never if `force`d). It belongs to
+    /// the order until [`Book::settle`] is told how that ended: an order that is dropped half-way and resumed later is counted once.
+    /// Whether something was reserved for these names before is the answer.
+    ///
+    /// An account is counted when it is there: of many first orders one registers it, and they must not use the limit up before.
+    pub fn begin(
+        &mut self,
+        limits: &CaLimits,
+        ask: &Ask<'_>,
+        now: SystemTime,
+        force: bool,
+    ) -> Result<bool, Refusal> {
+        self.set_clock(limits, ask, now);
+        if !force {
+            self.check(limits, ask, now)?;
         }
+        let before = self.open(ask.names, now);
+        let open = match before {
+            Some(open) if ask.resumes => open,
+            _ => {
+                // Reserved for an order that never was, or is gone: nothing was signed.
+                if let Some(gone) = before {
+                    self.release(limits, gone, ask.names);
+                }
+                let open = Open::of(ask);
+                for (limit, of) in open.units(ask.names) {
+                    self.take(limits, limit, &of, now);
+                }
+                self.mark(ask.names, open, now + OPEN);
+                open
+            }
+        };
+        if open == Open::First && !ask.resumes {
+            self.take(limits, Limit::Orders, "", now);
+        }
+        Ok(before.is_some())
     }
 
-    /// Corrects what was reserved for `ask` by what the CA counted. `issued`: a certificate was signed.
-    pub fn settle(&mut self, limits: &CaLimits, ask: &Ask<'_>, spent: &Spent, issued: bool, now: SystemTime) {
-        // The CA did not take the order as a successor after all: it counts like any other.
-        if ask.exempt && spent.ordered && !spent.replaced {
-            self.reserve(limits, &Ask { exempt: false, ..*ask }, now);
-        }
+    /// Takes in what the CA has counted since [`Book::begin`]. What is reserved stays while the order is under way, is kept if a
+    /// certificate was signed, and is given back if none ever will be.
+    pub fn settle(&mut self, limits: &CaLimits, ask: &Ask<'_>, spent: &Spent, now: SystemTime) {
+        let mut open = self.open(ask.names, now).unwrap_or_else(|| Open::of(ask));
         if spent.registered {
             self.take(limits, Limit::Accounts, "", now);
         }
-        let counted = |limit: Limit| match limit {
-            _ if spent.replaced => false,
-            Limit::Orders => spent.ordered,
-            _ => issued,
-        };
-        let ask = &Ask { exempt: ask.exempt && (spent.replaced || !spent.ordered), ..*ask };
-        for (limit, of) in spent_by(ask) {
-            if !counted(limit) {
-                self.give_back(limits, limit, &of);
+        if spent.ordered && open == Open::Exempt && !spent.replaced {
+            // The CA did not take it as a successor after all: it counts like any other.
+            open = Open::of(&Ask { exempt: false, ..*ask });
+            for (limit, of) in open.units(ask.names) {
+                self.take(limits, limit, &of, now);
             }
+            self.mark(ask.names, open, now + OPEN);
+            if open == Open::First {
+                self.take(limits, Limit::Orders, "", now);
+            }
+        } else if open == Open::First {
+            match (spent.ordered, ask.resumes) {
+                (true, true) => self.take(limits, Limit::Orders, "", now), // the former one was gone
+                (false, false) => self.give_back(limits, Limit::Orders, ""),
+                _ => {}
+            }
+        }
+        if !spent.open {
+            if !spent.signed {
+                self.release(limits, open, ask.names);
+            }
+            self.unmark(ask.names);
         }
         for name in &spent.failed {
             for limit in [Limit::Failures, Limit::Pause] {
                 self.take(limits, limit, name.as_str(), now);
             }
         }
-        if issued {
+        if spent.signed {
             for name in ask.names.iter().filter_map(HostPattern::base) {
                 self.entries.remove(&entry(Limit::Pause, name.as_str()));
             }
+        }
+    }
+
+    /// What is reserved for exactly `names`. One that a wrong clock wrote far ahead says nothing.
+    fn open(&self, names: &[HostPattern], now: SystemTime) -> Option<Open> {
+        let (from, to) = (millis(now), millis(now + OPEN));
+        let stands = |open: &Open| {
+            self.entries.get(&open.entry(names)).is_some_and(|until| (from + 1..=to).contains(until))
+        };
+        Open::ALL.into_iter().find(stands)
+    }
+
+    fn mark(&mut self, names: &[HostPattern], open: Open, until: SystemTime) {
+        self.unmark(names);
+        self.entries.insert(open.entry(names), millis(until));
+    }
+
+    fn unmark(&mut self, names: &[HostPattern]) {
+        for open in Open::ALL {
+            self.entries.remove(&open.entry(names));
+        }
+    }
+
+    fn release(&mut self, limits: &CaLimits, open: Open, names: &[HostPattern]) {
+        for (limit, of) in open.units(names) {
+            self.give_back(limits, limit, &of);
         }
     }
 
@@ -188,8 +305,19 @@ impl Book {
     fn take(&mut self, limits: &CaLimits, limit: Limit, of: &str, now: SystemTime) {
         let Some(rate) = limit.rate(limits) else { return };
         let end = self.entries.entry(entry(limit, of)).or_default();
-        let most = millis(now).saturating_add(unit(rate).saturating_mul(u64::from(rate.burst)));
-        *end = (*end).max(millis(now)).saturating_add(unit(rate)).min(most);
+        *end = (*end).max(millis(now)).saturating_add(unit(rate));
+    }
+
+    /// However far ahead a wrong clock has counted, no more than one burst is used. What was demanded beyond that is counted, and
+    /// can be given back.
+    fn set_clock(&mut self, limits: &CaLimits, ask: &Ask<'_>, now: SystemTime) {
+        for (limit, of) in looked_at(&Ask { exempt: false, renewal: false, resumes: false, ..*ask }) {
+            let Some(rate) = limit.rate(limits) else { continue };
+            let most = millis(now).saturating_add(unit(rate).saturating_mul(u64::from(rate.burst)));
+            if let Some(end) = self.entries.get_mut(&entry(limit, &of)) {
+                *end = (*end).min(most);
+            }
+        }
     }
 
     fn give_back(&mut self, limits: &CaLimits, limit: Limit, of: &str) {
@@ -202,29 +330,21 @@ impl Book {
 
 /// Every entry that `ask` is measured by.
 pub(super) fn looked_at(ask: &Ask<'_>) -> Vec<(Limit, String)> {
-    let mut all = spent_by(ask);
+    let mut all = Vec::new();
     if ask.registers {
         all.push((Limit::Accounts, String::new()));
     }
-    if !ask.exempt {
-        for name in bases(ask.names) {
-            all.push((Limit::Failures, name.clone()));
-            all.push((Limit::Pause, name));
-        }
-    }
-    all
-}
-
-/// Every entry that `ask` uses one of when the CA signs, apart from the account.
-fn spent_by(ask: &Ask<'_>) -> Vec<(Limit, String)> {
-    let mut all = Vec::new();
-    if ask.exempt {
+    if ask.resumes || ask.exempt {
         return all;
     }
-    all.push((Limit::Names, set(ask.names)));
-    if !ask.renewal {
+    let open = Open::of(ask);
+    all.extend(open.units(ask.names));
+    if open == Open::First {
         all.push((Limit::Orders, String::new()));
-        all.extend(domains(ask.names).into_iter().map(|domain| (Limit::Domain, domain)));
+    }
+    for name in bases(ask.names) {
+        all.push((Limit::Failures, name.clone()));
+        all.push((Limit::Pause, name));
     }
     all
 }
@@ -290,7 +410,7 @@ mod tests {
     }
 
     fn ask(names: &[HostPattern]) -> Ask<'_> {
-        Ask { names, renewal: false, exempt: false, registers: false }
+        Ask { names, renewal: false, exempt: false, registers: false, resumes: false }
     }
 
     fn limits() -> CaLimits {
@@ -305,13 +425,30 @@ mod tests {
         }
     }
 
-    const ORDERED: Spent = Spent { registered: false, ordered: true, replaced: false, failed: Vec::new() };
+    /// The CA took the order, and no more is known of it.
+    const ORDERED: Spent = took(false, false);
+    const SIGNED: Spent = took(true, false);
+    /// Dropped half-way, or the CA is down: the order stands.
+    const LEFT: Spent = took(false, true);
+
+    const fn took(signed: bool, open: bool) -> Spent {
+        Spent { registered: false, ordered: true, replaced: false, signed, open, failed: Vec::new() }
+    }
 
     fn order(book: &mut Book, ask: &Ask<'_>, now: SystemTime) -> Result<(), Refusal> {
-        book.check(&limits(), ask, now)?;
-        book.reserve(&limits(), ask, now);
-        book.settle(&limits(), ask, &ORDERED, true, now);
+        book.begin(&limits(), ask, now, false)?;
+        book.settle(&limits(), ask, &SIGNED, now);
         Ok(())
+    }
+
+    type Attempt<'a> = (Ask<'a>, Option<Spent>);
+
+    fn resumed(ask: Ask<'_>) -> Ask<'_> {
+        Ask { resumes: true, ..ask }
+    }
+
+    fn left(book: &Book, now: SystemTime) -> [u32; 6] {
+        Limit::ALL.map(|limit| book.remaining(&limits(), limit, now).unwrap())
     }
 
     #[test]
@@ -339,9 +476,8 @@ mod tests {
         let (mut book, set) = (Book::default(), names(&["example.com"]));
         let exempt = Ask { exempt: true, renewal: true, ..ask(&set) };
         for n in 0..100 {
-            book.check(&limits(), &exempt, at(n)).unwrap();
-            book.reserve(&limits(), &exempt, at(n));
-            book.settle(&limits(), &exempt, &Spent { replaced: true, ..ORDERED }, true, at(n));
+            book.begin(&limits(), &exempt, at(n), false).unwrap();
+            book.settle(&limits(), &exempt, &Spent { replaced: true, ..SIGNED }, at(n));
         }
         assert_eq!(book, Book::default());
         let renewal = Ask { renewal: true, ..ask(&set) };
@@ -359,24 +495,25 @@ mod tests {
             ..CaLimits::default()
         };
         let first = Ask { registers: true, ..ask(&set) };
-        let registered = Spent { registered: true, ..ORDERED };
+        let registered = Spent { registered: true, ..SIGNED };
         // ask, what the CA counted, whether it is sent
         let mut book = Book::default();
         for (ask, spent, sent) in [
-            (first, ORDERED, true), // somebody else was faster
+            (first, SIGNED, true), // somebody else was faster
             (Ask { exempt: true, ..first }, registered.clone(), true),
             (ask(&set), registered, true), // the CA had forgotten it
-            (first, ORDERED, false),
-            (Ask { exempt: true, ..first }, ORDERED, false), // ARI is about orders
-            (ask(&set), ORDERED, true),
+            (first, SIGNED, false),
+            (Ask { exempt: true, ..first }, SIGNED, false), // ARI is about orders
+            (Ask { resumes: true, ..first }, SIGNED, false),
+            (ask(&set), SIGNED, true),
         ] {
             for _ in 0..5 {
-                book.reserve(&limits, &ask, at(0)); // first orders at once, or a crash of each
+                drop(book.begin(&limits, &ask, at(0), true)); // first orders at once, or a crash of each
             }
-            let said = book.check(&limits, &ask, at(0));
+            let said = book.begin(&limits, &ask, at(0), false).map(|_| ());
             assert_eq!(said.is_ok(), sent, "{ask:?}: {said:?}");
             match said {
-                Ok(()) => book.settle(&limits, &ask, &spent, true, at(0)),
+                Ok(()) => book.settle(&limits, &ask, &spent, at(0)),
                 Err(refusal) => {
                     assert_eq!(
                         (refusal.limit, refusal.until),
@@ -392,23 +529,133 @@ mod tests {
     fn an_order_that_came_to_nothing_is_given_back() {
         let (mut book, set) = (Book::default(), names(&["a.example.com"]));
         let ask = Ask { registers: true, ..ask(&set) };
-        book.reserve(&limits(), &ask, at(0));
-        book.settle(&limits(), &ask, &Spent::default(), false, at(1));
+        book.begin(&limits(), &ask, at(0), false).unwrap();
+        book.settle(&limits(), &ask, &Spent::default(), at(1));
         book.prune(at(1));
         assert_eq!(book, Book::default());
-        book.reserve(&limits(), &ask, at(0));
+        book.begin(&limits(), &ask, at(0), false).unwrap();
         let failed =
             Spent { failed: vec![HostName::parse("a.example.com").unwrap()], registered: true, ..ORDERED };
-        book.settle(&limits(), &ask, &failed, false, at(1));
-        let left = Limit::ALL.map(|limit| book.remaining(&limits(), limit, at(1)).unwrap());
-        assert_eq!(left, [5, 50, 299, 4, 1151, 9]);
+        book.settle(&limits(), &ask, &failed, at(1));
+        assert_eq!(left(&book, at(1)), [5, 50, 299, 4, 1151, 9]);
         for n in 0..4 {
-            book.reserve(&limits(), &ask, at(n));
-            book.settle(&limits(), &ask, &failed, false, at(n));
+            book.begin(&limits(), &ask, at(n), true).unwrap();
+            book.settle(&limits(), &ask, &failed, at(n));
         }
         let refusal = book.check(&limits(), &ask, at(5)).unwrap_err();
         assert_eq!((refusal.limit, refusal.of.as_str()), (Limit::Failures, "a.example.com"));
         assert_eq!(refusal.until, at(1) + slower(Duration::from_secs(720)), "one more each 12 minutes");
+    }
+
+    /// What is reserved belongs to the order, however often the process is interrupted before it ends.
+    #[test]
+    fn an_order_is_counted_once_however_often_it_is_interrupted() {
+        let set = names(&["a.example.com"]);
+        let (first, renewal) = (ask(&set), Ask { renewal: true, ..ask(&set) });
+        let exempt = Ask { exempt: true, ..renewal };
+        let (taken, succeeds) = (Spent::default(), Spent { replaced: true, ..ORDERED });
+        let (went_on, signed) =
+            (Spent { open: true, ..taken.clone() }, Spent { signed: true, ..taken.clone() });
+        // Attempts with what the CA counted (`None`: the attempt was dropped), and what is left of sets, domains and orders.
+        let cases: &[(&str, &[Attempt<'_>], [u32; 3])] = &[
+            ("signed at once", &[(first, Some(SIGNED))], [4, 49, 299]),
+            (
+                "left and resumed",
+                &[(first, Some(LEFT)), (resumed(first), Some(signed.clone()))],
+                [4, 49, 299],
+            ),
+            (
+                "the certificate is there and not fetched yet",
+                &[(first, Some(Spent { signed: true, ..LEFT })), (resumed(first), Some(signed.clone()))],
+                [4, 49, 299],
+            ),
+            (
+                "dropped five times",
+                &[
+                    (first, None),
+                    (resumed(first), None),
+                    (resumed(first), None),
+                    (resumed(first), None),
+                    (resumed(first), Some(signed.clone())),
+                ],
+                [4, 49, 299],
+            ),
+            (
+                "dropped before the CA heard of it",
+                &[(first, None), (first, None), (first, Some(SIGNED))],
+                [4, 49, 297],
+            ),
+            (
+                "left and still standing",
+                &[(renewal, Some(LEFT)), (resumed(renewal), Some(went_on))],
+                [4, 50, 300],
+            ),
+            ("left and lost", &[(first, Some(LEFT)), (resumed(first), Some(taken.clone()))], [5, 50, 299]),
+            (
+                "lost, and another one made",
+                &[(first, Some(LEFT)), (resumed(first), Some(SIGNED))],
+                [4, 49, 298],
+            ),
+            ("known to the CA and not to us", &[(resumed(first), Some(signed.clone()))], [4, 49, 300]),
+            ("signed and of no use", &[(renewal, Some(Spent { signed: true, ..ORDERED }))], [4, 50, 300]),
+            (
+                "a successor outside the window",
+                &[(renewal, Some(Spent { signed: true, ..succeeds.clone() }))],
+                [4, 50, 300],
+            ),
+            (
+                "a successor inside",
+                &[(exempt, Some(Spent { signed: true, ..succeeds.clone() }))],
+                [5, 50, 300],
+            ),
+            (
+                "inside, and ended outside",
+                &[(exempt, Some(Spent { open: true, ..succeeds.clone() })), (resumed(renewal), Some(signed))],
+                [5, 50, 300],
+            ),
+            ("dropped inside, ordered outside", &[(exempt, None), (renewal, Some(SIGNED))], [4, 50, 300]),
+            (
+                "not taken as a successor",
+                &[(Ask { renewal: false, ..exempt }, Some(LEFT)), (resumed(first), Some(SIGNED))],
+                [4, 49, 298],
+            ),
+        ];
+        for (what, attempts, expected) in cases {
+            let mut book = Book::default();
+            for (ask, spent) in *attempts {
+                book.begin(&limits(), ask, at(0), false).unwrap();
+                if let Some(spent) = spent {
+                    book.settle(&limits(), ask, spent, at(0));
+                }
+            }
+            assert_eq!(left(&book, at(0))[..3], *expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn an_order_under_way_goes_on_although_the_limit_is_used_up() {
+        let (mut book, set) = (Book::default(), names(&["example.com"]));
+        for n in 0..4 {
+            order(&mut book, &ask(&set), at(n)).unwrap();
+        }
+        book.begin(&limits(), &ask(&set), at(4), false).unwrap();
+        book.begin(&limits(), &Ask { resumes: true, ..ask(&set) }, at(5), false).unwrap();
+        book.begin(&limits(), &ask(&set), at(6), false).unwrap(); // never sent: what was reserved is there for it
+        book.settle(&limits(), &ask(&set), &SIGNED, at(7));
+        assert_eq!(book.begin(&limits(), &ask(&set), at(8), false).unwrap_err().limit, Limit::Names);
+        // Demanded in spite of that, and refused: as before.
+        let before = book.clone();
+        book.begin(&limits(), &ask(&set), at(8), true).unwrap();
+        book.settle(&limits(), &ask(&set), &Spent::default(), at(8));
+        assert_eq!(left(&book, at(8)), left(&before, at(8)));
+        assert_eq!(
+            book.check(&limits(), &ask(&set), at(8)).unwrap_err(),
+            before.check(&limits(), &ask(&set), at(8)).unwrap_err()
+        );
+        // Nobody waits for an order for ever.
+        book.begin(&limits(), &Ask { resumes: true, ..ask(&set) }, at(0), true).unwrap();
+        book.prune(at(0) + OPEN);
+        assert!(book.entries.keys().all(|entry| !entry.starts_with("open")), "{book:?}");
     }
 
     #[test]
@@ -417,11 +664,14 @@ mod tests {
         let limits = CaLimits { pause_after: Some(2), ..CaLimits::default() };
         let failed = Spent { failed: vec![HostName::parse("example.com").unwrap()], ..ORDERED };
         for n in 0..2 {
-            book.check(&limits, &ask(&set), at(n)).unwrap();
-            book.settle(&limits, &ask(&set), &failed, false, at(n));
+            book.begin(&limits, &ask(&set), at(n), false).unwrap();
+            book.settle(&limits, &ask(&set), &failed, at(n));
         }
         assert_eq!(book.check(&limits, &ask(&set), at(2)).unwrap_err().limit, Limit::Pause);
-        book.settle(&limits, &ask(&set), &ORDERED, true, at(3));
+        // An order from before is resumed, and signed.
+        let resumed = Ask { resumes: true, ..ask(&set) };
+        book.begin(&limits, &resumed, at(3), false).unwrap();
+        book.settle(&limits, &resumed, &Spent { signed: true, ..Spent::default() }, at(3));
         book.check(&limits, &ask(&set), at(4)).unwrap();
     }
 
@@ -433,6 +683,8 @@ mod tests {
         }
         let refusal = book.check(&limits(), &ask(&set), at(0)).unwrap_err();
         assert_eq!(refusal.until, at(0) + slower(HOUR * 34), "a year ahead counts as all of it");
+        assert!(book.begin(&limits(), &ask(&set), at(0), false).is_err());
+        order(&mut book, &ask(&set), refusal.until).unwrap();
     }
 
     #[test]

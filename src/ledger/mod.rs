@@ -50,27 +50,22 @@ impl Ledger {
         kept.book.check(&budget.limits, ask, self.clock.now())
     }
 
-    /// Counts `ask` before it is sent; what does not come to pass is given back by [`Ledger::settle`].
+    /// Reserves what the CA will count for `ask` before it is sent, unless it would refuse it. It is kept, over restarts, until
+    /// [`Ledger::settle`] is told how the order ended. Whether something was reserved for the same names before is the answer.
     ///
     /// `force` counts it whatever the book says: an order at the hard floor, or one that a person demands.
-    pub async fn reserve(&self, budget: &Budget, ask: &Ask<'_>, force: bool) -> Result<(), Refusal> {
+    pub async fn begin(&self, budget: &Budget, ask: &Ask<'_>, force: bool) -> Result<bool, Refusal> {
         let now = self.clock.now();
-        self.change(budget, &touched(ask, &Spent::default()), |book| {
-            if !force {
-                book.check(&budget.limits, ask, now)?;
-            }
-            book.reserve(&budget.limits, ask, now);
-            Ok(())
-        })
-        .await
+        let begin = |book: &mut Book| book.begin(&budget.limits, ask, now, force);
+        self.change(budget, &touched(ask, &Spent::default()), begin).await
     }
 
-    /// Corrects what was reserved by what the CA counted. `issued`: a certificate was signed.
-    pub async fn settle(&self, budget: &Budget, ask: &Ask<'_>, spent: &Spent, issued: bool) {
+    /// Takes in what the CA has counted since [`Ledger::begin`].
+    pub async fn settle(&self, budget: &Budget, ask: &Ask<'_>, spent: &Spent) {
         let now = self.clock.now();
         let shards = touched(ask, spent);
         let settled = self.change(budget, &shards, |book| {
-            book.settle(&budget.limits, ask, spent, issued, now);
+            book.settle(&budget.limits, ask, spent, now);
             Ok(())
         });
         if let Err(refusal) = settled.await {
@@ -88,33 +83,37 @@ impl Ledger {
             .collect()
     }
 
-    async fn change(
+    async fn change<T>(
         &self,
         budget: &Budget,
         touched: &BTreeSet<usize>,
-        change: impl Fn(&mut Book) -> Result<(), Refusal>,
-    ) -> Result<(), Refusal> {
+        change: impl Fn(&mut Book) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
         let mut books = self.books.lock().await;
         let kept = self.kept(&mut books, &budget.ca).await;
-        for _ in 0..TRIES {
-            change(&mut kept.book)?;
+        let mut tries = 0;
+        loop {
+            let changed = change(&mut kept.book)?;
             kept.book.prune(self.clock.now());
             match self.write(&budget.ca, kept, touched).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(changed),
+                Err(StorageError::Conflict(_)) if tries == TRIES => {
+                    tracing::warn!(ca = %budget.ca, "other processes kept on changing what the CA counts; this order is not in it");
+                    return Ok(changed);
+                }
                 // Another process has counted meanwhile. What was already written stays written: rather too much than too little.
                 Err(StorageError::Conflict(_)) => {
+                    tries += 1;
                     for shard in touched {
                         self.read(&budget.ca, kept, *shard).await;
                     }
                 }
                 Err(error) => {
                     tracing::warn!(ca = %budget.ca, %error, "what the CA counts cannot be kept; after a restart too little is known of its limits");
-                    return Ok(());
+                    return Ok(changed);
                 }
             }
         }
-        tracing::warn!(ca = %budget.ca, "other processes kept on changing what the CA counts; this order is not in it");
-        Ok(())
     }
 
     async fn kept<'b>(&self, books: &'b mut HashMap<IssuerId, Kept>, ca: &IssuerId) -> &'b mut Kept {
@@ -180,7 +179,9 @@ fn touched(ask: &Ask<'_>, spent: &Spent) -> BTreeSet<usize> {
         .failed
         .iter()
         .flat_map(|name| [Limit::Failures, Limit::Pause].map(|limit| book::entry(limit, name.as_str())));
-    let counted = Ask { exempt: false, registers: ask.registers || spent.registered, ..*ask };
+    // What is reserved may be of another kind than what is asked for now.
+    let registers = ask.registers || spent.registered;
+    let counted = Ask { exempt: false, renewal: false, resumes: false, registers, ..*ask };
     book::looked_at(&counted)
         .into_iter()
         .map(|(limit, of)| book::entry(limit, &of))
@@ -223,19 +224,24 @@ mod tests {
         let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::default());
         let open = || Ledger::new(storage.clone(), clock.clone());
         let names = [HostPattern::parse("example.com").unwrap()];
-        let ask = Ask { names: &names, renewal: false, exempt: false, registers: false };
+        let ask = Ask { names: &names, renewal: false, exempt: false, registers: false, resumes: false };
         let (one, two) = (open(), open());
+        let signed = Spent { ordered: true, signed: true, ..Spent::default() };
         two.check(&budget(), &ask).await.unwrap(); // has read what was there before the other wrote
-        one.reserve(&budget(), &ask, false).await.unwrap();
-        two.reserve(&budget(), &ask, false).await.unwrap();
-        let refusal = open().reserve(&budget(), &ask, false).await.unwrap_err();
+        assert!(!one.begin(&budget(), &ask, false).await.unwrap());
+        one.settle(&budget(), &ask, &signed).await;
+        assert!(!two.begin(&budget(), &ask, false).await.unwrap());
+        assert!(open().begin(&budget(), &ask, false).await.unwrap(), "it is still under way after a restart");
+        two.settle(&budget(), &ask, &signed).await;
+        let refusal = open().begin(&budget(), &ask, false).await.unwrap_err();
         assert_eq!((refusal.limit, refusal.until), (Limit::Names, now + HOUR + HOUR / 50));
         assert!(two.check(&budget(), &ask).await.is_err(), "it read again when it wrote");
-        two.settle(&budget(), &ask, &Spent::default(), false).await;
-        open().reserve(&budget(), &ask, false).await.unwrap();
-        open().reserve(&budget(), &ask, true).await.unwrap();
+        let taken = Ask { resumes: true, ..ask };
+        open().begin(&budget(), &taken, false).await.unwrap();
+        open().settle(&budget(), &taken, &Spent::default()).await;
+        open().begin(&budget(), &ask, true).await.unwrap();
         assert_eq!(open().remaining(&budget()).await, [(Limit::Names, 0)]);
-        clock.advance(HOUR * 3);
+        clock.advance(HOUR * 4);
         assert_eq!(open().remaining(&budget()).await, [(Limit::Names, 2)]);
     }
 }

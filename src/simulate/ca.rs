@@ -65,8 +65,10 @@ pub(super) enum Refused {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Order {
     pub(super) ends: SystemTime,
-    /// It is the successor of a certificate inside its window: nothing of it is counted.
-    pub(super) exempt: bool,
+    /// The CA took it as the successor of another certificate.
+    pub(super) replaces: bool,
+    /// It is so inside that one's window: nothing of it is counted.
+    exempt: bool,
     lucky: bool,
 }
 
@@ -135,10 +137,8 @@ impl Ca {
         if self.is_down(now) {
             return Err(Refused::Down);
         }
-        let exempt = replaces.is_some_and(|old| {
-            let open = self.window(old, now).is_some_and(|w| w.contains(&now));
-            open && !self.replaced.contains(&old.serial)
-        });
+        let replaces = replaces.filter(|old| self.model.windows && !self.replaced.contains(&old.serial));
+        let exempt = replaces.is_some_and(|old| self.window(old, now).is_some_and(|w| w.contains(&now)));
         if !exempt {
             let renewal = self.issued.contains(names);
             for (bucket, rate, takes) in self.measured(names, renewal) {
@@ -153,7 +153,7 @@ impl Ca {
         let minutes = if contains(&self.model.slow, now) { 20.0..40.0 } else { 0.4..1.6 };
         let ends = now + Duration::from_secs_f64(rng.random_range(minutes) * 60.0);
         let lucky = !rng.random_bool(self.model.unlucky);
-        Ok(Order { ends, exempt, lucky })
+        Ok(Order { ends, replaces: replaces.is_some(), exempt, lucky })
     }
 
     /// The order's end. `Err(true)`: the CA is down, the order stays as it is; `Err(false)`: a validation failed.

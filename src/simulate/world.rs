@@ -16,10 +16,13 @@ use crate::certs::policy::{FLEET, Held, Terms, mix};
 use crate::certs::state::{Action, Event, Machine};
 use crate::issuer::{FailureClass, IssueError, Retry, Spent};
 use crate::ledger::{Ask, Book};
+use crate::name::HostPattern;
 
 /// As in production.
 const CONCURRENT_ORDERS: usize = 8;
 const HOUR: Duration = Duration::from_secs(3600);
+/// The share of killed orders whose URL was not written yet.
+const LOST: f64 = 0.1;
 /// How long the process is away at a restart.
 const RESTART: Duration = Duration::from_secs(20);
 /// After an outage or a revocation has ended, what was held up comes within this time.
@@ -84,10 +87,12 @@ struct Certificate<'a> {
     machine: Machine,
     place: Place,
     signed: Option<(usize, Signed)>,
+    /// The CAs that have signed for it, as storage shows.
+    signers: Vec<usize>,
     /// An order that a CA has taken: kept over restarts, as its URL is in production.
     order: Option<Pending>,
-    /// Its order runs now.
-    runs: bool,
+    /// The attempt that runs now. A restart drops it: then nobody settles what was reserved for it.
+    attempt: Option<Attempt>,
     queued: bool,
     turn: u32,
 }
@@ -96,10 +101,22 @@ struct Certificate<'a> {
 struct Pending {
     ca: usize,
     order: Order,
+}
+
+/// What the ledger was asked, and whether the account was registered since.
+#[derive(Clone, Copy)]
+struct Attempt {
     renewal: bool,
     exempt: bool,
-    /// The account was registered for it.
-    registered: bool,
+    registers: bool,
+    resumes: bool,
+}
+
+impl Attempt {
+    fn ask<'n>(&self, names: &'n [HostPattern]) -> Ask<'n> {
+        let Self { renewal, exempt, registers, resumes } = *self;
+        Ask { names, renewal, exempt, registers, resumes }
+    }
 }
 
 impl<'a> World<'a> {
@@ -125,8 +142,9 @@ impl<'a> World<'a> {
                 machine,
                 place: Place::nowhere(hours.clone()),
                 signed: None,
+                signers: Vec::new(),
                 order: None,
-                runs: false,
+                attempt: None,
                 queued: false,
                 turn: 0,
             }
@@ -158,7 +176,10 @@ impl<'a> World<'a> {
             let (held, ari) = (certificate.machine.held().copied(), certificate.machine.ari().copied());
             let attempts = certificate.machine.attempts();
             certificate.machine = Machine::new(&certificate.terms, held, ari, attempts, up);
-            (certificate.runs, certificate.queued) = (false, false);
+            if certificate.attempt.take().is_some() && self.rng.random_bool(LOST) {
+                certificate.order = None;
+            }
+            certificate.queued = false;
             certificate.turn += 1;
             let at = match certificate.machine.next(up) {
                 Action::SleepUntil(at) => at,
@@ -174,7 +195,7 @@ impl<'a> World<'a> {
         if self.certificates[n].turn != turn {
             return;
         }
-        if self.certificates[n].runs {
+        if self.certificates[n].attempt.is_some() {
             self.end_order(n, now);
         }
         self.advance(n, now);
@@ -227,42 +248,43 @@ impl<'a> World<'a> {
         let certificate = &mut self.certificates[n];
         let ca = certificate.wanted.cas[lane];
         let predecessor = certificate.signed.filter(|(signer, _)| *signer == ca).map(|(_, signed)| signed);
-        if let Some(pending) = certificate.order.filter(|pending| pending.ca == ca) {
-            certificate.runs = true;
-            self.running += 1;
-            self.sleep(n, pending.order.ends.max(now + Duration::from_secs(5)));
-            return true;
-        }
-        let renewal = predecessor.is_some();
-        let exempt = renewal && certificate.machine.in_window(now);
-        let registers = !self.cas[ca].knows_us();
-        let ask = Ask { names: &certificate.wanted.names, renewal, exempt, registers };
+        let pending = certificate.order.filter(|pending| pending.ca == ca);
+        let attempt = Attempt {
+            renewal: certificate.signers.contains(&ca),
+            exempt: predecessor.is_some() && certificate.machine.in_window(now),
+            registers: !self.cas[ca].knows_us(),
+            resumes: pending.is_some(),
+        };
+        let names = &certificate.wanted.names;
+        let ask = attempt.ask(names);
         let (limits, book) = (&self.cas[ca].model.limits.clone(), &mut self.books[ca]);
-        if !certificate.machine.past_floor(now)
-            && let Err(refusal) = book.check(limits, &ask, now)
-        {
+        if let Err(refusal) = book.begin(limits, &ask, now, certificate.machine.past_floor(now)) {
             self.outcome.held_back += 1;
             let dice = self.rng.random();
             certificate.machine.step(Event::Refused(lane, refusal.until, String::new()), now, dice);
             return false;
         }
-        book.reserve(limits, &ask, now);
-        let names = &certificate.wanted.names;
+        if let Some(pending) = pending {
+            certificate.attempt = Some(attempt);
+            self.running += 1;
+            self.sleep(n, pending.order.ends.max(now + Duration::from_secs(5)));
+            return true;
+        }
         let registered = self.cas[ca].register(now);
         let ordered =
             registered.and_then(|()| self.cas[ca].new_order(names, predecessor.as_ref(), now, &mut self.rng));
         match ordered {
             Ok(order) => {
-                certificate.order = Some(Pending { ca, order, renewal, exempt, registered: registers });
-                certificate.runs = true;
+                certificate.order = Some(Pending { ca, order });
+                certificate.attempt = Some(attempt);
                 self.running += 1;
                 self.count_hour(now, predecessor.is_none());
                 self.sleep(n, order.ends);
                 true
             }
             Err(refused) => {
-                let registered = registers && self.cas[ca].knows_us();
-                book.settle(limits, &ask, &Spent { registered, ..Spent::default() }, false, now);
+                let registered = attempt.registers && self.cas[ca].knows_us();
+                book.settle(limits, &ask, &Spent { registered, ..Spent::default() }, now);
                 let error = match refused {
                     Refused::Down => {
                         self.outcome.failed_down += 1;
@@ -282,10 +304,10 @@ impl<'a> World<'a> {
     }
 
     fn end_order(&mut self, n: usize, now: SystemTime) {
-        self.certificates[n].runs = false;
         self.running -= 1;
-        if let Some(pending) = self.certificates[n].order {
-            self.settle_order(n, pending, now);
+        let attempt = self.certificates[n].attempt.take();
+        if let (Some(attempt), Some(pending)) = (attempt, self.certificates[n].order) {
+            self.settle_order(n, attempt, pending, now);
         }
         if let Some(next) = self.waiting.pop_front() {
             self.certificates[next].queued = false;
@@ -293,14 +315,20 @@ impl<'a> World<'a> {
         }
     }
 
-    fn settle_order(&mut self, n: usize, pending: Pending, now: SystemTime) {
+    fn settle_order(&mut self, n: usize, attempt: Attempt, pending: Pending, now: SystemTime) {
         let certificate = &mut self.certificates[n];
-        let Pending { ca, order, renewal, exempt, registered } = pending;
+        let Pending { ca, order } = pending;
         let lane = certificate.wanted.cas.iter().position(|c| *c == ca).unwrap_or(0);
         let names = &certificate.wanted.names;
-        let ask = Ask { names, renewal, exempt, registers: registered };
         let predecessor = certificate.signed.filter(|(signer, _)| *signer == ca).map(|(_, signed)| signed);
-        let mut spent = Spent { registered, ordered: true, replaced: order.exempt, ..Spent::default() };
+        // What the CA counted in this attempt: an order that is gone on with was counted when it was made.
+        let mut spent = Spent {
+            registered: attempt.registers,
+            ordered: !attempt.resumes,
+            replaced: !attempt.resumes && order.replaces,
+            open: true,
+            ..Spent::default()
+        };
         let broken = self.scenario.broken_dns.iter().any(|(which, when)| *which == n && when.contains(&now));
         let result = match broken {
             true if !self.cas[ca].is_down(now) => Err(None), // found out before the CA is told
@@ -310,8 +338,11 @@ impl<'a> World<'a> {
         let dice = self.rng.random();
         let event = match result {
             Ok(signed) => {
-                self.books[ca].settle(&limits, &ask, &spent, true, now);
+                (spent.signed, spent.open) = (true, false);
                 certificate.order = None;
+                if !certificate.signers.contains(&ca) {
+                    certificate.signers.push(ca);
+                }
                 let dates = (signed.not_before, signed.not_after);
                 let (serial, number) = (signed.serial, u8::try_from(lane).unwrap_or(0));
                 let seed = (serial << 8 | ca as u64) ^ self.scenario.seed.rotate_left(40);
@@ -326,7 +357,7 @@ impl<'a> World<'a> {
             Err(Some(false)) => {
                 self.outcome.failed_validation += 1;
                 spent.failed = names.first().and_then(|name| name.base().cloned()).into_iter().collect();
-                self.books[ca].settle(&limits, &ask, &spent, false, now);
+                spent.open = false;
                 certificate.order = None;
                 let error = IssueError::new(FailureClass::Validation, Retry::Backoff, String::new());
                 Event::Failed(lane, error)
@@ -336,7 +367,9 @@ impl<'a> World<'a> {
                 Event::Failed(lane, error)
             }
         };
-        self.certificates[n].machine.step(event, now, dice);
+        let certificate = &mut self.certificates[n];
+        self.books[ca].settle(&limits, &attempt.ask(&certificate.wanted.names), &spent, now);
+        certificate.machine.step(event, now, dice);
     }
 
     /// A new certificate is served: the old one is judged.

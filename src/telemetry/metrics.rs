@@ -53,6 +53,7 @@ pub struct Metrics {
     deploys: Family<Labels<2>, Counter>,
     notifications: Family<Labels<1>, Counter>,
     acme_budget: Family<Labels<2>, Gauge>,
+    budgets_shown: Mutex<HashSet<Labels<2>>>,
     reload_success: Gauge,
     reload_time: Seconds,
     access_dropped: Counter,
@@ -82,6 +83,7 @@ impl Metrics {
             deploys: Family::default(),
             notifications: Family::default(),
             acme_budget: Family::default(),
+            budgets_shown: Mutex::default(),
             reload_success: Gauge::default(),
             reload_time: Seconds::default(),
             access_dropped: Counter::default(),
@@ -299,9 +301,19 @@ impl Metrics {
         }
     }
 
-    /// Sets `starlock_acme_budget_remaining`.
-    pub fn acme_budget(&self, ca: &Arc<str>, limit: &'static str, remaining: i64) {
-        self.acme_budget.get_or_create_owned(&[("ca", ca.clone()), ("limit", limit.into())]).set(remaining);
+    /// Sets `starlock_acme_budget_remaining`: CA, limit, and how many are left. What is not in `left` is shown no more.
+    pub fn acme_budgets<'a>(&self, left: impl Iterator<Item = (&'a str, &'static str, u32)>) {
+        let mut shown = self.budgets_shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gone = std::mem::take(&mut *shown);
+        for (ca, limit, remaining) in left {
+            let labels: Labels<2> = [("ca", ca.into()), ("limit", limit.into())];
+            self.acme_budget.get_or_create_owned(&labels).set(remaining.into());
+            gone.remove(&labels);
+            shown.insert(labels);
+        }
+        for labels in gone {
+            self.acme_budget.remove(&labels);
+        }
     }
 
     /// Records the end of a reload, or of the first load.
@@ -396,7 +408,8 @@ mod tests {
         metrics.certificate_not_after(&a, at);
         metrics.certificate_next_action(&a, at);
         metrics.certificate_renewals(&a, "success").inc();
-        metrics.acme_budget(&b, "orders", 7);
+        metrics.acme_budgets([("old", "orders", 3)].into_iter());
+        metrics.acme_budgets([("app", "orders", 7)].into_iter());
         metrics.reloaded(true, at);
         let text = metrics.render();
         for line in [

@@ -187,27 +187,6 @@ async fn an_interrupted_order_that_ends_with_what_is_held_or_is_old_makes_way_fo
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_certificate_for_other_names_is_refused_and_its_order_let_go() {
-    let (storage, clock) = (MemoryStorage::new(), clock());
-    let ca = ModelCa::new(&clock, 45 * DAY);
-    *ca.confused.lock().unwrap() = Some(vec!["other.example".into()]);
-    // As the order is kept until `stored`, so it is found again as it was.
-    *ca.interrupted.lock().unwrap() =
-        Some(IssuedCert { resumed: true, ..ca.sign(vec!["other.example".into()]) });
-    let process = Process::start(&storage, &clock);
-    process.want(&ca, &[EXAMPLE]).await;
-    tokio::time::sleep(Duration::from_secs(20)).await;
-    let view = process.view();
-    assert!(view.phase == Phase::Parked && process.served("other.example").is_none(), "{view:?}");
-    assert!(view.last_error.unwrap().contains("other.example"));
-    assert!(ca.interrupted.lock().unwrap().is_none());
-    *ca.confused.lock().unwrap() = None;
-    tokio::time::sleep(2 * DAY).await;
-    assert!(process.served("example.com").is_some());
-    process.stop().await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_worker_that_is_told_to_end_shows_nothing_any_more() {
     let (storage, clock) = (MemoryStorage::new(), clock());
     let ca = ModelCa::new(&clock, 45 * DAY);

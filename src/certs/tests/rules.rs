@@ -4,10 +4,10 @@ use super::*;
 use crate::issuer::{CaLimits, Rate};
 use crate::storage::{Lease, Revision, StorageError, Stored};
 
-const HOUR: Duration = Duration::from_secs(3600);
-const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
-fn ca(
+pub(super) fn ca(
     clock: &SharedClock,
     name: &str,
     lifetime: Duration,
@@ -26,12 +26,12 @@ fn counts(model: &mut ModelCa) {
     model.budget = Some(Budget { ca: model.id.clone(), limits });
 }
 
-fn by(cas: &[&Arc<ModelCa>]) -> Wanted {
+pub(super) fn by(cas: &[&Arc<ModelCa>]) -> Wanted {
     let issuers = cas.iter().map(|ca| (*ca).clone() as Arc<dyn Issuer>).collect();
     Wanted { issuers, ..wanted(cas[0], EXAMPLE) }
 }
 
-async fn with(storage: &MemoryStorage, clock: &SharedClock, wanted: Wanted) -> Process {
+pub(super) async fn with(storage: &MemoryStorage, clock: &SharedClock, wanted: Wanted) -> Process {
     let process = Process::start(storage, clock);
     process.manager.set_wanted(vec![wanted], vec![], None).await;
     tokio::time::sleep(MINUTE / 2).await;
@@ -40,7 +40,7 @@ async fn with(storage: &MemoryStorage, clock: &SharedClock, wanted: Wanted) -> P
 
 impl Process {
     /// Does it and waits for its end.
-    async fn ask(&self, verb: Verb) -> Result<String, String> {
+    pub(super) async fn ask(&self, verb: Verb) -> Result<String, String> {
         let number = self.manager.command(&self.view().id, verb).await.unwrap();
         loop {
             if let Some(outcome) = self.manager.job(number).unwrap().outcome {
@@ -52,7 +52,7 @@ impl Process {
         }
     }
 
-    fn host(&self) -> String {
+    pub(super) fn host(&self) -> String {
         self.served("example.com").expect("it is served")
     }
 }
@@ -302,6 +302,109 @@ async fn a_new_set_is_rehearsed_and_a_known_one_is_not() {
     let words = process.ask(Verb::Rehearse).await.unwrap();
     assert!(words.contains("rehearsed at staging"), "{words}");
     assert_eq!(process.host(), served, "nothing of it is served");
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_new_sets_are_rehearsed_at_once_than_a_ca_is_asked_for_at_once() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let production = ca(&clock, "public", 90 * DAY, |_| {});
+    let staging = ca(&clock, "staging", 90 * DAY, |_| {});
+    let process = Process::start(&storage, &clock);
+    let hosts: Vec<String> = (0..30).map(|n| format!("h{n}.example.com")).collect();
+    let rehearsed = |host: &String| Wanted {
+        rehearsal: Some(staging.clone()),
+        rehearse: true,
+        ..super::wanted(&production, &[host])
+    };
+    process.manager.set_wanted(hosts.iter().map(rehearsed).collect(), vec![], None).await;
+    tokio::time::sleep(10 * MINUTE).await;
+    assert_eq!((staging.signed(), production.signed()), (30, 30), "{:?}", process.view());
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_staging_that_cannot_be_asked_holds_production_back_for_an_hour_and_no_longer() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    for limited in [false, true] {
+        let production = ca(&clock, "public", 90 * DAY, |_| {});
+        let staging = ca(&clock, "staging", 90 * DAY, |model| {
+            counts(model);
+            model.budget.as_mut().unwrap().limits.orders =
+                Some(Rate { burst: u32::from(!limited), every: DAY });
+        });
+        staging.down.store(!limited, Ordering::SeqCst);
+        let storage = if limited { MemoryStorage::new() } else { storage.clone() };
+        let wanted = Wanted { rehearsal: Some(staging.clone()), rehearse: true, ..by(&[&production]) };
+        let process = with(&storage, &clock, wanted).await;
+        tokio::time::sleep(50 * MINUTE).await;
+        let view = process.view();
+        assert_eq!((view.phase, production.asked.load(Ordering::SeqCst)), (Phase::Waiting, 0), "{view:?}");
+        let error = view.last_error.unwrap();
+        assert!(
+            error.contains("the rehearsal at staging failed") && error.contains("After 60 min"),
+            "{error}"
+        );
+        if limited {
+            assert_eq!(staging.asked.load(Ordering::SeqCst), 0, "what staging would refuse is not sent");
+        }
+        tokio::time::sleep(15 * MINUTE).await;
+        assert_eq!((process.view().phase, production.signed()), (Phase::Valid, 1), "{:?}", process.view());
+        process.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rehearsal_is_proven_as_what_is_served_and_counted_where_staging_counts() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let production = ca(&clock, "public", 90 * DAY, |_| {});
+    let staging = ca(&clock, "staging", 90 * DAY, counts);
+    let wanted = Wanted { rehearsal: Some(staging.clone()), rehearse: false, ..by(&[&production]) };
+    let process = with(&storage, &clock, wanted).await;
+    staging.postdates.store(true, Ordering::SeqCst);
+    let error = process.ask(Verb::Rehearse).await.unwrap_err();
+    assert!(error.contains("not now by this machine's clock"), "{error}");
+    staging.postdates.store(false, Ordering::SeqCst);
+    process.ask(Verb::Rehearse).await.unwrap();
+    let error = process.ask(Verb::Rehearse).await.unwrap_err();
+    assert!(error.contains("the CA's limit") && staging.signed() == 2, "{error}");
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ca_that_never_ends_keeps_no_other_from_being_asked() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let stuck = ca(&clock, "stuck", 90 * DAY, |model| model.takes = 30 * DAY);
+    let healthy = ca(&clock, "healthy", 90 * DAY, |_| {});
+    let hosts: Vec<String> = (0..20).map(|n| format!("h{n}.example.com")).collect();
+    let mut all: Vec<Wanted> = hosts.iter().map(|host| super::wanted(&stuck, &[host])).collect();
+    let process = Process::start(&storage, &clock);
+    process.manager.set_wanted(all.clone(), vec![], None).await;
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(stuck.most.load(Ordering::SeqCst), 8);
+    all.push(super::wanted(&healthy, &["healthy.example"]));
+    process.manager.set_wanted(all, vec![], None).await;
+    tokio::time::sleep(MINUTE).await;
+    assert!(process.served("healthy.example").is_some());
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_ca_that_does_not_say_when_it_wants_a_renewal() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let ca = ca(&clock, "public", 9 * DAY, |_| {});
+    ca.mute.store(true, Ordering::SeqCst);
+    let process = with(&storage, &clock, by(&[&ca])).await;
+    let first = process.host();
+    tokio::time::sleep(DAY).await;
+    assert!(ca.polled.load(Ordering::SeqCst) > 0 && ca.signed() == 1);
+    // A person is heard in the middle of it.
+    process.ask(Verb::Renew { force: false }).await.unwrap();
+    let second = process.host();
+    assert_ne!(second, first);
+    // And what falls due is ordered.
+    tokio::time::sleep(5 * DAY).await;
+    assert!(process.host() != second && ca.signed() == 3, "{:?}", process.view());
     process.stop().await;
 }
 
