@@ -137,6 +137,7 @@ impl Issuer for ModelCa {
             self.orders.lock().unwrap().remove(&key_of(request));
             spent.open = false;
             spent.failed = request.names.iter().filter_map(HostPattern::base).cloned().collect();
+            spent.failed.dedup();
             let error = IssueError::new(FailureClass::Validation, Retry::Backoff, "it looked in vain");
             return Err(IssueError { spent, ..error });
         }

@@ -296,6 +296,9 @@ impl Book {
 
     /// From when on one more is allowed. However far ahead a wrong clock has counted, no more than one burst is used.
     fn free_at(&self, limit: Limit, of: &str, rate: Rate, now: SystemTime) -> SystemTime {
+        if rate.burst == 0 {
+            return now + rate.every;
+        }
         let end = self.entries.get(&entry(limit, of)).copied().unwrap_or_default();
         let burst = unit(rate).saturating_mul(u64::from(rate.burst));
         let end = end.min(millis(now).saturating_add(burst));
