@@ -593,7 +593,7 @@ mod tests {
                 &[(renewal, Some(LEFT)), (resumed(renewal), Some(went_on))],
                 [4, 50, 300],
             ),
-            ("left and lost", &[(first, Some(LEFT)), (resumed(first), Some(taken.clone()))], [5, 50, 299]),
+            ("left and lost", &[(first, Some(LEFT)), (resumed(first), Some(taken))], [5, 50, 299]),
             (
                 "lost, and another one made",
                 &[(first, Some(LEFT)), (resumed(first), Some(SIGNED))],
@@ -613,7 +613,7 @@ mod tests {
             ),
             (
                 "inside, and ended outside",
-                &[(exempt, Some(Spent { open: true, ..succeeds.clone() })), (resumed(renewal), Some(signed))],
+                &[(exempt, Some(Spent { open: true, ..succeeds })), (resumed(renewal), Some(signed))],
                 [5, 50, 300],
             ),
             ("dropped inside, ordered outside", &[(exempt, None), (renewal, Some(SIGNED))], [4, 50, 300]),
