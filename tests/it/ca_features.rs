@@ -180,7 +180,7 @@ fn a_ca_without_renewal_windows_says_nothing_and_takes_no_successors() {
     let (_, der) = leaf(&rig.issue(&issuer, None).unwrap());
     assert_eq!(rig.runtime.block_on(issuer.renewal_hint(&der)).unwrap(), None);
     let next = rig.issue(&issuer, Some(&der)).unwrap();
-    assert_eq!(next.spent, Spent { ordered: true, ..Spent::default() });
+    assert_eq!(next.spent, Spent { ordered: true, signed: true, ..Spent::default() });
 }
 
 #[test]
@@ -190,11 +190,11 @@ fn a_renewal_names_its_predecessor_and_goes_on_without_when_that_is_refused() {
     let (_, first) = rig.issue_with_ari(&issuer);
     let orders = rig.orders();
     let second = rig.issue(&issuer, Some(&first)).unwrap();
-    assert_eq!(second.spent, Spent { ordered: true, replaced: true, ..Spent::default() });
+    assert_eq!(second.spent, Spent { ordered: true, replaced: true, signed: true, ..Spent::default() });
     assert_eq!(rig.orders(), orders + 1, "{}", rig.pebble.log());
     // It was replaced already: Pebble refuses, and one order is made without.
     let third = rig.issue(&issuer, Some(&first)).unwrap();
-    assert_eq!(third.spent, Spent { ordered: true, ..Spent::default() });
+    assert_eq!(third.spent, Spent { ordered: true, signed: true, ..Spent::default() });
     assert_eq!(rig.orders(), orders + 2);
 }
 
