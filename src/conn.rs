@@ -199,6 +199,12 @@ impl ClientCert {
 /// Beside controls and what is not ASCII: the escape character itself.
 const UNPRINTABLE: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b'%');
 
+/// Whether a media type is gRPC's. gRPC-Web is none: it is spoken by browsers over plain HTTP.
+pub fn is_grpc_type(kind: &[u8]) -> bool {
+    let rest = kind.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
 /// What one client can easily have: an IPv4 address, an IPv6 /64.
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {

@@ -32,7 +32,7 @@ use super::spec::{Limits, ListenTimeouts};
 use super::stream::SEND_BUFFER;
 use super::watch::{Cause, Verdict, Watch};
 use super::worker::{Endpoint, Worker};
-use crate::conn::{Alpn, AnswerBody, ConnInfo, RequestLimits, Service, Tunnel};
+use crate::conn::{Alpn, AnswerBody, ConnInfo, RequestLimits, Service, Tunnel, is_grpc_type};
 use crate::task;
 use crate::telemetry::Gauge;
 use crate::tls::HandshakeError;
@@ -288,9 +288,8 @@ async fn answer<S: Service>(
 /// status in the head is a call that was refused: anybody can have that.
 fn is_grpc<B>(response: &Response<B>) -> bool {
     let kind = response.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
     response.status() == StatusCode::OK
-        && rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+        && kind.is_some_and(is_grpc_type)
         && !response.headers().contains_key("grpc-status")
 }
 

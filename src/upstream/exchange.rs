@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::proxy_protocol::ClientAddresses;
 use crate::balance::UpstreamTimeouts;
+use crate::conn::is_grpc_type;
 
 /// Who failed, and how: what an error becomes for the client and the log is decided from this alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -309,9 +310,7 @@ pub fn is_grpc_call(version: Version, method: &Method, headers: &HeaderMap) -> b
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
-    content_type(headers)
-        .and_then(|kind| kind.strip_prefix("application/grpc"))
-        .is_some_and(|rest| matches!(rest.as_bytes().first(), None | Some(b'+' | b';')))
+    content_type(headers).is_some_and(|kind| is_grpc_type(kind.as_bytes()))
 }
 
 fn content_type(headers: &HeaderMap) -> Option<&str> {

@@ -82,15 +82,27 @@ pub(super) fn limits(out: &mut String, plan: &Plan, route: &RouteSpec) {
             ("h2_streams", limits.h2_streams.to_string(), "requests at a time on an HTTP/2 connection"),
         ]);
     }
-    let connections = limits.connections.map_or_else(|| "by files".to_owned(), |most| most.to_string());
-    lines.push(("connections", connections, "over all listeners; by files: 90 % of half the file limit"));
-    let per_ip = limits.connections_per_ip.map_or_else(|| "none".to_owned(), |most| most.to_string());
-    let memory = "held in all for clients and servers that stall, then 503; by memory: a quarter of it";
-    let requests = limits.requests.map_or_else(|| "by files".to_owned(), |most| most.to_string());
+    let number =
+        |most: Option<usize>, else_: &str| most.map_or_else(|| else_.to_owned(), |most| most.to_string());
     let buffered = limits.buffered.map_or_else(|| "by memory".to_owned(), |most| size(most as u64));
-    lines.push(("requests", requests, "under way in all, then 503; by files: as connections"));
-    lines.push(("buffered", buffered, memory));
-    lines.push(("connections_per_ip", per_ip, "of one address, of IPv6 of a /64"));
+    lines.extend([
+        (
+            "connections",
+            number(limits.connections, "by files"),
+            "over all listeners; by files: 90 % of half the file limit",
+        ),
+        (
+            "requests",
+            number(limits.requests, "by files"),
+            "under way in all, then 503; by files: as connections",
+        ),
+        (
+            "buffered",
+            buffered,
+            "held in all for clients and servers that stall, then 503; by memory: a quarter of it",
+        ),
+        ("connections_per_ip", number(limits.connections_per_ip, "none"), "of one address, of IPv6 of a /64"),
+    ]);
     section(out, "Limits", &lines);
 }
 

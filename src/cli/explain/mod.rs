@@ -50,8 +50,8 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    let running = arguments.socket.client().upstreams().map_err(|error| error.to_string());
-    let (text, found) = explain(&loaded.plan, &request, arguments.from, &running);
+    let running = || arguments.socket.client().upstreams().map_err(|error| error.to_string());
+    let (text, found) = explain(&loaded.plan, &request, arguments.from, running);
     let code = print(&text);
     if found { code } else { ExitCode::from(FAILURE) }
 }
@@ -62,8 +62,13 @@ fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     Ok((name, HeaderValue::from_str(value.trim()).map_err(|error| error.to_string())?))
 }
 
-/// The whole explanation, and whether something is there for the request.
-fn explain(plan: &Plan, request: &ExpectRequest, from: Option<IpAddr>, running: &Running) -> (String, bool) {
+/// The whole explanation, and whether something is there for the request. `running` is asked only if a server is to be shown.
+fn explain(
+    plan: &Plan,
+    request: &ExpectRequest,
+    from: Option<IpAddr>,
+    running: impl FnOnce() -> Running,
+) -> (String, bool) {
     let router = Router::new(&plan.proxy.routes);
     let mut judged = verdict::judge(plan, &router, request);
     let client = from.map(|peer| Client::of(peer, &plan.proxy.trusted_proxies, &request.headers));
@@ -236,7 +241,7 @@ acme = "local"
     }
 
     fn explained(url: &str) -> (String, bool) {
-        explain(&plan(FILE), &ExpectRequest::parse_url(url).unwrap(), None, &nobody())
+        explain(&plan(FILE), &ExpectRequest::parse_url(url).unwrap(), None, nobody)
     }
 
     /// Whether a line begins with each of `parts`; columns are as wide as they have to be.
@@ -277,7 +282,7 @@ acme = "local"
         let explained = |method: Method, beta: &'static str| {
             let request = ExpectRequest::parse_url("https://v.example.com/").unwrap();
             let headers = [header(&format!("X-Beta: {beta}")).unwrap()].into_iter().collect();
-            explain(&plan, &ExpectRequest { method, headers, ..request }, None, &nobody()).0
+            explain(&plan, &ExpectRequest { method, headers, ..request }, None, nobody).0
         };
         let text = explained(Method::POST, "1");
         let parts = [
@@ -331,7 +336,7 @@ acme = "local"
             if !said.is_empty() {
                 request.headers.insert("x-forwarded-for", HeaderValue::from_static(said));
             }
-            explain(&plan, &request, Some(from.parse().unwrap()), &nobody())
+            explain(&plan, &request, Some(from.parse().unwrap()), nobody)
         };
         let (denied, found) = text("https://a.test/", "203.0.113.9", "");
         assert!(found, "there is a route all the same");
@@ -366,7 +371,7 @@ acme = "local"
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
             .into_iter()
             .collect();
-        let (disputed, _) = explain(&plan, &request, Some([10, 1, 1, 1].into()), &nobody());
+        let (disputed, _) = explain(&plan, &request, Some([10, 1, 1, 1].into()), nobody);
         holds(
             &disputed,
             &[

@@ -11,8 +11,13 @@ use crate::proxy::RouteSpec;
 /// What the running process says of its upstreams, or why it says nothing.
 pub(super) type Running = Result<Vec<UpstreamStatus>, String>;
 
-pub(super) fn servers(out: &mut String, plan: &Plan, route: &RouteSpec, running: &Running) {
-    for upstream in upstreams(plan, route) {
+pub(super) fn servers(out: &mut String, plan: &Plan, route: &RouteSpec, running: impl FnOnce() -> Running) {
+    let upstreams = upstreams(plan, route);
+    if upstreams.is_empty() {
+        return;
+    }
+    let running = running();
+    for upstream in upstreams {
         let _ = writeln!(out, "\nServers of {}", upstream.name);
         let found = running.as_ref().map(|all| all.iter().find(|status| *status.name == *upstream.name));
         match found {
