@@ -15,6 +15,7 @@ use rcgen::{CertificateParams, KeyPair};
 use starlock::balance::{
     Ask, BalanceSpec, HashKey, ServerHost, ServerSpec, Tried, UpstreamSpec, UpstreamTimeouts, Upstreams,
 };
+use starlock::conn::Introduction;
 use starlock::name::HostPattern;
 use starlock::policy::PolicySpec;
 use starlock::proxy::client::Client;
@@ -151,10 +152,15 @@ fn fields(criterion: &mut Criterion) {
         ("a stranger's, forged", [203, 0, 113, 9], list(&FORWARDED)),
         ("a trusted proxy's", [10, 0, 0, 1], list(&FORWARDED)),
     ] {
+        let introduction = Introduction::new(IpAddr::from(peer), "https", host.clone());
         let rewrite = |mut headers: HeaderMap| {
             let client = Client::of(IpAddr::from(peer), &trusted, &headers);
-            let incoming =
-                headers::Incoming { client, scheme: "https", host: &host, version: Version::HTTP_2 };
+            let incoming = headers::Incoming {
+                client,
+                scheme: "https",
+                introduction: &introduction,
+                version: Version::HTTP_2,
+            };
             headers::to_server(&mut headers, &incoming);
             headers
         };

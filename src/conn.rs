@@ -1,5 +1,6 @@
 //! What is known of a client's connection: `listen` fills it in, `proxy` reads it.
 
+mod introduction;
 mod load;
 mod peer;
 
@@ -18,6 +19,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use introduction::{Element, Introduced, Introduction, Node};
 pub use load::{Held, Load};
 #[cfg(test)]
 pub(crate) use peer::is_watched;
@@ -89,6 +91,8 @@ pub struct ConnInfo {
     pub limits: RequestLimits,
     /// What the process carries, of which its requests are a part.
     pub load: Arc<Load>,
+    /// What servers were told of its client.
+    pub introduced: Introduced,
 }
 
 /// Limits of a request that HTTP itself does not have; the service answers 414 and 431.

@@ -7,6 +7,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::Either;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -42,20 +44,24 @@ impl<S: Service> Service for WellKnown<S> {
         request: Request<Incoming>,
         conn: Rc<ConnInfo>,
     ) -> impl Future<Output = Response<Self::Body>> + 'static {
-        let asked = asked(&request);
-        async move {
-            if let Some((host, token)) = asked {
-                let answer = match self.answers.here(host.as_str(), &token) {
-                    Some(answer) => Some(answer),
-                    None => self.answers.elsewhere(host.as_str(), &token).await,
-                };
-                if let Some(answer) = answer {
+        let inner = |response: Response<S::Body>| response.map(WellKnownBody::Inner);
+        let Some((host, token)) = asked(&request) else {
+            return Either::Left(self.inner.clone().call(request, conn).map(inner));
+        };
+        // Boxed: all other requests need not carry room for it.
+        Either::Right(Box::pin(async move {
+            let answer = match self.answers.here(host.as_str(), &token) {
+                Some(answer) => Some(answer),
+                None => self.answers.elsewhere(host.as_str(), &token).await,
+            };
+            match answer {
+                Some(answer) => {
                     tracing::info!(name = %host, client = %conn.peer.ip(), "answered an http-01 request");
-                    return response(answer, request.method());
+                    response(answer, request.method())
                 }
+                None => inner(self.inner.clone().call(request, conn).await),
             }
-            self.inner.clone().call(request, conn).await.map(WellKnownBody::Inner)
-        }
+        }))
     }
 
     /// A CA that comes while there is too much to do gets its answer all the same, if it is here: it comes rarely.

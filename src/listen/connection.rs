@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_rustls::server::TlsStream;
 
 use super::answer::{Answer, Streams};
 use super::gate::Permit;
@@ -32,7 +33,7 @@ use super::spec::{Limits, ListenTimeouts};
 use super::stream::SEND_BUFFER;
 use super::watch::{Cause, Verdict, Watch};
 use super::worker::{Endpoint, Worker};
-use crate::conn::{Alpn, AnswerBody, ConnInfo, RequestLimits, Service, Tunnel, is_grpc_type};
+use crate::conn::{Alpn, AnswerBody, ConnInfo, Introduced, RequestLimits, Service, Tunnel, is_grpc_type};
 use crate::task;
 use crate::telemetry::Gauge;
 use crate::tls::HandshakeError;
@@ -68,17 +69,55 @@ impl Settings {
 pub(super) async fn serve<S: Service>(
     worker: Rc<Worker<S>>,
     endpoint: Rc<Endpoint>,
-    mut stream: TcpStream,
+    stream: TcpStream,
     peer: SocketAddr,
     settings: Arc<Settings>,
     mut permit: Permit,
 ) {
-    let Ok(local) = stream.local_addr() else { return };
+    let watch = Watch::new(settings.timeouts, &worker.shared.load);
+    let _registered = worker.register(&watch);
+    // Each part in a box of its own: while a connection waits for its next request, it keeps no room for how it began or may end.
+    let opened = Box::pin(open(&worker, &endpoint, stream, peer, &settings, &mut permit, &watch)).await;
+    let (worker, limits) = (&*worker, &settings.limits);
+    match opened {
+        None => {}
+        Some((info, Opened::Clear(io, Alpn::Http1))) => {
+            Box::pin(http1(worker, &endpoint.open_h1, io, info, &watch, limits)).await;
+        }
+        Some((info, Opened::Clear(io, Alpn::Http2))) => {
+            Box::pin(http2(worker, &endpoint.open_h2, io, info, &watch, limits)).await;
+        }
+        Some((info, Opened::Tls(io, Alpn::Http1))) => {
+            Box::pin(http1(worker, &endpoint.open_h1, io, info, &watch, limits)).await;
+        }
+        Some((info, Opened::Tls(io, Alpn::Http2))) => {
+            Box::pin(http2(worker, &endpoint.open_h2, io, info, &watch, limits)).await;
+        }
+    }
+}
+
+/// The socket, behind what was read of it already.
+type Clear = WriteMeter<Prefixed<TcpStream>>;
+
+/// A connection that HTTP begins on.
+enum Opened {
+    Clear(Box<Clear>, Alpn),
+    Tls(Box<TlsStream<Clear>>, Alpn),
+}
+
+/// Opens a connection: PROXY header, handshake. `None`: there is nothing left to do on it.
+async fn open<S: Service>(
+    worker: &Worker<S>,
+    endpoint: &Endpoint,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    settings: &Settings,
+    permit: &mut Permit,
+    watch: &Rc<Watch>,
+) -> Option<(ConnInfo, Opened)> {
+    let local = stream.local_addr().ok()?;
     // Answers must not wait for acknowledgements; a socket that cannot do it still works.
     let _ = stream.set_nodelay(true);
-    let load = worker.shared.load.clone();
-    let watch = Watch::new(settings.timeouts, &load);
-    let _registered = worker.register(&watch);
     let deadline = Instant::now() + settings.timeouts.handshake;
     let mut ends = Ends::new(peer, local);
     if settings.is_balancer(peer) {
@@ -87,48 +126,65 @@ pub(super) async fn serve<S: Service>(
             Ok(Ok(Some(said))) => {
                 ends = Ends::new(said.source, said.destination);
                 if !permit.count(ends.peer.ip(), settings.limits.connections_per_ip) {
-                    return worker.reject("connections_per_ip");
+                    worker.reject("connections_per_ip");
+                    return None;
                 }
             }
             Ok(Err(error)) => {
                 tracing::debug!(%peer, %error, "a connection without a good PROXY header");
-                return worker.reject("proxy_protocol");
+                worker.reject("proxy_protocol");
+                return None;
             }
-            Err(_) => return worker.reject("proxy_protocol"),
+            Err(_) => {
+                worker.reject("proxy_protocol");
+                return None;
+            }
         }
     }
-    let limits = RequestLimits { uri: settings.limits.uri, fields: settings.limits.header_fields };
-    let mut info = ConnInfo { peer: ends.peer, local: ends.local, tls: None, limits, load };
+    let mut info = ConnInfo {
+        peer: ends.peer,
+        local: ends.local,
+        tls: None,
+        limits: RequestLimits { uri: settings.limits.uri, fields: settings.limits.header_fields },
+        load: worker.shared.load.clone(),
+        introduced: Introduced::default(),
+    };
+    let mut head = Bytes::new();
     if !endpoint.tls {
-        let mut head = Bytes::new();
+        let mut alpn = Alpn::Http1;
         if settings.h2c {
-            let opening = Box::pin(prior_knowledge(&mut stream, &watch));
-            let Ok((h2, read)) = attend(&watch, opening).await else { return };
+            let opening = Box::pin(prior_knowledge(&mut stream, watch));
+            let (h2, read) = attend(watch, opening).await.ok()?;
             head = read;
             if h2 {
-                let io = WriteMeter::new(Prefixed::new(head, stream), watch.clone());
-                return http2(&worker, &endpoint.open_h2, io, info, &watch, &settings.limits).await;
+                alpn = Alpn::Http2;
             }
         }
         let io = WriteMeter::new(Prefixed::new(head, stream), watch.clone());
-        return http1(&worker, &endpoint.open_h1, io, info, &watch, &settings.limits).await;
+        return Some((info, Opened::Clear(Box::new(io), alpn)));
     }
-    let mut head = Bytes::new();
     if worker.service.passes_through() {
         let Ok((name, read)) = timeout_at(deadline, hello(&mut stream)).await else {
-            return worker.handshake("timeout");
+            worker.handshake("timeout");
+            return None;
         };
         if let Some(tunnel) = name.and_then(|name| worker.service.pass_through(&name, &info)) {
             worker.handshake("passed_through");
             let _open = Open::new(&endpoint.open_tunnels);
-            return tunnel.run(stream, read).await;
+            tunnel.run(stream, read).await;
+            return None;
         }
         head = read;
     }
     let io = WriteMeter::new(Prefixed::new(head, stream), watch.clone());
-    let handshake = Box::pin(worker.shared.tls.accept(io, ends.local));
-    let accepted = match timeout_at(deadline, handshake).await {
-        Ok(Ok(accepted)) => accepted,
+    let handshake = worker.shared.tls.accept(io, ends.local);
+    match timeout_at(deadline, handshake).await {
+        Ok(Ok(accepted)) => {
+            worker.handshake("ok");
+            let alpn = accepted.info.alpn;
+            info.tls = Some(accepted.info);
+            Some((info, Opened::Tls(Box::new(accepted.stream), alpn)))
+        }
         Ok(Err(error)) => {
             worker.handshake(error.result());
             match error {
@@ -137,19 +193,11 @@ pub(super) async fn serve<S: Service>(
                 }
                 error => tracing::debug!(peer = %info.peer, %error, "no handshake"),
             }
-            return;
+            None
         }
-        Err(_) => return worker.handshake("timeout"),
-    };
-    worker.handshake("ok");
-    let alpn = accepted.info.alpn;
-    info.tls = Some(accepted.info);
-    match alpn {
-        Alpn::Http1 => {
-            http1(&worker, &endpoint.open_h1, accepted.stream, info, &watch, &settings.limits).await;
-        }
-        Alpn::Http2 => {
-            http2(&worker, &endpoint.open_h2, accepted.stream, info, &watch, &settings.limits).await;
+        Err(_) => {
+            worker.handshake("timeout");
+            None
         }
     }
 }
@@ -157,7 +205,7 @@ pub(super) async fn serve<S: Service>(
 async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     worker: &Worker<S>,
     open: &Gauge,
-    io: IO,
+    io: Box<IO>,
     info: ConnInfo,
     watch: &Rc<Watch>,
     limits: &Limits,
@@ -172,7 +220,10 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         let tunnel = &tunnel;
         // Boxed: a connection that waits for its next request keeps no room for one.
         Box::pin(async move {
-            let mut response = answer(service, request, info, request_in_flight.fits()).await;
+            let mut response = match request_in_flight.fits() {
+                true => service.call(request, info).await,
+                false => service.shed(request, info),
+            };
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 tunnel.set(response.body_mut().take_tunnel());
             } else if watch.is_draining() {
@@ -189,22 +240,31 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         // Its header time-out is also its keep-alive timer; ours are apart.
         .header_read_timeout(None)
         .keep_alive(!watch.is_draining());
-    let io = TokioIo::new(ReadMeter::new(io, watch.clone()));
+    let io = TokioIo::new(ReadMeter::new(*io, watch.clone()));
     let mut connection = builder.serve_connection(io, service);
     let end = drive(Pin::new(&mut connection), watch, |connection| connection.graceful_shutdown()).await;
     if matches!(end, End::Http(Ok(()))) {
         let parts = connection.into_parts();
-        let mut io = parts.io.into_inner();
-        match tunnel.take() {
-            Some(tunnel) => {
-                watch.tunnel();
-                tunnel.run(io.into_inner(), unshared(&parts.read_buf)).await;
-            }
-            // After a request that asked for an upgrade and did not get it, HTTP leaves closing to us.
-            None => drop(attend(watch, Box::pin(io.shutdown())).await),
-        }
+        Box::pin(leave(parts.io.into_inner(), unshared(&parts.read_buf), tunnel.take(), watch)).await;
     }
     worker.ended(&end, &info);
+}
+
+/// What becomes of a connection when HTTP/1.1 is done with it, `read` ahead of its end.
+async fn leave<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+    mut io: ReadMeter<IO>,
+    read: Bytes,
+    tunnel: Option<impl Tunnel>,
+    watch: &Watch,
+) {
+    match tunnel {
+        Some(tunnel) => {
+            watch.tunnel();
+            tunnel.run(io.into_inner(), read).await;
+        }
+        // After a request that asked for an upgrade and did not get it, HTTP leaves closing to us.
+        None => drop(attend(watch, Box::pin(io.shutdown())).await),
+    }
 }
 
 /// A copy, so that a few bytes that came early do not hold a whole buffer as long as a tunnel lives.
@@ -215,7 +275,7 @@ fn unshared(bytes: &Bytes) -> Bytes {
 async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     worker: &Worker<S>,
     open: &Gauge,
-    io: IO,
+    io: Box<IO>,
     info: ConnInfo,
     watch: &Rc<Watch>,
     limits: &Limits,
@@ -234,7 +294,10 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         let listed = beginning.begin();
         // Boxed: on its way into a task it would be copied several times.
         Box::pin(async move {
-            let mut response = answer(service, request, info, request_in_flight.fits()).await;
+            let mut response = match request_in_flight.fits() {
+                true => service.call(request, info).await,
+                false => service.shed(request, info),
+            };
             if is_grpc(&response) {
                 request_in_flight.watch().keep();
             }
@@ -265,23 +328,10 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         .max_header_list_size(u32::try_from(limits.header).unwrap_or(u32::MAX))
         .keep_alive_interval(H2_PING)
         .keep_alive_timeout(H2_PONG);
-    let io = TokioIo::new(ReadMeter::http2(io, watch.clone()));
+    let io = TokioIo::new(ReadMeter::http2(*io, watch.clone()));
     let connection = pin!(builder.serve_connection(io, service));
     let end = drive(connection, watch, |connection| connection.graceful_shutdown()).await;
     worker.ended(&end, &info);
-}
-
-/// What the service says to a request, or why it is not asked.
-async fn answer<S: Service>(
-    service: Rc<S>,
-    request: Request<Incoming>,
-    info: Rc<ConnInfo>,
-    fits: bool,
-) -> Response<S::Body> {
-    match fits {
-        true => service.call(request, info).await,
-        false => service.shed(request, info),
-    }
 }
 
 /// Whether an answer shows that this is a gRPC channel, which its client keeps open for the next call, however long that takes. A
@@ -437,29 +487,52 @@ mod tests {
         where
             IO: AsyncRead + AsyncWrite + Unpin + 'static,
         {
+            let room = [0_u8; 8192];
+            std::future::pending::<()>().await;
+            std::hint::black_box(&room);
+        }
+    }
+
+    fn worker(timeouts: ListenTimeouts) -> Rc<Worker<Nobody>> {
+        let (_publisher, reader) = cert_store();
+        let settings =
+            Settings { timeouts, limits: Limits::default(), proxy_protocol: [].into(), h2c: false };
+        let shared = Arc::new(Shared {
+            settings: ArcSwap::from_pointee(settings),
+            gate: Arc::new(Gate::new(1)),
+            load: Arc::new(Load::default()),
+            workers: 1,
+            tls: TlsServer::new(reader).unwrap(),
+            metrics: Metrics::new("test"),
+        });
+        Worker::new(shared, Nobody)
+    }
+
+    fn info() -> ConnInfo {
+        let address = ([192, 0, 2, 1], 1).into();
+        let limits = RequestLimits { uri: 1, fields: 1 };
+        let (load, introduced) = (Arc::default(), Introduced::default());
+        ConnInfo { peer: address, local: address, tls: None, limits, load, introduced }
+    }
+
+    /// Thousands of connections wait for a next request: their futures hold HTTP's own state and nearly nothing else.
+    #[tokio::test]
+    async fn a_connection_that_waits_keeps_no_room_for_its_beginning_and_end() {
+        let (worker, watch, limits) =
+            (worker(ListenTimeouts::default()), Watch::alone(ListenTimeouts::default()), Limits::default());
+        let (open, end) = (Gauge::default(), || Box::new(duplex(1).0));
+        let h1 = http1(&worker, &open, end(), info(), &watch, &limits);
+        let h2 = http2(&worker, &open, end(), info(), &watch, &limits);
+        for (future, most) in [(size_of_val(&h1), 2048), (size_of_val(&h2), 3072)] {
+            assert!(future < most, "{future} bytes");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_answers_no_ping_is_gone() {
-        let (_publisher, reader) = cert_store();
-        let (load, metrics) = (Arc::new(Load::default()), Metrics::new("test"));
-        let (limits, timeouts) =
-            (Limits::default(), ListenTimeouts { idle: 20 * H2_PING, ..Default::default() });
-        let settings = Settings { timeouts, limits, proxy_protocol: [].into(), h2c: false };
-        let shared = Arc::new(Shared {
-            settings: ArcSwap::from_pointee(settings),
-            gate: Arc::new(Gate::new(1)),
-            load: load.clone(),
-            workers: 1,
-            tls: TlsServer::new(reader).unwrap(),
-            metrics,
-        });
-        let worker = Worker::new(shared, Nobody);
-        let watch = Watch::new(timeouts, &load);
-        let address = ([192, 0, 2, 1], 1).into();
-        let requests = RequestLimits { uri: 1, fields: 1 };
-        let info = ConnInfo { peer: address, local: address, tls: None, limits: requests, load };
+        let timeouts = ListenTimeouts { idle: 20 * H2_PING, ..Default::default() };
+        let (worker, info, limits) = (worker(timeouts), info(), Limits::default());
+        let watch = Watch::new(timeouts, &info.load);
         let (mut near, far) = duplex(64 * 1024);
         let begin = Instant::now();
         let client = async {
@@ -479,7 +552,7 @@ mod tests {
         };
         let open = Gauge::default();
         let serve = async {
-            http2(&worker, &open, far, info, &watch, &limits).await;
+            http2(&worker, &open, Box::new(far), info, &watch, &limits).await;
             begin.elapsed()
         };
         let (pinged, ended) = LocalSet::new().run_until(async { tokio::join!(client, serve) }).await;

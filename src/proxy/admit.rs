@@ -89,12 +89,17 @@ async fn ask(spec: &ForwardAuthSpec, visit: Visit<'_>, record: &Record) -> Resul
     let Visit { parts, authority, path, conn, client } = visit;
     let snapshot = &record.local.snapshot;
     let balancer = snapshot.upstreams.get(&spec.upstream).ok_or("its upstream is unknown")?;
-    let host = authority.to_value(parts.headers.get(header::HOST)).ok_or("the host is malformed")?;
+    let introduction = client.introduce(conn, authority, &parts.headers).ok_or("the host is malformed")?;
     let target = forward::target(&parts.uri, path).ok_or("the path is malformed")?;
     let uri = target.path_and_query().map_or("/", |target| target.as_str());
     let uri = HeaderValue::from_str(uri).map_err(|_| "the path is malformed")?;
     let mut fields = parts.headers.clone();
-    let incoming = headers::Incoming { client, scheme: conn.scheme(), host: &host, version: parts.version };
+    let incoming = headers::Incoming {
+        client,
+        scheme: conn.scheme(),
+        introduction: &introduction,
+        version: parts.version,
+    };
     headers::to_server(&mut fields, &incoming);
 
     let ask = Ask { client: record.client, headers: &parts.headers, path };
@@ -109,9 +114,10 @@ async fn ask(spec: &ForwardAuthSpec, visit: Visit<'_>, record: &Record) -> Resul
         let in_flight =
             attempts.pick(&preference).await.map_err(|_| "it has no server that can be reached")?;
         let exchange = Rc::new(Exchange::new(attempts.limits(limits)));
-        let matched = Matched { method: &parts.method, host: &host, uri: &uri, scheme: conn.scheme() };
+        let matched =
+            Matched { method: &parts.method, host: &introduction.host, uri: &uri, scheme: conn.scheme() };
         let question = spec.question(matched, fields.clone());
-        let question = question.map(|()| attempts.upload.body(exchange.clone()));
+        let question = Box::new(question.map(|()| attempts.upload.body(exchange.clone())));
         let pool = record.shared.pools.to(in_flight.endpoint());
         let answer = attempts.send(&pool, &exchange, question, &in_flight).await;
         if let Some(answer) = answer.map_err(|_| "it cannot be reached, or says no HTTP")? {

@@ -150,7 +150,7 @@ impl<'a> Attempts<'a> {
         &mut self,
         pool: &Rc<Pool>,
         exchange: &Rc<Exchange>,
-        request: Request<RequestBody>,
+        request: Box<Request<RequestBody>>,
         in_flight: &InFlight,
     ) -> Result<Option<Response<ResponseBody>>, Failure> {
         let failure = match self.answer(pool, exchange, request, in_flight).await {
@@ -205,7 +205,7 @@ impl<'a> Attempts<'a> {
         &mut self,
         pool: &Rc<Pool>,
         exchange: &Rc<Exchange>,
-        request: Request<RequestBody>,
+        request: Box<Request<RequestBody>>,
         in_flight: &InFlight,
     ) -> Option<Result<Response<ResponseBody>, Failure>> {
         let mut answer = pin!(pool.send(exchange, request));

@@ -1,11 +1,14 @@
 //! Who the client is, seen through proxies that we trust.
 
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use http::{HeaderMap, header};
 use ipnet::IpNet;
 
 use super::forwarded;
+use super::host::Authority;
+use crate::conn::{ConnInfo, Introduction};
 
 /// The client of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +55,22 @@ impl Client {
                 return client;
             }
         }
+    }
+
+    /// What servers are told of the other end of `conn` in a request with `fields` for `authority`. `None`: it is no host.
+    pub(super) fn introduce(
+        &self,
+        conn: &ConnInfo,
+        authority: &Authority<'_>,
+        fields: &HeaderMap,
+    ) -> Option<Rc<Introduction>> {
+        conn.introduced.get_or(
+            |host| authority.is_text(host.as_bytes()),
+            || {
+                let host = authority.to_value(fields.get(header::HOST))?;
+                Some(Introduction::new(self.peer, conn.scheme(), host))
+            },
+        )
     }
 }
 

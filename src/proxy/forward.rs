@@ -43,7 +43,7 @@ pub(super) async fn forward(
     shared: &Shared,
     load: &Arc<Load>,
     balancer: &Arc<Balancer>,
-    request: Request<Incoming>,
+    request: Box<Request<Incoming>>,
     upgrade: Option<Upgrade>,
     mut record: Box<Record>,
 ) -> Response<Answer> {
@@ -84,7 +84,7 @@ pub(super) async fn forward(
         // Copied only if there may be another attempt.
         let head = if attempts.others() > 0 { parts.clone() } else { parts.take() };
         let Some(head) = head else { return refuse(Refusal::Upstream(Failure::NoServer), record) };
-        let request = Request::from_parts(head, attempts.upload.body(exchange.clone()));
+        let request = Box::new(Request::from_parts(head, attempts.upload.body(exchange.clone())));
         let pool = shared.pools.to(in_flight.endpoint());
         let response = match attempts.send(&pool, &exchange, request, &in_flight).await {
             Ok(Some(response)) => response,

@@ -256,7 +256,7 @@ impl Proxy {
                     Ok(path) => path,
                     Err(NotNormal) => return refuse(Refusal::BadRewrite, record),
                 };
-                let Some(host) = decision.authority.to_value(parts.headers.get(header::HOST)) else {
+                let Some(introduction) = client.introduce(&conn, &decision.authority, &parts.headers) else {
                     return refuse(Refusal::Host(super::host::HostError::Malformed), record);
                 };
                 let Some(uri) = super::forward::target(&parts.uri, &path) else {
@@ -265,8 +265,12 @@ impl Proxy {
                 let Some(balancer) = target.split.choose(client.address, &parts.headers) else {
                     return refuse(Refusal::Upstream(Failure::NoServer), record);
                 };
-                let incoming =
-                    headers::Incoming { client, scheme: conn.scheme(), host: &host, version: parts.version };
+                let incoming = headers::Incoming {
+                    client,
+                    scheme: conn.scheme(),
+                    introduction: &introduction,
+                    version: parts.version,
+                };
                 let upgrade = Upgrade::asked(&parts, !body.is_end_stream(), is_stream);
                 let mut fields = std::mem::take(&mut parts.headers);
                 let mirror = target.mirror.as_ref().filter(|_| upgrade.is_none());
@@ -279,7 +283,7 @@ impl Proxy {
                 if let Some(upgrade) = &upgrade {
                     upgrade.ask(&mut fields);
                 }
-                let mut outgoing = Request::new(body);
+                let mut outgoing = Box::new(Request::new(body));
                 *outgoing.method_mut() = parts.method;
                 *outgoing.uri_mut() = uri;
                 *outgoing.headers_mut() = fields;
@@ -308,7 +312,8 @@ impl Service for Proxy {
         request: Request<Incoming>,
         conn: Rc<ConnInfo>,
     ) -> impl Future<Output = Response<Answer>> + 'static {
-        self.serve(request, conn)
+        // Boxed here: what stands in front of it would move it, and it is large.
+        Box::pin(self.serve(request, conn))
     }
 
     fn shed(self: Rc<Self>, request: Request<Incoming>, conn: Rc<ConnInfo>) -> Response<Answer> {

@@ -1,22 +1,21 @@
 //! Fields of requests and answers on their way through. Pure.
 
-use std::fmt::Write;
-use std::net::IpAddr;
+use std::io::Write;
 
 use bytes::Bytes;
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName,
-    HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    HeaderValue, TE, TRAILER, TRANSFER_ENCODING, VIA,
 };
 use http::{Method, Version};
 use smallvec::SmallVec;
 
 use super::client::Client;
 use super::error::Refusal;
+use crate::conn::{Element, Introduction, Node};
 use crate::policy::client_cert::is_claim;
 use crate::policy::spelling::{begins_with_spelling, is_proxy, is_spelling};
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -31,8 +30,8 @@ pub struct Incoming<'a> {
     pub client: Client,
     /// `https` or `http`.
     pub scheme: &'static str,
-    /// With its port.
-    pub host: &'a HeaderValue,
+    /// What servers are told of who is at the other end of the connection.
+    pub introduction: &'a Introduction,
     /// Of the request.
     pub version: Version,
 }
@@ -41,17 +40,22 @@ pub struct Incoming<'a> {
 /// proxy's, Host is what was matched.
 pub fn to_server(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
     let trailers = wants_trailers(headers);
-    strip_hop_by_hop(headers);
-    // The 100 is sent by us as soon as the server takes the body.
-    headers.remove(EXPECT);
+    let trusted = incoming.client.trusted;
+    // `Expect`: the 100 is sent by us as soon as the server takes the body.
+    strip(headers, |name| {
+        name == "expect" || is_claim(name) || (is_forwarding(name) && (!trusted || name.contains(['_', '.'])))
+    });
     if trailers {
         // RFC 9110 section 10.1.4: TE is itself hop-by-hop.
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
     }
-    headers.insert(HOST, incoming.host.clone());
+    headers.insert(HOST, incoming.introduction.host.clone());
     join_cookies(headers);
-    set_forwarded(headers, incoming);
+    match trusted {
+        true => add_forwarded(headers, incoming),
+        false => set_forwarded(headers, incoming),
+    }
     let via = match incoming.version {
         Version::HTTP_2 => "2.0 starlock",
         Version::HTTP_10 => "1.0 starlock",
@@ -62,20 +66,15 @@ pub fn to_server(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
 
 /// Makes a server's fields fit for a client of any version.
 pub(super) fn to_client(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
+    strip(headers, |_| false);
 }
 
 /// Takes from a client's trailers what must not be said there (RFC 9110 section 6.5.1): where a message ends, where it goes, who
 /// sends it. Servers may add trailers to the head.
 pub(super) fn sift_trailers(trailers: &mut HeaderMap) {
-    strip_hop_by_hop(trailers);
     const NEVER: [HeaderName; 6] = [HOST, CONTENT_LENGTH, AUTHORIZATION, COOKIE, EXPECT, TRAILER];
     let is_never = |name: &str| NEVER.iter().any(|never| is_spelling(name, never.as_str()));
-    let claim = |name: &str| is_forwarding(name) || is_claim(name) || is_never(name);
-    let claimed: Names = trailers.keys().filter(|name| claim(name.as_str())).cloned().collect();
-    for name in &claimed {
-        trailers.remove(name);
-    }
+    strip(trailers, |name| is_forwarding(name) || is_claim(name) || is_never(name));
 }
 
 /// Whether a body's length can be read in one way only. hyper takes any coding whose last one is `chunked`, and HTTP/2 may repeat a
@@ -120,12 +119,18 @@ fn wants_trailers(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Removes what concerns one connection only (RFC 9110 section 7.6.1), but not Trailer. What `Connection` names goes too, except
-/// for fields that it must not be used to remove.
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
+/// Removes what concerns one connection only (RFC 9110 section 7.6.1), but not Trailer; what `Connection` names goes too, except
+/// for fields that it must not be used to remove; and so does what is `unwanted`. Looks at each name once: nearly all of them stay.
+fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     let mut names = Names::new();
-    for value in headers.get_all(CONNECTION) {
-        for option in elements(value) {
+    for name in headers.keys() {
+        let text = name.as_str();
+        if is_hop_by_hop(text) || unwanted(text) {
+            names.push(name.clone());
+        }
+    }
+    if names.contains(&CONNECTION) {
+        for option in headers.get_all(CONNECTION).iter().flat_map(elements) {
             if option.eq_ignore_ascii_case("keep-alive") || option.eq_ignore_ascii_case("close") {
                 continue;
             }
@@ -138,21 +143,22 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    names.extend(
-        headers.keys().filter(|name| is_proxy(name.as_str()) || is_framing_alias(name.as_str())).cloned(),
-    );
     for name in &names {
-        headers.remove(name);
-    }
-    for name in [CONNECTION, KEEP_ALIVE, TE, TRANSFER_ENCODING, UPGRADE] {
         headers.remove(name);
     }
 }
 
+/// Whether a field is between us and our neighbour, or a server might take it for one that is.
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(name, "connection" | "keep-alive" | "te" | "transfer-encoding" | "upgrade")
+        || is_proxy(name)
+        || is_framing_alias(name)
+}
+
 /// `Content_Length` and the like: to a server behind CGI they are the real one.
 fn is_framing_alias(name: &str) -> bool {
-    name.contains(['_', '.'])
-        && (is_spelling(name, "content-length") || is_spelling(name, "transfer-encoding"))
+    (is_spelling(name, "content-length") || is_spelling(name, "transfer-encoding"))
+        && name.contains(['_', '.'])
 }
 
 fn elements(value: &HeaderValue) -> impl Iterator<Item = &str> {
@@ -183,48 +189,42 @@ fn is_forwarding(name: &str) -> bool {
         || begins_with_spelling(name, "x-forwarded-")
 }
 
+/// Tells of a client that came by no proxy of ours; what it said of itself is gone.
 fn set_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
-    let Client { address, peer, trusted, .. } = incoming.client;
-    let removed: Names = headers
-        .keys()
-        .filter(|name| {
-            let name = name.as_str();
-            is_claim(name) || (is_forwarding(name) && (!trusted || name.contains(['_', '.'])))
-        })
-        .cloned()
-        .collect();
-    for name in &removed {
-        headers.remove(name);
-    }
-    // A trusted proxy may have written only one of the two: the other then says the same.
-    let told = |name: &HeaderName| trusted && address != peer && !headers.contains_key(name);
+    let Introduction { host, address, forwarded } = incoming.introduction;
+    headers.insert(X_FORWARDED_FOR, address.clone());
+    headers.insert(X_FORWARDED_HOST, host.clone());
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(incoming.scheme));
+    headers.insert(X_REAL_IP, address.clone());
+    headers.insert(FORWARDED, forwarded.clone());
+}
+
+/// Adds a trusted proxy to the chain that it told of.
+fn add_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
+    let Client { address, peer, .. } = incoming.client;
+    let host = &incoming.introduction.host;
+    // It may have written only one of the two: the other then says the same.
+    let told = |name: &HeaderName| address != peer && !headers.contains_key(name);
     let (told_plain, told_standard) = (told(&X_FORWARDED_FOR), told(&FORWARDED));
     let mut chain = joined(headers, &X_FORWARDED_FOR);
+    // Writing to a Vec does not fail.
     if told_plain {
-        let _ = std::io::Write::write_fmt(&mut chain, format_args!("{address}, "));
+        let _ = write!(chain, "{address}, ");
     }
-    // Writing to a Vec or String does not fail.
-    let _ = std::io::Write::write_fmt(&mut chain, format_args!("{peer}"));
+    let _ = write!(chain, "{peer}");
     insert(headers, X_FORWARDED_FOR, chain);
     if !headers.contains_key(X_FORWARDED_HOST) {
-        headers.insert(X_FORWARDED_HOST, incoming.host.clone());
+        headers.insert(X_FORWARDED_HOST, host.clone());
     }
     if !headers.contains_key(X_FORWARDED_PROTO) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(incoming.scheme));
     }
     insert(headers, X_REAL_IP, address.to_string().into_bytes());
-    let mut element = String::with_capacity(64);
-    for (address, after) in [(address, ", "), (peer, "")].into_iter().skip(usize::from(!told_standard)) {
-        let _ = match address {
-            IpAddr::V4(v4) => write!(element, "for={v4}{after}"),
-            IpAddr::V6(v6) => write!(element, "for=\"[{v6}]\"{after}"),
-        };
-    }
-    // The host was parsed: it holds nothing that a quoted string would have to escape.
-    let host = incoming.host.to_str().unwrap_or_default();
-    let _ = write!(element, ";host=\"{host}\";proto={}", incoming.scheme);
     let mut chain = joined(headers, &FORWARDED);
-    chain.extend_from_slice(element.as_bytes());
+    if told_standard {
+        let _ = write!(chain, "for={}, ", Node(address));
+    }
+    let _ = write!(chain, "{}", Element { peer, host, scheme: incoming.scheme });
     insert(headers, FORWARDED, chain);
 }
 
@@ -248,6 +248,8 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -262,10 +264,13 @@ mod tests {
 
     fn sent(fields: &[(&str, &str)], trusted: bool) -> Vec<String> {
         let mut headers = map(fields);
-        let client =
-            Client { address: [1, 1, 1, 1].into(), peer: [10, 0, 0, 1].into(), trusted, disputed: false };
+        let peer = IpAddr::from([10, 0, 0, 1]);
+        let address = if trusted { [1, 1, 1, 1].into() } else { peer };
+        let client = Client { address, peer, trusted, disputed: false };
         let host = HeaderValue::from_static("a.test:8443");
-        let incoming = Incoming { client, scheme: "https", host: &host, version: Version::HTTP_2 };
+        let introduction = Introduction::new(client.peer, "https", host);
+        let incoming =
+            Incoming { client, scheme: "https", introduction: &introduction, version: Version::HTTP_2 };
         to_server(&mut headers, &incoming);
         let mut lines: Vec<String> =
             headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
@@ -280,7 +285,7 @@ mod tests {
         "x-forwarded-for: 10.0.0.1",
         "x-forwarded-host: a.test:8443",
         "x-forwarded-proto: https",
-        "x-real-ip: 1.1.1.1",
+        "x-real-ip: 10.0.0.1",
     ];
 
     #[test]
@@ -479,9 +484,10 @@ mod tests {
                 headers.append(HeaderName::from_bytes(spelt.as_bytes()).unwrap(), HeaderValue::from_static("evil"));
             }
             headers.append(CONNECTION, HeaderValue::from_str(&named.join(", ")).unwrap());
-            let client = Client { address: [1, 1, 1, 1].into(), peer: [10, 0, 0, 1].into(), trusted: false, disputed: false };
+            let client = Client { address: [10, 0, 0, 1].into(), peer: [10, 0, 0, 1].into(), trusted: false, disputed: false };
             let host = HeaderValue::from_static("a.test");
-            to_server(&mut headers, &Incoming { client, scheme: "https", host: &host, version: Version::HTTP_11 });
+            let introduction = Introduction::new(client.peer, "https", host);
+            to_server(&mut headers, &Incoming { client, scheme: "https", introduction: &introduction, version: Version::HTTP_11 });
             let value = crate::policy::FieldValue::parse("ours").unwrap();
             let rules = crate::policy::FieldsSpec {
                 remove: removed.iter().map(|name| HeaderName::from_static(name)).collect(),

@@ -99,12 +99,31 @@ impl<'a> Authority<'a> {
         text
     }
 
+    /// Whether `text` is what [`Authority::to_text`] says. Allocates nothing.
+    pub fn is_text(&self, text: &[u8]) -> bool {
+        let rest = match text.strip_prefix(b"[") {
+            Some(rest) if self.host.contains(':') => {
+                rest.strip_prefix(self.host.as_bytes()).and_then(|rest| rest.strip_prefix(b"]"))
+            }
+            Some(_) => None,
+            None => text.strip_prefix(self.host.as_bytes()).filter(|_| !self.host.contains(':')),
+        };
+        match (rest, self.port) {
+            (Some([]), None) => true,
+            (Some([b':', digits @ ..]), Some(port)) => {
+                let canonical =
+                    digits.iter().all(u8::is_ascii_digit) && (!digits.starts_with(b"0") || digits == b"0");
+                canonical && std::str::from_utf8(digits).is_ok_and(|digits| digits.parse() == Ok(port))
+            }
+            _ => false,
+        }
+    }
+
     /// [`Authority::to_text`] as a field value; takes `given` over if it says the same.
     pub fn to_value(&self, given: Option<&HeaderValue>) -> Option<HeaderValue> {
-        let text = self.to_text();
         match given {
-            Some(value) if value.as_bytes() == text.as_bytes() => Some(value.clone()),
-            _ => HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).ok(),
+            Some(value) if self.is_text(value.as_bytes()) => Some(value.clone()),
+            _ => HeaderValue::from_maybe_shared(bytes::Bytes::from(self.to_text())).ok(),
         }
     }
 }
@@ -168,6 +187,21 @@ mod tests {
             let authority = Authority::parse(text).unwrap();
             assert_eq!((&*authority.host, authority.port), (host, port), "{text}");
             assert_eq!(authority.to_text(), forwarded, "{text}");
+            assert!(authority.is_text(forwarded.as_bytes()), "{text}");
+            for other in [
+                "",
+                "[",
+                "a.tes",
+                "a.test:",
+                "a.test:08443",
+                "a.test:+8443",
+                "b.test",
+                "[a.test]",
+                "::1",
+                "[::1]:",
+            ] {
+                assert!(!authority.is_text(other.as_bytes()), "{text} {other}");
+            }
         }
         let long = format!("{}.test", "a.".repeat(130));
         for bad in [

@@ -1,12 +1,12 @@
 //! The snapshot in force as one worker holds it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
+use rustc_hash::FxHashMap;
 
 use super::handler::Shared;
 use super::snapshot::Snapshot;
@@ -15,12 +15,20 @@ use crate::telemetry::{Counter, Histogram, NONE};
 /// Methods that are counted by their name.
 const METHODS: [Method; 7] =
     [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+const NAMES: [&str; METHODS.len() + 1] =
+    ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"];
 
-/// Counters, each with the upstream that was asked; a route has few of them.
-type ByUpstream = Vec<(Option<Arc<str>>, Counter)>;
+/// Route, method (an index of the names below), status: nothing that a client could make collide.
+type Key = (Option<usize>, usize, u16);
 
-/// Route, method, status.
-type Series = (Option<usize>, &'static str, u16);
+/// What counts the requests that one upstream answered; a route has few of them.
+#[derive(Debug)]
+struct Series {
+    upstream: Option<Arc<str>>,
+    requests: Counter,
+    /// Of the route.
+    durations: Histogram,
+}
 
 /// The snapshot in force as one worker holds it, with the metric handles it has come to need.
 #[derive(Debug)]
@@ -28,14 +36,13 @@ pub(super) struct Local {
     pub(super) snapshot: Arc<Snapshot>,
     /// Of the upstreams' servers, when connections were last held against them.
     pub(super) version: Cell<u64>,
-    counters: RefCell<HashMap<Series, ByUpstream>>,
-    durations: RefCell<HashMap<Option<usize>, Histogram>>,
+    series: RefCell<FxHashMap<Key, Vec<Series>>>,
 }
 
 impl Local {
     pub(super) fn new(snapshot: Arc<Snapshot>) -> Rc<Self> {
         let version = Cell::new(snapshot.upstreams.version());
-        Rc::new(Self { snapshot, version, counters: RefCell::default(), durations: RefCell::default() })
+        Rc::new(Self { snapshot, version, series: RefCell::default() })
     }
 
     /// Counts a request that has ended. `duration`: how long its answer took.
@@ -48,25 +55,28 @@ impl Local {
         status: u16,
         duration: Option<Duration>,
     ) {
-        let none = || Arc::from(NONE);
-        let key = || route.map_or_else(none, |index| self.snapshot.router.routes()[index].key.clone());
-        let method = METHODS
-            .iter()
-            .position(|known| known == method)
-            .map_or("other", |n| ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"][n]);
-        let mut counters = self.counters.borrow_mut();
-        let series = counters.entry((route, method, status)).or_default();
-        match series.iter().find(|(known, _)| known.as_ref() == upstream) {
-            Some((_, counter)) => drop(counter.inc()),
+        let index = METHODS.iter().position(|known| known == method).unwrap_or(METHODS.len());
+        let mut all = self.series.borrow_mut();
+        let series = all.entry((route, index, status)).or_default();
+        let place = series.iter().position(|series| series.upstream.as_ref() == upstream);
+        let counted = match place {
+            Some(place) => &series[place],
             None => {
+                let none = || Arc::from(NONE);
+                let key = route.map_or_else(none, |index| self.snapshot.router.routes()[index].key.clone());
                 let name = upstream.cloned().unwrap_or_else(none);
-                let counter = shared.metrics.requests(&key(), &name, method, status);
-                counter.inc();
-                series.push((upstream.cloned(), counter));
+                let method = NAMES[index];
+                series.push(Series {
+                    upstream: upstream.cloned(),
+                    requests: shared.metrics.requests(&key, &name, method, status),
+                    durations: shared.metrics.durations(&key),
+                });
+                &series[series.len() - 1]
             }
+        };
+        counted.requests.inc();
+        if let Some(duration) = duration {
+            counted.durations.observe(duration);
         }
-        let Some(duration) = duration else { return };
-        let mut durations = self.durations.borrow_mut();
-        durations.entry(route).or_insert_with(|| shared.metrics.durations(&key())).observe(duration);
     }
 }

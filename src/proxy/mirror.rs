@@ -160,7 +160,7 @@ impl Mirror {
         loop {
             let Ok(in_flight) = attempts.pick(&preference).await else { return &self.failed };
             let exchange = Rc::new(Exchange::new(attempts.limits(limits)).of_client(from));
-            let mut request = Request::new(attempts.upload.body(exchange.clone()));
+            let mut request = Box::new(Request::new(attempts.upload.body(exchange.clone())));
             *request.method_mut() = method.clone();
             *request.uri_mut() = uri.clone();
             *request.headers_mut() = fields.clone();

@@ -1,22 +1,23 @@
 //! Which route a request takes. Pure; the cost does not grow with the number of routes.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
+
+use rustc_hash::FxHashMap;
 
 use super::condition::Facts;
 use super::path;
 use super::spec::{RouteHost, RouteSpec};
 use crate::name::HostPattern;
 
-/// All routes, ready to be asked. Immutable: a reload makes a new one.
+/// All routes, ready to be asked. Immutable: a reload makes a new one, so no client can fill its tables with keys that collide.
 #[derive(Debug, Default)]
 pub struct Router {
     routes: Box<[RouteSpec]>,
-    exact: HashMap<Box<str>, PathTree>,
+    exact: FxHashMap<Box<str>, PathTree>,
     /// Keyed by what stands behind `*.`.
-    wildcard: HashMap<Box<str>, PathTree>,
-    addresses: HashMap<IpAddr, PathTree>,
+    wildcard: FxHashMap<Box<str>, PathTree>,
+    addresses: FxHashMap<IpAddr, PathTree>,
     any: PathTree,
 }
 
@@ -239,7 +240,7 @@ fn rank(host: &RouteHost) -> u8 {
 #[derive(Debug, Default)]
 struct PathTree {
     routes: Vec<usize>,
-    children: HashMap<Box<str>, PathTree>,
+    children: FxHashMap<Box<str>, PathTree>,
 }
 
 impl PathTree {

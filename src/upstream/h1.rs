@@ -80,34 +80,40 @@ pub(super) async fn open(
 
 impl Link {
     /// One exchange. A request that was provably never sent comes back.
-    pub(super) async fn send(
+    pub(super) fn send(
         self: &Rc<Self>,
         mut sender: Sender,
         exchange: &Rc<Exchange>,
-        request: Request<RequestBody>,
-    ) -> Sent {
+        request: Box<Request<RequestBody>>,
+    ) -> impl Future<Output = Sent> {
         self.attach(exchange);
         let switched = request.headers().contains_key(header::UPGRADE).then(|| self.may_switch());
-        match sender.try_send_request(request).await {
-            Ok(response) => {
-                self.idle_limit.set(idle_limit(exchange, response.headers()));
-                self.tls.answered();
-                exchange.answered(response.headers());
-                let switched = switched.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
-                let response = response.map(|body| ResponseBody::h1(body, exchange.clone(), switched));
-                *self.sender.borrow_mut() = Some(sender);
-                self.park();
-                Sent::Done(Ok(response))
-            }
-            Err(mut error) => match error.take_message() {
-                Some(unsent) => Sent::Unsent(unsent, self.tls.failure().unwrap_or(Failure::Unstarted)),
-                None => {
-                    let error = error.into_error();
-                    tracing::debug!(%error, "no answer");
-                    let failure = if error.is_parse() { Failure::Malformed } else { Failure::Closed };
-                    Sent::Done(Err(self.tls.failure().unwrap_or(failure)))
+        let sent = sender.try_send_request(*request);
+        async move {
+            match sent.await {
+                Ok(response) => {
+                    self.idle_limit.set(idle_limit(exchange, response.headers()));
+                    self.tls.answered();
+                    exchange.answered(response.headers());
+                    let switched = switched.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
+                    let response = response.map(|body| ResponseBody::h1(body, exchange.clone(), switched));
+                    *self.sender.borrow_mut() = Some(sender);
+                    self.park();
+                    Sent::Done(Ok(response))
                 }
-            },
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => {
+                        let failure = self.tls.failure().unwrap_or(Failure::Unstarted);
+                        Sent::Unsent(Box::new(unsent), failure)
+                    }
+                    None => {
+                        let error = error.into_error();
+                        tracing::debug!(%error, "no answer");
+                        let failure = if error.is_parse() { Failure::Malformed } else { Failure::Closed };
+                        Sent::Done(Err(self.tls.failure().unwrap_or(failure)))
+                    }
+                },
+            }
         }
     }
 

@@ -148,7 +148,7 @@ impl Drop for Stream {
 
 impl Stream {
     /// One exchange. A request that the server provably has not begun with comes back, if nothing of its body was taken.
-    pub(super) async fn send(mut self, exchange: &Rc<Exchange>, request: Request<RequestBody>) -> Sent {
+    pub(super) async fn send(mut self, exchange: &Rc<Exchange>, request: Box<Request<RequestBody>>) -> Sent {
         let (parts, body) = request.into_parts();
         let Some(head) = head(&parts, self.link.scheme) else {
             return Sent::Done(Err(Failure::Malformed));
@@ -157,7 +157,9 @@ impl Stream {
         let outgoing = Request::from_parts(head, Lent(lent.clone()));
         let sent = self.link.sender.borrow_mut().as_mut().map(|sender| sender.try_send_request(outgoing));
         let back = |failure| match lent.body.borrow_mut().take() {
-            Some(body) if !lent.touched.get() => Sent::Unsent(Request::from_parts(parts, body), failure),
+            Some(body) if !lent.touched.get() => {
+                Sent::Unsent(Box::new(Request::from_parts(parts, body)), failure)
+            }
             _ => Sent::Done(Err(failure)),
         };
         let Some(sent) = sent else { return back(Failure::Unstarted) };

@@ -1,12 +1,12 @@
 //! Connections of one worker to the servers: which one a request takes, and when there is a new one.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response, header};
+use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -26,7 +26,7 @@ const REFUSALS: usize = 2;
 /// The connections of one worker. Not `Send`: nothing in it is ever locked.
 #[derive(Debug)]
 pub struct Pools {
-    by_endpoint: RefCell<HashMap<u64, Rc<Pool>>>,
+    by_endpoint: RefCell<FxHashMap<u64, Rc<Pool>>>,
     idle_limit: usize,
     means: Means,
 }
@@ -106,7 +106,7 @@ enum Http {
 pub(super) enum Sent {
     Done(Result<Response<ResponseBody>, Failure>),
     /// It was provably never begun. The failure holds if it is not sent again.
-    Unsent(Request<RequestBody>, Failure),
+    Unsent(Box<Request<RequestBody>>, Failure),
 }
 
 /// A connection that can take a request.
@@ -136,7 +136,7 @@ impl Pool {
     pub async fn send(
         self: &Rc<Self>,
         exchange: &Rc<Exchange>,
-        mut request: Request<RequestBody>,
+        mut request: Box<Request<RequestBody>>,
     ) -> Result<Response<ResponseBody>, Failure> {
         let switches = request.headers().contains_key(header::UPGRADE);
         let mut refused = 0;
@@ -192,7 +192,8 @@ impl Pool {
                 return Err(failure);
             }
         }
-        self.open(exchange, client, switches).await
+        // Boxed: most requests find a connection, and need not carry room for making one.
+        Box::pin(self.open(exchange, client, switches)).await
     }
 
     /// An idle HTTP/1.1 connection that the server may still accept a request on.

@@ -57,8 +57,8 @@ async fn send(pool: &Rc<Pool>, text: &'static str) -> Result<Response<ResponseBo
             max_body: None,
         };
         let exchange = Rc::new(Exchange::new(limits));
-        let request = request
-            .map(|body| Upload::new(body, false, &std::sync::Arc::default(), |_| ()).body(exchange.clone()));
+        let upload = |body| Upload::new(body, false, &std::sync::Arc::default(), |_| ());
+        let request = Box::new(request.map(|body| upload(body).body(exchange.clone())));
         let (pool, sender) = (pool.clone(), sender.take());
         async move {
             let answered = pool.send(&exchange, request).await;
