@@ -37,7 +37,8 @@ fn all(weights: &[u32]) -> [Choice; 4] {
 #[test]
 fn shares_follow_weights_when_nobody_is_busy() {
     let weights = [1, 2, 5, 2];
-    for (choice, tolerance) in all(&weights).iter().zip([0.03, 0.03, 0.0, 0.35]) {
+    // Five deviations of the lightest share: chance alone must not fail a build.
+    for (choice, tolerance) in all(&weights).iter().zip([0.08, 0.08, 0.0, 0.35]) {
         let counts = shares(choice, &weights, &[0; 4], &[true; 4], 40_000);
         for (count, weight) in counts.iter().zip(weights) {
             let (share, expected) = (*count as f64, 4_000.0 * f64::from(weight));
