@@ -35,7 +35,7 @@ use crate::telemetry::{AccessLog, AccessTarget, Metrics};
 use crate::tls::{ClientAuth, ClientAuthPublisher};
 use crate::upstream::{PreparedTls, TlsPublisher};
 
-pub use offline::local_roots;
+pub use offline::{local_roots, look};
 pub use serve::{Failure, serve};
 pub use takeover::{Moved, TakeOver, take_over};
 

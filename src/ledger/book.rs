@@ -322,6 +322,11 @@ impl Book {
         Some(rate.burst.saturating_sub(most))
     }
 
+    /// Whether nothing is counted.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Forgets what says nothing any more.
     pub fn prune(&mut self, now: SystemTime) {
         self.entries.retain(|_, end| *end > millis(now));

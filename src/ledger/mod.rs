@@ -83,6 +83,12 @@ impl Ledger {
             .collect()
     }
 
+    /// What is known to be counted by a CA, as it stands now.
+    pub async fn book(&self, ca: &IssuerId) -> Book {
+        let mut books = self.books.lock().await;
+        self.kept(&mut books, ca).await.book.clone()
+    }
+
     async fn change<T>(
         &self,
         budget: &Budget,
