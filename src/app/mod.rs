@@ -6,6 +6,7 @@
 mod accounts;
 mod control;
 mod issuers;
+mod kept;
 mod minting;
 mod observer;
 mod offline;
@@ -35,7 +36,8 @@ use crate::telemetry::{AccessLog, AccessTarget, Metrics};
 use crate::tls::{ClientAuth, ClientAuthPublisher};
 use crate::upstream::{PreparedTls, TlsPublisher};
 
-pub use offline::{local_roots, look};
+pub use kept::KeptState;
+pub use offline::local_roots;
 pub use serve::{Failure, serve};
 pub use takeover::{Moved, TakeOver, take_over};
 

@@ -29,21 +29,6 @@ pub fn local_roots(plan: &Plan) -> Result<Vec<LocalRoot>, String> {
     })
 }
 
-/// Looks at a plan's state directory as it is, while another process may serve from it: nothing is made or changed. `None` if there
-/// is none. Blocking. The error is for a person.
-pub fn look<T>(
-    plan: &Plan,
-    work: impl AsyncFnOnce(Arc<dyn Storage>) -> Result<T, String>,
-) -> Result<Option<T>, String> {
-    match std::fs::metadata(&plan.storage.path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(format!("cannot read {}: {error}", plan.storage.path.display())),
-        Ok(_) => {}
-    }
-    let storage = FsStorage::as_it_is(&plan.storage.path).map_err(|e| e.to_string())?;
-    block_on(work(Arc::new(storage))).map(Some)
-}
-
 /// Opens a plan's state directory for writing: only as the user whose files it holds.
 pub(super) fn open_as_owner(plan: &Plan) -> Result<Arc<dyn Storage>, String> {
     match is_ours(&plan.storage.path) {

@@ -1,20 +1,14 @@
 //! What a simulation starts from: what the state directory holds, or nothing.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::count;
-use crate::acme::{AcmeIssuer, AcmeSpec};
-use crate::app;
-use crate::certs::Holding;
-use crate::clock::{self, SystemClock};
+use crate::acme::AcmeSpec;
+use crate::app::KeptState;
+use crate::clock;
 use crate::config::Plan;
-use crate::issuer::IssuerId;
-use crate::ledger::Ledger;
 use crate::simulate::{Beginning, SimulatedCert};
-use crate::storage::{Key, Storage};
 
 /// Where the first moment comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,51 +82,23 @@ pub(super) fn read(
     now: SystemTime,
 ) -> Result<(Origin, Beginning), String> {
     let path = plan.storage.path.clone();
-    let ids: Vec<IssuerId> = specs.iter().map(AcmeIssuer::id_of).collect();
-    let begins = app::look(plan, async |storage| {
-        let mut begins = Beginning::default();
-        for (n, certificate) in certificates.iter().enumerate() {
-            let cas: Vec<IssuerId> = certificate.cas.iter().map(|ca| ids[*ca].clone()).collect();
-            let held = Holding::read(&storage, &cas, &certificate.names, now).await;
-            if let Some(holding) = held.map_err(|e| e.to_string())? {
-                begins.held.insert(n, holding);
-            }
-        }
-        let ledger = Ledger::new(storage.clone(), Arc::new(SystemClock));
-        for (n, spec) in specs.iter().enumerate() {
-            if let Some(budget) = AcmeIssuer::budget_of(spec) {
-                let book = ledger.book(&budget.ca).await;
-                if !book.is_empty() {
-                    begins.counted.insert(n, book);
-                }
-            }
-            if is_registered(&storage, &AcmeIssuer::account_key(spec)).await? {
-                begins.registered.insert(n);
-            }
-        }
-        Ok(begins)
-    })
-    .map_err(|error| {
+    let certificates: Vec<_> = certificates.iter().map(|c| (&*c.names, c.cas.as_slice())).collect();
+    let state = KeptState::read(plan, specs, &certificates, now).map_err(|error| {
         format!(
             "{error}\nRun this as the user that Starlock runs as, or with --empty as if nothing were held"
         )
     })?;
-    let Some(begins) = begins else { return Ok((Origin::Missing(path), Beginning::default())) };
-    let ends = || begins.held.values().map(Holding::not_after);
-    let from = Origin::State {
+    let Some(KeptState { held, counted, registered }) = state else {
+        return Ok((Origin::Missing(path), Beginning::default()));
+    };
+    let ends = || held.values().map(|holding| holding.not_after());
+    let origin = Origin::State {
         path,
-        held: begins.held.len(),
-        windows: begins.held.values().filter(|holding| holding.has_window()).count(),
+        held: held.len(),
+        windows: held.values().filter(|holding| holding.has_window()).count(),
         expired: ends().filter(|end| *end <= now).count(),
         first_end: ends().filter(|end| *end > now).min(),
-        counted: begins.counted.len(),
+        counted: counted.len(),
     };
-    Ok((from, begins))
-}
-
-async fn is_registered(storage: &Arc<dyn Storage>, account: &Key) -> Result<bool, String> {
-    let found = storage.load(account).await.map_err(|e| e.to_string())?;
-    let kept = found
-        .and_then(|found| serde_json::from_slice::<BTreeMap<String, serde_json::Value>>(&found.value).ok());
-    Ok(kept.is_some_and(|kept| kept.get("url").is_some_and(serde_json::Value::is_string)))
+    Ok((origin, Beginning { held, counted, registered }))
 }
