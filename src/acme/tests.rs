@@ -622,3 +622,18 @@ async fn an_order_that_is_gone_on_with_later_is_told_of() {
     issuer.stored(&request()).await;
     assert!(!issuer.resumes(&request()).await);
 }
+
+#[tokio::test]
+async fn nothing_is_ordered_with_an_rsa_key_that_was_taken_over() {
+    let (ca, storage) = (ModelCa::start().await, memory());
+    let made = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+    let spec = AcmeSpec::new(format!("{}/dir", ca.book().url));
+    let url = format!("{}/account/9", ca.book().url);
+    assert!(import_account(&*storage, &spec, &made.serialize_der(), Some(&url), false).await.unwrap());
+    let error = ca.issuer(storage.clone()).issue(&request(), &Silent).await.unwrap_err();
+    assert_eq!((error.class, error.retry), (FailureClass::Config, Retry::Park));
+    assert!(error.message.contains("`starlock accounts roll-key`"), "{error}");
+    assert_eq!((ca.asked("/new-order"), ca.book().accounts), (0, 0));
+    forget_account(&*storage, &spec).await.unwrap();
+    ca.issuer(storage).issue(&request(), &Silent).await.unwrap();
+}
