@@ -87,6 +87,12 @@ impl Opening<'_> {
             kept::settle(&mut kept, self.storage, &asking).await?.map_err(|e| self.unusable(&e))?;
         }
         let mut session = session(&kept, kept.account.url.clone())?;
+        if !session.key.signs_orders() {
+            return Err(self.config(
+                "the account was taken over with an RSA key, and orders are signed with ECDSA on P-256 only. Give it such a key: \
+                 `starlock accounts roll-key`; the program that it came from cannot use it any more then",
+            ));
+        }
         let mut registered = false;
         if session.account.is_none() {
             let url = self.register(&session, &mut registered).await?;

@@ -1,17 +1,18 @@
 //! An account that another program registered: its key is ours from then on.
 
-use super::kept::{Kept, StoredAccount, encode};
+use super::kept::{Kept, StoredAccount, encode, storage_key};
 use super::{AcmeSpec, ca_of};
 use crate::storage::{Storage, StorageError};
 
-/// Keeps an account for `spec`'s CA: `key_pkcs8` is an ECDSA key on P-256, the only kind that orders are signed with. `url` is the
-/// account's; without it the CA is asked for it at the first order (RFC 8555 section 7.3.1).
+/// Keeps an account for `spec`'s CA: `key_der` is an ECDSA key on P-256 (PKCS#8), the only kind that orders are signed with, or an RSA
+/// key that is rolled over next. `url` is the account's; without it the CA is asked for it at the first order (RFC 8555 section
+/// 7.3.1).
 ///
 /// `Ok(false)`: there is an account already, and it is left alone. With `dry` nothing is written.
 pub async fn import_account(
     storage: &dyn Storage,
     spec: &AcmeSpec,
-    key_pkcs8: &[u8],
+    key_der: &[u8],
     url: Option<&str>,
     dry: bool,
 ) -> Result<bool, StorageError> {
@@ -24,7 +25,7 @@ pub async fn import_account(
     }
     let account = StoredAccount {
         directory: spec.directory.clone(),
-        key: encode(key_pkcs8),
+        key: encode(key_der),
         url: url.map(ToOwned::to_owned),
         next_key: None,
         next_since: None,
@@ -35,4 +36,9 @@ pub async fn import_account(
         Err(StorageError::Conflict(_)) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Takes back what [`import_account`] has kept.
+pub async fn forget_account(storage: &dyn Storage, spec: &AcmeSpec) -> Result<(), StorageError> {
+    storage.remove(&storage_key(&ca_of(spec))).await
 }

@@ -46,7 +46,7 @@ use crate::issuer::{
 use crate::storage::{Key, Storage};
 
 pub use facts::names_in_dns;
-pub use import::import_account;
+pub use import::{forget_account, import_account};
 pub use known::{KNOWN_CAS, KnownCa, LETS_ENCRYPT, LETS_ENCRYPT_STAGING};
 pub use manage::{AccountError as ManageError, AccountInfo, Accounts};
 pub use renewal::{certificate_id, renewal_window};

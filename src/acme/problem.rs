@@ -96,7 +96,7 @@ pub(super) fn judge_problem(
         _ => None,
     };
     let (class, retry, advice) = match kind {
-        "rateLimited" if is_pause(problem) => (
+        _ if is_pause(problem) => (
             FailureClass::RateLimited,
             Retry::Pause,
             "The CA has paused these names for this account after many failures in a row, and signs nothing for them before a \
@@ -215,12 +215,14 @@ pub(super) fn plain(problem: &Problem) -> String {
     words(problem, 1000)
 }
 
-/// Whether it is Let's Encrypt's pause: no instant, and a link that a person has to open.
+/// Whether it is Let's Encrypt's pause: no instant, and a link that a person has to open. Boulder sends a new order's refusal as
+/// `rateLimited` with these words and a link to `/sfe/v1/unpause?jwt=` of its portal. The words are enough whatever the type; of a
+/// CA with words of its own the link says it.
 fn is_pause(problem: &Problem) -> bool {
     let said = problem.detail.as_deref().unwrap_or_default();
-    let link =
-        said.split_ascii_whitespace().any(|word| word.starts_with("https://") && word.contains("unpause"));
-    link || said.contains("temporarily prevented from requesting certificates")
+    let opens = |word: &str| word.starts_with("https://") && word.contains("/unpause");
+    let link = kind(problem) == "rateLimited" && said.split_ascii_whitespace().any(opens);
+    link || said.contains("is temporarily prevented from requesting certificates for")
 }
 
 fn words(problem: &Problem, most: usize) -> String {
@@ -294,27 +296,49 @@ mod tests {
     fn a_pause_waits_for_the_person_who_opens_its_link() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let link = format!("https://portal.letsencrypt.org/sfe/v1/unpause?jwt=eyJ{}.end", "a".repeat(4000));
-        let paused = |detail: &str| -> Problem {
+        let problem = |kind: &str, detail: &str| -> Problem {
             let json = serde_json::json!({
-                "type": "urn:ietf:params:acme:error:rateLimited", "detail": detail, "status": 429
+                "type": format!("urn:ietf:params:acme:error:{kind}"), "detail": detail, "status": 429
             });
             serde_json::from_value(json).unwrap()
         };
-        // Boulder's words (wfe2: pausing).
-        let detail = format!(
-            "Your account is temporarily prevented from requesting certificates for example.test and possibly others. Please visit: {link}"
+        // As Boulder writes it where it takes new orders: the names that are paused, joined by commas, and the portal's link.
+        let boulders = format!(
+            "Your account is temporarily prevented from requesting certificates for example.test, *.example.test and possibly others. \
+             Please visit: {link}"
         );
-        let verdict = judge_problem(&paused(&detail), Some(&answer(429, None, None)), &CONTEXT, now);
-        assert_eq!((verdict.class, verdict.retry), (FailureClass::RateLimited, Retry::Pause));
-        assert!(verdict.message.contains(&link), "the link is whole: {verdict}");
-        assert!(
-            verdict.message.contains("opens its link") && verdict.message.contains("once a day"),
-            "{verdict}"
-        );
-        let counted =
-            "too many certificates (5) already issued, see https://letsencrypt.org/docs/rate-limits/";
-        let verdict = judge_problem(&paused(counted), Some(&answer(429, None, None)), &CONTEXT, now);
-        assert_eq!(verdict.retry, Retry::Backoff);
+        let own_words = format!("example.test is paused for this account. See {link}");
+        // type, words, whether it is a pause
+        for (kind, detail, pause) in [
+            ("rateLimited", boulders.as_str(), true),
+            ("unauthorized", &boulders, true),
+            ("rateLimited", &own_words, true),
+            ("malformed", &own_words, false),
+            (
+                "rateLimited",
+                "too many certificates (5) already issued for this exact set of identifiers in the last 168h0m0s, retry after \
+                 2026-12-01 09:13:16 UTC: see https://letsencrypt.org/docs/rate-limits/#new-certificates-per-exact-set-of-identifiers",
+                false,
+            ),
+            (
+                "rateLimited",
+                "too many failed authorizations (5) for \"unpause.example.test\" in the last 1h0m0s, retry after 2026-12-01 09:13:16 UTC: \
+                 see https://letsencrypt.org/docs/rate-limits/#authorization-failures-per-identifier-per-account",
+                false,
+            ),
+        ] {
+            let verdict =
+                judge_problem(&problem(kind, detail), Some(&answer(429, None, None)), &CONTEXT, now);
+            assert_eq!(verdict.retry == Retry::Pause, pause, "{kind}: {detail}");
+            if pause {
+                assert_eq!(verdict.class, FailureClass::RateLimited);
+                assert!(verdict.message.contains(&link), "the link is whole: {verdict}");
+                assert!(
+                    verdict.message.contains("opens its link") && verdict.message.contains("once a day"),
+                    "{verdict}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -573,3 +573,67 @@ async fn what_the_ca_counted_is_told_with_the_failure() {
     assert_eq!(ca.asked("/new-order"), 1);
     assert_eq!(ca.book().orders.len(), 1);
 }
+
+#[tokio::test]
+async fn what_names_an_account_whose_key_was_lost_gets_no_other_one() {
+    let (ca, storage) = (ModelCa::start().await, memory());
+    let pinned = || ca.issuer_of(storage.clone(), |spec| spec.pinned = true);
+    pinned().issue(&request(), &Silent).await.unwrap();
+    pinned().stored(&request()).await;
+    let account = AcmeIssuer::account_key(&AcmeSpec::new(format!("{}/dir", ca.book().url)));
+    storage.remove(&account).await.unwrap();
+    let error = pinned().issue(&request(), &Silent).await.unwrap_err();
+    assert_eq!((error.class, error.retry, ca.book().accounts), (FailureClass::Config, Retry::Park, 1));
+    assert!(error.message.contains("/account/1") && error.message.contains("Restore that file"), "{error}");
+    // What nobody names is registered again; and so is the pinned one when a person says so.
+    ca.issuer(storage.clone()).issue(&request(), &Silent).await.unwrap();
+    ca.issuer(storage.clone()).stored(&request()).await;
+    assert_eq!(ca.book().accounts, 2);
+    storage.remove(&account).await.unwrap();
+    storage.remove(&storage.list("registered").await.unwrap()[0]).await.unwrap();
+    pinned().issue(&request(), &Silent).await.unwrap();
+    assert_eq!(ca.book().accounts, 3);
+}
+
+#[tokio::test]
+async fn a_profile_that_the_ca_has_retired_hinders_no_revocation() {
+    let (ca, storage) = (ModelCa::start().await, memory());
+    let issued = ca.issuer(storage.clone()).issue(&request(), &Silent).await.unwrap();
+    let (_, leaf) = x509_parser::pem::parse_x509_pem(issued.chain_pem.as_bytes()).unwrap();
+    let retired = ca.issuer_of(storage, |spec| spec.profile = Some("retired".to_owned()));
+    let error = retired.issue(&request(), &Silent).await.unwrap_err();
+    assert!(error.message.contains("has no profile `retired`"), "{error}");
+    ca.instead("/revoke", 200, "");
+    retired.revoke(&leaf.contents, 1).await.unwrap();
+    assert_eq!(ca.asked("/revoke"), 1);
+}
+
+#[tokio::test]
+async fn an_order_that_is_gone_on_with_later_is_told_of() {
+    let (ca, storage) = (ModelCa::start().await, memory());
+    let issuer = ca.issuer(storage);
+    assert!(!issuer.resumes(&request()).await);
+    ca.instead("/chal/", 503, "busy");
+    let error = issuer.issue(&request(), &Silent).await.unwrap_err();
+    assert_eq!(error.spent, Spent { registered: true, ordered: true, open: true, ..Spent::default() });
+    assert!(issuer.resumes(&request()).await);
+    let issued = issuer.issue(&request(), &Silent).await.unwrap();
+    assert_eq!(issued.spent, Spent { signed: true, ..Spent::default() });
+    issuer.stored(&request()).await;
+    assert!(!issuer.resumes(&request()).await);
+}
+
+#[tokio::test]
+async fn nothing_is_ordered_with_an_rsa_key_that_was_taken_over() {
+    let (ca, storage) = (ModelCa::start().await, memory());
+    let made = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+    let spec = AcmeSpec::new(format!("{}/dir", ca.book().url));
+    let url = format!("{}/account/9", ca.book().url);
+    assert!(import_account(&*storage, &spec, &made.serialize_der(), Some(&url), false).await.unwrap());
+    let error = ca.issuer(storage.clone()).issue(&request(), &Silent).await.unwrap_err();
+    assert_eq!((error.class, error.retry), (FailureClass::Config, Retry::Park));
+    assert!(error.message.contains("`starlock accounts roll-key`"), "{error}");
+    assert_eq!((ca.asked("/new-order"), ca.book().accounts), (0, 0));
+    forget_account(&*storage, &spec).await.unwrap();
+    ca.issuer(storage).issue(&request(), &Silent).await.unwrap();
+}

@@ -6,6 +6,7 @@
 mod accounts;
 mod control;
 mod issuers;
+mod kept;
 mod minting;
 mod observer;
 mod offline;
@@ -35,9 +36,10 @@ use crate::telemetry::{AccessLog, AccessTarget, Metrics};
 use crate::tls::{ClientAuth, ClientAuthPublisher};
 use crate::upstream::{PreparedTls, TlsPublisher};
 
+pub use kept::KeptState;
 pub use offline::local_roots;
 pub use serve::{Failure, serve};
-pub use takeover::{Moved, TakeOver, take_over};
+pub use takeover::{Moved, TakeOver, Taking, take_over};
 
 /// Reads the configuration, from wherever it is: called at start and at each reload. Blocking. The error is for a person.
 pub type Loader = Arc<dyn Fn() -> Result<Loaded, String> + Send + Sync>;

@@ -82,7 +82,7 @@ impl HeldCert {
     }
 
     /// Whether it is served rather than `other`: what a person went back to last, then what is valid, then what is valid longer.
-    fn is_better_than(&self, other: &Self, now: SystemTime) -> bool {
+    pub(super) fn is_better_than(&self, other: &Self, now: SystemTime) -> bool {
         let chosen = |a: &Self, b: &Self| {
             a.held.rolled_back && a.held.not_after > now && a.held.stored_at >= b.held.stored_at
         };

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::options::ConfigArgs;
 use super::{FAILURE, fail, print};
-use crate::app::{self, TakeOver};
+use crate::app::{self, TakeOver, Taking};
 use crate::import::{self, Source};
 
 #[derive(Args, Debug)]
@@ -21,6 +21,10 @@ pub(super) struct Arguments {
     /// Say what would be taken, and take nothing.
     #[arg(long)]
     dry_run: bool,
+    /// Have the CA give accounts with RSA keys (certbot's, Traefik's) a new key, and take them over: the program that they come from
+    /// cannot use them any more. Without it the first order registers a new account.
+    #[arg(long)]
+    roll_keys: bool,
     #[command(flatten)]
     config: ConfigArgs,
 }
@@ -49,7 +53,8 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Ok(found) => found,
         Err(error) => return fail(FAILURE, &error.to_string()),
     };
-    match app::take_over(&loaded.plan, &found, arguments.dry_run) {
+    let how = Taking { dry: arguments.dry_run, roll_keys: arguments.roll_keys };
+    match app::take_over(&loaded.plan, &found, how) {
         Ok(result) => print(&report(&result, arguments.dry_run)),
         Err(error) => fail(FAILURE, &error),
     }

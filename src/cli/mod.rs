@@ -24,6 +24,7 @@ mod reload;
 mod run;
 mod schema;
 mod simulate;
+mod simulate_from;
 mod status;
 mod trust;
 mod upstreams;

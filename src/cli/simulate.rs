@@ -6,12 +6,15 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 
 use super::options::ConfigArgs;
+use super::simulate_from::{self, Origin};
 use super::{FAILURE, count, fail, json, print};
 use crate::acme::{AcmeIssuer, AcmeSpec};
 use crate::clock::{self, Clock, SystemClock};
 use crate::config::{IssuerPlan, Plan};
 use crate::issuer::CaLimits;
-use crate::simulate::{CaModel, Outcome, Scenario, SimulatedCert, calendar, lets_encrypt, public_ca, run};
+use crate::simulate::{
+    Beginning, CaModel, Outcome, Scenario, SimulatedCert, calendar, lets_encrypt, public_ca, run,
+};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// The longest outage that is thrown in.
@@ -35,6 +38,9 @@ pub(super) struct Arguments {
     /// How often Starlock is killed and started again.
     #[arg(long, value_name = "TIMES", default_value_t = 12, value_parser = clap::value_parser!(u16).range(0..=10_000))]
     restarts: u16,
+    /// As if nothing were held yet, whatever the state directory holds.
+    #[arg(long)]
+    empty: bool,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -48,7 +54,8 @@ pub(super) fn run_verb(arguments: &Arguments) -> ExitCode {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    let scenario = scenario(&loaded.plan, arguments, SystemClock.now());
+    let now = SystemClock.now();
+    let (mut scenario, specs) = scenario(&loaded.plan, arguments, now);
     let others = loaded.plan.certificates.len() - scenario.certificates.len();
     if scenario.certificates.is_empty() {
         let text =
@@ -63,18 +70,33 @@ pub(super) fn run_verb(arguments: &Arguments) -> ExitCode {
             &format!("that would take very long: --days {days} is the most for so many certificates"),
         );
     }
-    let outcome = run(&scenario);
-    let good = outcome.expired.is_empty() && outcome.violations.is_empty();
-    let code = if arguments.json {
-        json(&summary(&scenario, &outcome))
-    } else {
-        print(&text(&scenario, &outcome, others))
+    let from = match arguments.empty {
+        true => Ok((Origin::Asked, Beginning::default())),
+        false => simulate_from::read(&loaded.plan, &specs, &scenario.certificates, now),
     };
-    if good { code } else { ExitCode::from(FAILURE) }
+    let from = match from {
+        Ok((from, begins)) => {
+            scenario.begins = begins;
+            from
+        }
+        Err(error) => return fail(FAILURE, &error),
+    };
+    let outcome = run(&scenario);
+    let code = if arguments.json {
+        json(&summary(&scenario, &outcome, &from))
+    } else {
+        print(&text(&scenario, &outcome, &from, others))
+    };
+    if is_good(&outcome) { code } else { ExitCode::from(FAILURE) }
 }
 
-fn text(scenario: &Scenario, outcome: &Outcome, others: usize) -> String {
-    let mut text = calendar(scenario, outcome);
+/// Whether everything came as it has to.
+fn is_good(outcome: &Outcome) -> bool {
+    outcome.expired.is_empty() && outcome.violations.is_empty() && outcome.late.is_empty()
+}
+
+fn text(scenario: &Scenario, outcome: &Outcome, from: &Origin, others: usize) -> String {
+    let mut text = format!("{}\n\n{}", from.line(scenario.certificates.len()), calendar(scenario, outcome));
     if others > 0 {
         let left_out = count(others, "certificate");
         text.push_str(&format!("\n{left_out} of the local CA or from files left out\n"));
@@ -83,26 +105,29 @@ fn text(scenario: &Scenario, outcome: &Outcome, others: usize) -> String {
     text
 }
 
-fn scenario(plan: &Plan, arguments: &Arguments, now: SystemTime) -> Scenario {
-    let mut specs: Vec<&AcmeSpec> = Vec::new();
+/// Nothing is held in it. The CAs are those of the specs beside it.
+fn scenario(plan: &Plan, arguments: &Arguments, now: SystemTime) -> (Scenario, Vec<AcmeSpec>) {
+    let mut specs: Vec<AcmeSpec> = Vec::new();
+    // Kinds of keys and chains make no other CA of it.
+    let same = |a: &AcmeSpec, b: &AcmeSpec| a.directory == b.directory && a.profile == b.profile;
     let mut certificates = Vec::new();
     for certificate in &plan.certificates {
         let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
         let cas = std::iter::once(&acme.acme).chain(&acme.fallback).map(|spec| {
-            specs.iter().position(|known| *known == spec).unwrap_or_else(|| {
-                specs.push(spec);
+            specs.iter().position(|known| same(known, spec)).unwrap_or_else(|| {
+                specs.push(spec.clone());
                 specs.len() - 1
             })
         });
         let cas = cas.collect();
         certificates.push(SimulatedCert { names: certificate.names.clone().into(), cas });
     }
-    let cas = specs.iter().map(|spec| model(spec)).collect();
+    let cas = specs.iter().map(model).collect();
     let length = DAY * arguments.days;
     let scenario = Scenario::calm(arguments.seed, now, length, certificates, cas);
     let scenario = scenario.with_outages(0, arguments.down / 100.0, LONGEST_OUTAGE.min(length / 20));
     let scenario = scenario.with_restarts(usize::from(arguments.restarts));
-    Scenario { keep_renewals: true, ..scenario }
+    (Scenario { keep_renewals: true, ..scenario }, specs)
 }
 
 /// What is known of a CA: its limits by configuration or documentation; lifetimes and windows as published.
@@ -117,7 +142,7 @@ fn model(spec: &AcmeSpec) -> CaModel {
     CaModel { limits, windows, ..public_ca(&title) }
 }
 
-fn summary(scenario: &Scenario, outcome: &Outcome) -> serde_json::Value {
+fn summary(scenario: &Scenario, outcome: &Outcome, from: &Origin) -> serde_json::Value {
     let renewals = outcome.renewals.iter().map(|renewal| {
         let certificate = scenario.certificates.get(renewal.certificate);
         let names = certificate.map(|c| c.names.iter().map(ToString::to_string).collect::<Vec<_>>());
@@ -131,6 +156,7 @@ fn summary(scenario: &Scenario, outcome: &Outcome) -> serde_json::Value {
     let (busiest_hour, mean_hour) = outcome.spread();
     serde_json::json!({
         "seed": scenario.seed,
+        "from": from.json(),
         "certificates": scenario.certificates.len(),
         "orders": outcome.issued,
         "expired": outcome.expired.len(),
@@ -168,20 +194,32 @@ mod tests {
             seed: 3,
             down: 2.0,
             restarts: 5,
+            empty: true,
             json: false,
         };
         let now = SystemTime::UNIX_EPOCH + DAY * 20_800;
-        let scenario = scenario(&plan, &arguments, now);
+        let (scenario, _) = scenario(&plan, &arguments, now);
         assert_eq!(scenario.certificates.len(), 2, "the local CA's is left out");
         assert_eq!(scenario.certificates[0].cas, [0, 1]);
         let outcome = run(&scenario);
         assert!(outcome.expired.is_empty() && outcome.violations.is_empty(), "{outcome:?}");
-        let shown = super::text(&scenario, &outcome, 1);
+        let shown = super::text(&scenario, &outcome, &Origin::Asked, 1);
         for part in
             ["Let's Encrypt (shortlived): 160 h", "2026-12", "*.example.com", "served after their end    0"]
         {
             assert!(shown.contains(part), "{part} in\n{shown}");
         }
-        assert_eq!(summary(&scenario, &outcome)["orders"], outcome.issued);
+        assert!(is_good(&outcome));
+        for bad in [
+            Outcome { late: vec![(0, DAY)], ..outcome.clone() },
+            Outcome { expired: vec![(1, DAY)], ..outcome.clone() },
+            Outcome { violations: [("domain".to_owned(), 1)].into(), ..outcome.clone() },
+        ] {
+            assert!(!is_good(&bad), "{bad:?}");
+        }
+        let late = Outcome { late: vec![(0, DAY * 2)], ..outcome.clone() };
+        let shown = calendar(&scenario, &late);
+        assert!(shown.contains("Late for the CA's window: example.com, *.example.com by 48.0 h"), "{shown}");
+        assert_eq!(summary(&scenario, &outcome, &Origin::Asked)["orders"], outcome.issued);
     }
 }

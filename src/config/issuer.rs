@@ -36,12 +36,7 @@ impl Authority {
 
 /// Reads an `[acme]` section. `None` if it is wrong; that was said.
 pub(super) fn authority(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<Authority> {
-    let key = match fields.value::<&str>("key") {
-        Some("p384") => KeyKind::P384,
-        Some("rsa2048") => KeyKind::Rsa2048,
-        Some("rsa4096") => KeyKind::Rsa4096,
-        _ => KeyKind::P256,
-    };
+    let key = key_kind(fields);
     let local = fields.value::<String>("ca").is_some_and(|ca| ca == "local");
     if local {
         only_acme(decoder, fields);
@@ -87,6 +82,16 @@ pub(super) fn authority(decoder: &mut Decoder<'_>, fields: &Fields) -> Option<Au
     whole.then_some(Authority::Acme(spec, fallback))
 }
 
+/// The kind of key that an `[acme]` section asks for.
+pub(super) fn key_kind(fields: &Fields) -> KeyKind {
+    match fields.value::<&str>("key") {
+        Some("p384") => KeyKind::P384,
+        Some("rsa2048") => KeyKind::Rsa2048,
+        Some("rsa4096") => KeyKind::Rsa4096,
+        _ => KeyKind::P256,
+    }
+}
+
 /// What every CA has, the first one and the others.
 fn one(decoder: &mut Decoder<'_>, fields: &Fields, key: KeyKind) -> Option<AcmeSpec> {
     let email = match fields.slot::<String>("email").given() {
@@ -104,32 +109,15 @@ fn one(decoder: &mut Decoder<'_>, fields: &Fields, key: KeyKind) -> Option<AcmeS
         None => LETS_ENCRYPT.to_owned(),
         Some(ca) => directory(decoder, &ca, key)?,
     };
-    let eab = fields
-        .value::<Fields>("eab")
-        .and_then(|eab| Some(EabSpec { kid: eab.value("kid")?, hmac: eab.value("hmac")? }));
     let ca_root = fields.slot::<PathBuf>("ca_root").given();
     if let Some(At { value, span }) = &ca_root {
         decoder.references.push((span.clone(), Reference::Root(value.clone())));
-    }
-    let known = KnownCa::of_directory(&directory);
-    if let Some((ca, how)) = known.and_then(|ca| Some((ca, ca.eab?)))
-        && !fields.has("eab")
-    {
-        // No error: an account that was registered before needs it no more.
-        let problem =
-            Problem::warning(fields.span_of("ca"), format!("{} registers nobody without `eab`", ca.title));
-        decoder.push(
-            problem
-                .label("the first order fails, unless an account is kept in the state directory")
-                .help(how)
-                .help("then write eab = { kid = \"...\", hmac = { file = \"...\" } } beside `ca`"),
-        );
     }
     Some(AcmeSpec {
         email,
         ca_root: ca_root.map(|at| at.value),
         key,
-        eab,
+        eab: fields.value::<Fields>("eab").and_then(|eab| binding(&eab)),
         profile: fields.value("profile"),
         preferred_chain: fields.value("preferred_chain"),
         limits: fields.value::<Fields>("limits").map(|limits| allowance(&limits)),
@@ -148,7 +136,8 @@ fn only_acme(decoder: &mut Decoder<'_>, fields: &Fields) {
     }
 }
 
-fn allowance(limits: &Fields) -> CaLimits {
+/// What `limits` says.
+pub(super) fn allowance(limits: &Fields) -> CaLimits {
     let rate = |key: &str| {
         let rate = limits.value::<Fields>(key)?;
         let burst = u32::try_from(rate.value::<u64>("burst")?).ok()?;
@@ -177,7 +166,8 @@ fn rehearsal(decoder: &mut Decoder<'_>, fields: &Fields, spec: &AcmeSpec) -> boo
     wanted
 }
 
-fn contact(email: &str) -> Result<String, Wrong> {
+/// A mail address without the scheme that some write before it.
+pub(super) fn contact(email: &str) -> Result<String, Wrong> {
     let email = email.strip_prefix("mailto:").unwrap_or(email);
     let sound = |(user, host): (&str, &str)| !user.is_empty() && host.contains('.') && !host.contains('@');
     let plain = email.bytes().all(|b| b.is_ascii_graphic() && !b",;<>()\"".contains(&b));
@@ -185,6 +175,23 @@ fn contact(email: &str) -> Result<String, Wrong> {
         Ok(email.to_owned())
     } else {
         Err(Wrong::new("this is not one").fix("write it like \"ops@example.com\""))
+    }
+}
+
+/// What `eab` says, if it is whole.
+pub(super) fn binding(eab: &Fields) -> Option<EabSpec> {
+    Some(EabSpec { kid: eab.value("kid")?, hmac: eab.value("hmac")? })
+}
+
+/// The directory that a section means; `None` for the local CA, and where it is wrong.
+pub(super) fn directory_of(fields: &Fields, key: KeyKind) -> Option<String> {
+    if !fields.has("ca") {
+        return Some(LETS_ENCRYPT.to_owned());
+    }
+    let ca: String = fields.value("ca")?;
+    match KnownCa::of_word(&ca) {
+        Some(known) => Some(known.directory_for(key).to_owned()),
+        None => scalar::web_url(&ca).is_ok_and(|url| url.tls).then_some(ca),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Text becomes a spanned tree (`syntax`), the tree is walked along static tables of keys (`sections`, `table`, `decode`), and
 //! what was read becomes a plan (`resolve` and the files for each idea). Every step records problems and goes on.
 
+mod accounts;
 mod admission;
 mod answers;
 mod balancing;

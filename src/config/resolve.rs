@@ -15,7 +15,7 @@ use super::expect::{self, Expect};
 use super::plan::Plan;
 use super::routes::{self, Action, Route};
 use super::value::{At, Fields, Slot, Value};
-use super::{mtls, passed, passing, responder, upstreams};
+use super::{accounts, mtls, passed, passing, responder, upstreams};
 use crate::dns::ProviderKind;
 use crate::listen::{Limits, ListenSpec, ListenTimeouts};
 use crate::name::{HostName, HostPattern};
@@ -44,6 +44,7 @@ pub(super) fn resolve(decoder: &mut Decoder<'_>, file: &Fields, env: &Environmen
     let wanted = certificates::wanted(decoder, file, &defaults, &read_routes, !listen.https.is_empty());
     let mut plans: Vec<_> = wanted.iter().filter_map(|wanted| wanted.plan.clone()).collect();
     plans.sort_by(|a, b| a.names.cmp(&b.names));
+    accounts::agree(decoder, file, &mut plans);
     let responder = match responder::read(decoder, file) {
         Slot::Given(section) => {
             let builtin = names_proven_by_builtin(&plans, &defaults);

@@ -12,6 +12,12 @@ const PAUSE_REFILL: Duration = Duration::from_secs(24 * 3600);
 /// What was reserved waits so long for the end of its order: Let's Encrypt keeps one for a week, and then it cannot end well.
 const OPEN: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// So long an order that was made counts as one that will be signed: whatever is tried again within hours is over by then, and what
+/// hangs, or is configured no more, must not hold the others of its domain up for long.
+const HELD: Duration = Duration::from_secs(24 * 3600);
+/// An older one that is tried again may be signed at any moment of that attempt.
+const TRIED: Duration = Duration::from_secs(3600);
+
 /// What a CA limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Limit {
@@ -154,16 +160,16 @@ pub struct Book {
 }
 
 impl Book {
-    /// Whether the CA would take `ask` at `now`; the refusal is the one that lasts longest. What is reserved for these very names
-    /// is not held against them.
+    /// Whether the CA would take `ask` at `now`; the refusal is the one that lasts longest. What other orders under way will use when
+    /// they end is used already.
     pub fn check(&self, limits: &CaLimits, ask: &Ask<'_>, now: SystemTime) -> Result<(), Refusal> {
-        let own = self.open(ask.names, now).map(|open| open.units(ask.names)).unwrap_or_default();
+        let held = self.held(Some(ask.names), now);
         let mut worst: Option<Refusal> = None;
         for (limit, of) in looked_at(ask) {
             let Some(rate) = limit.rate(limits) else { continue };
-            let until = self.free_at(limit, &of, rate, now);
-            let reserved = own.iter().any(|(theirs, whose)| *theirs == limit && *whose == of);
-            if until > now && !reserved && worst.as_ref().is_none_or(|w| w.until < until) {
+            let held = held.get(&entry(limit, &of)).copied().unwrap_or(0);
+            let until = self.free_at(limit, &of, rate, held, now);
+            if until > now && worst.as_ref().is_none_or(|w| w.until < until) {
                 worst = Some(Refusal { limit, of, until });
             }
         }
@@ -187,18 +193,16 @@ impl Book {
             self.check(limits, ask, now)?;
         }
         let before = self.open(ask.names, now);
-        let open = match before {
-            Some(open) if ask.resumes => open,
-            _ => {
-                // Reserved for an order that never was, or is gone: nothing was signed.
-                if let Some(gone) = before {
-                    self.release(limits, gone, ask.names);
-                }
+        let open = match before.filter(|_| ask.resumes) {
+            Some(open) => {
+                let until = self.entries.get(&open.entry(ask.names)).copied().unwrap_or_default();
+                self.mark(ask.names, open, until.max(millis(now + OPEN - HELD + TRIED)));
+                open
+            }
+            None => {
+                // What was reserved for an order that never was, or is gone, is reserved for this one.
                 let open = Open::of(ask);
-                for (limit, of) in open.units(ask.names) {
-                    self.take(limits, limit, &of, now);
-                }
-                self.mark(ask.names, open, now + OPEN);
+                self.mark(ask.names, open, millis(now + OPEN));
                 open
             }
         };
@@ -208,8 +212,8 @@ impl Book {
         Ok(before.is_some())
     }
 
-    /// Takes in what the CA has counted since [`Book::begin`]. What is reserved stays while the order is under way, is kept if a
-    /// certificate was signed, and is given back if none ever will be.
+    /// Takes in what the CA has counted since [`Book::begin`]. What is reserved stays while the order is under way; it is counted if
+    /// a certificate was signed, and given back if none ever will be.
     pub fn settle(&mut self, limits: &CaLimits, ask: &Ask<'_>, spent: &Spent, now: SystemTime) {
         let mut open = self.open(ask.names, now).unwrap_or_else(|| Open::of(ask));
         if spent.registered {
@@ -218,10 +222,7 @@ impl Book {
         if spent.ordered && open == Open::Exempt && !spent.replaced {
             // The CA did not take it as a successor after all: it counts like any other.
             open = Open::of(&Ask { exempt: false, ..*ask });
-            for (limit, of) in open.units(ask.names) {
-                self.take(limits, limit, &of, now);
-            }
-            self.mark(ask.names, open, now + OPEN);
+            self.mark(ask.names, open, millis(now + OPEN));
             if open == Open::First {
                 self.take(limits, Limit::Orders, "", now);
             }
@@ -232,11 +233,19 @@ impl Book {
                 _ => {}
             }
         }
-        if !spent.open {
-            if !spent.signed {
-                self.release(limits, open, ask.names);
+        if spent.signed {
+            // The CA counts when it signs, however long ago the order was made.
+            for (limit, of) in open.units(ask.names) {
+                self.take(limits, limit, &of, now);
             }
+            // Whoever signs had one left: what was demanded in spite of the book shows that too much was in it.
+            self.set_clock(limits, ask, now);
+        }
+        if !spent.open {
             self.unmark(ask.names);
+        } else if spent.signed {
+            // What is left of the order is to fetch the certificate.
+            self.mark(ask.names, Open::Exempt, millis(now + OPEN));
         }
         for name in &spent.failed {
             for limit in [Limit::Failures, Limit::Pause] {
@@ -259,9 +268,9 @@ impl Book {
         Open::ALL.into_iter().find(stands)
     }
 
-    fn mark(&mut self, names: &[HostPattern], open: Open, until: SystemTime) {
+    fn mark(&mut self, names: &[HostPattern], open: Open, until: u64) {
         self.unmark(names);
-        self.entries.insert(open.entry(names), millis(until));
+        self.entries.insert(open.entry(names), until);
     }
 
     fn unmark(&mut self, names: &[HostPattern]) {
@@ -270,23 +279,52 @@ impl Book {
         }
     }
 
-    fn release(&mut self, limits: &CaLimits, open: Open, names: &[HostPattern]) {
-        for (limit, of) in open.units(names) {
-            self.give_back(limits, limit, &of);
+    /// What orders under way will use when the CA signs, by what is counted, apart from the one for `except`.
+    fn held(&self, except: Option<&[HostPattern]>, now: SystemTime) -> BTreeMap<Entry, u32> {
+        let mut held = BTreeMap::new();
+        let (from, to) = (millis(now + OPEN - HELD), millis(now + OPEN));
+        for open in [Open::First, Open::Renewal] {
+            let prefix = open.entry(&[]);
+            let own = except.map(|names| open.entry(names));
+            let all =
+                self.entries.range(prefix.clone()..).take_while(|(entry, _)| entry.starts_with(&prefix));
+            for (entry_of, _) in all.filter(|(_, until)| (from + 1..=to).contains(until)) {
+                if own.as_ref() == Some(entry_of) {
+                    continue;
+                }
+                let names =
+                    entry_of[prefix.len()..].split(',').filter_map(|name| HostPattern::parse(name).ok());
+                for (limit, of) in open.units(&names.collect::<Vec<_>>()) {
+                    *held.entry(entry(limit, &of)).or_default() += 1;
+                }
+            }
         }
+        held
     }
 
     /// How many more of `limit` the CA allows at `now`, by the entry that is used most; `None` if it is not limited.
     pub fn remaining(&self, limits: &CaLimits, limit: Limit, now: SystemTime) -> Option<u32> {
         let rate = limit.rate(limits)?;
         let prefix = format!("{}:", limit.as_str());
-        let used = self.entries.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
-        let left = |end: u64| {
-            let used = Duration::from_millis(end.saturating_sub(millis(now)));
-            let units = used.as_millis().div_ceil(u128::from(unit(rate).max(1)));
-            rate.burst.saturating_sub(u32::try_from(units).unwrap_or(u32::MAX))
-        };
-        Some(used.map(|(_, end)| left(*end)).min().unwrap_or(rate.burst))
+        let mut used: BTreeMap<&str, u32> = BTreeMap::new();
+        let held = self.held(None, now);
+        for (entry, count) in held.iter().filter(|(entry, _)| entry.starts_with(&prefix)) {
+            used.insert(entry, *count);
+        }
+        let counted = self.entries.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+        for (entry, end) in counted {
+            let rest = Duration::from_millis(end.saturating_sub(millis(now)));
+            let units = rest.as_millis().div_ceil(u128::from(unit(rate).max(1)));
+            let used = used.entry(entry).or_default();
+            *used = used.saturating_add(u32::try_from(units).unwrap_or(u32::MAX));
+        }
+        let most = used.values().max().copied().unwrap_or(0);
+        Some(rate.burst.saturating_sub(most))
+    }
+
+    /// Whether nothing is counted.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// Forgets what says nothing any more.
@@ -294,15 +332,19 @@ impl Book {
         self.entries.retain(|_, end| *end > millis(now));
     }
 
-    /// From when on one more is allowed. However far ahead a wrong clock has counted, no more than one burst is used.
-    fn free_at(&self, limit: Limit, of: &str, rate: Rate, now: SystemTime) -> SystemTime {
+    /// From when on one more is allowed, if `held` are used beside what is counted.
+    fn free_at(&self, limit: Limit, of: &str, rate: Rate, held: u32, now: SystemTime) -> SystemTime {
         if rate.burst == 0 {
             return now + rate.every;
         }
         let end = self.entries.get(&entry(limit, of)).copied().unwrap_or_default();
-        let burst = unit(rate).saturating_mul(u64::from(rate.burst));
-        let end = end.min(millis(now).saturating_add(burst));
-        SystemTime::UNIX_EPOCH + Duration::from_millis(end.saturating_sub(burst - unit(rate).min(burst)))
+        let end = believed(end, limit, rate, now);
+        let end = match held {
+            0 => end,
+            held => end.max(millis(now)).saturating_add(unit(rate).saturating_mul(u64::from(held))),
+        };
+        let rest = unit(rate).saturating_mul(u64::from(rate.burst - 1));
+        SystemTime::UNIX_EPOCH + Duration::from_millis(end.saturating_sub(rest))
     }
 
     fn take(&mut self, limits: &CaLimits, limit: Limit, of: &str, now: SystemTime) {
@@ -311,14 +353,12 @@ impl Book {
         *end = (*end).max(millis(now)).saturating_add(unit(rate));
     }
 
-    /// However far ahead a wrong clock has counted, no more than one burst is used. What was demanded beyond that is counted, and
-    /// can be given back.
+    /// No entry says more than is [`believed`] of it. What is demanded beyond that is counted, and can be given back.
     fn set_clock(&mut self, limits: &CaLimits, ask: &Ask<'_>, now: SystemTime) {
         for (limit, of) in looked_at(&Ask { exempt: false, renewal: false, resumes: false, ..*ask }) {
             let Some(rate) = limit.rate(limits) else { continue };
-            let most = millis(now).saturating_add(unit(rate).saturating_mul(u64::from(rate.burst)));
             if let Some(end) = self.entries.get_mut(&entry(limit, &of)) {
-                *end = (*end).min(most);
+                *end = believed(*end, limit, rate, now);
             }
         }
     }
@@ -384,6 +424,15 @@ pub fn domains(names: &[HostPattern]) -> Vec<String> {
 fn unit(rate: Rate) -> u64 {
     let every = rate.every + rate.every / 50;
     u64::try_from(every.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What an entry says at `now`. However far ahead a wrong clock has counted, no more than one burst is used. Of a domain it may be
+/// more: what was under way for days is signed beside what was ordered since. Two bursts are more than that explains.
+fn believed(end: u64, limit: Limit, rate: Rate, now: SystemTime) -> u64 {
+    let burst = unit(rate).saturating_mul(u64::from(rate.burst));
+    let most = |bursts: u64| millis(now).saturating_add(burst.saturating_mul(bursts));
+    let likely = limit == Limit::Domain && end <= most(2);
+    if likely { end } else { end.min(most(1)) }
 }
 
 fn millis(time: SystemTime) -> u64 {
@@ -593,6 +642,16 @@ mod tests {
                 &[(renewal, Some(LEFT)), (resumed(renewal), Some(went_on))],
                 [4, 50, 300],
             ),
+            (
+                "signed, and not fetched yet",
+                &[(first, Some(Spent { signed: true, ..LEFT })), (resumed(first), None)],
+                [4, 49, 299],
+            ),
+            (
+                "signed, not fetched, and ordered again",
+                &[(first, Some(Spent { signed: true, ..LEFT })), (resumed(first), Some(SIGNED))],
+                [3, 48, 298],
+            ),
             ("left and lost", &[(first, Some(LEFT)), (resumed(first), Some(taken))], [5, 50, 299]),
             (
                 "lost, and another one made",
@@ -659,6 +718,55 @@ mod tests {
         book.begin(&limits(), &Ask { resumes: true, ..ask(&set) }, at(0), true).unwrap();
         book.prune(at(0) + OPEN);
         assert!(book.entries.keys().all(|entry| !entry.starts_with("open")), "{book:?}");
+    }
+
+    /// The CA counts when it signs: what is under way for hours is not refilled meanwhile, and used from its end on.
+    #[test]
+    fn what_is_under_way_for_long_is_counted_when_it_ends() {
+        let sets: Vec<_> = (0..51).map(|n| names(&[&format!("h{n}.example.com")])).collect();
+        let mut book = Book::default();
+        for set in &sets[..50] {
+            book.begin(&limits(), &ask(set), at(0), false).unwrap();
+        }
+        let refusal = book.begin(&limits(), &ask(&sets[50]), at(20 * 3600), false).unwrap_err();
+        assert_eq!(refusal.limit, Limit::Domain);
+        for set in &sets[..50] {
+            let resumed = resumed(ask(set));
+            book.begin(&limits(), &resumed, at(20 * 3600), false).unwrap();
+            book.settle(&limits(), &resumed, &SIGNED, at(20 * 3600));
+        }
+        assert_eq!(left(&book, at(20 * 3600))[1], 0);
+        let refusal = book.begin(&limits(), &ask(&sets[50]), at(20 * 3600), false).unwrap_err();
+        assert_eq!(refusal.until, at(20 * 3600) + slower(Duration::from_secs(202 * 60)));
+    }
+
+    #[test]
+    fn orders_that_hang_hold_the_others_up_for_a_day_and_are_counted_all_the_same() {
+        let sets: Vec<_> = (0..100).map(|n| names(&[&format!("h{n}.example.com")])).collect();
+        let (mut book, day) = (Book::default(), 24 * 3600);
+        for set in &sets[..50] {
+            book.begin(&limits(), &ask(set), at(0), false).unwrap();
+        }
+        book.check(&limits(), &ask(&sets[50]), at(day - 1)).unwrap_err();
+        book.check(&limits(), &ask(&sets[50]), at(day)).unwrap();
+        // While one is tried again it may be signed at any moment.
+        for set in &sets[..50] {
+            book.begin(&limits(), &resumed(ask(set)), at(2 * day), false).unwrap();
+        }
+        book.check(&limits(), &ask(&sets[50]), at(2 * day + 3599)).unwrap_err();
+        book.check(&limits(), &ask(&sets[50]), at(2 * day + 3600)).unwrap();
+        for set in &sets[50..] {
+            book.begin(&limits(), &ask(set), at(3 * day), false).unwrap();
+        }
+        // All of them are signed at once, which is more than the limit: the CA wants it back before it takes another.
+        for set in &sets {
+            let resumed = resumed(ask(set));
+            book.begin(&limits(), &resumed, at(3 * day), false).unwrap();
+            book.settle(&limits(), &resumed, &SIGNED, at(3 * day));
+        }
+        let other = names(&["other.example.com"]);
+        let refusal = book.check(&limits(), &ask(&other), at(3 * day)).unwrap_err();
+        assert_eq!(refusal.until, at(3 * day) + slower(Duration::from_secs(202 * 60)) * 51);
     }
 
     #[test]

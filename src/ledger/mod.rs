@@ -83,6 +83,12 @@ impl Ledger {
             .collect()
     }
 
+    /// What is known to be counted by a CA, as it stands now.
+    pub async fn book(&self, ca: &IssuerId) -> Book {
+        let mut books = self.books.lock().await;
+        self.kept(&mut books, ca).await.book.clone()
+    }
+
     async fn change<T>(
         &self,
         budget: &Budget,
@@ -101,11 +107,12 @@ impl Ledger {
                     tracing::warn!(ca = %budget.ca, "other processes kept on changing what the CA counts; this order is not in it");
                     return Ok(changed);
                 }
-                // Another process has counted meanwhile. What was already written stays written: rather too much than too little.
+                // Another process has counted meanwhile, and what it has under way may lie in any shard. What was already written stays
+                // written: rather too much than too little.
                 Err(StorageError::Conflict(_)) => {
                     tries += 1;
-                    for shard in touched {
-                        self.read(&budget.ca, kept, *shard).await;
+                    for shard in 0..SHARDS {
+                        self.read(&budget.ca, kept, shard).await;
                     }
                 }
                 Err(error) => {
@@ -241,7 +248,33 @@ mod tests {
         open().settle(&budget(), &taken, &Spent::default()).await;
         open().begin(&budget(), &ask, true).await.unwrap();
         assert_eq!(open().remaining(&budget()).await, [(Limit::Names, 0)]);
+        open().settle(&budget(), &ask, &signed).await;
         clock.advance(HOUR * 4);
         assert_eq!(open().remaining(&budget()).await, [(Limit::Names, 2)]);
+    }
+
+    /// The certificates of one domain are ordered by several processes: what one has under way is held against the other.
+    #[tokio::test]
+    async fn what_another_process_has_under_way_counts() {
+        let clock = Arc::new(ManualClock::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)));
+        let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::default());
+        let limits = CaLimits { domain: Some(Rate { burst: 5, every: HOUR }), ..CaLimits::default() };
+        let budget = Budget { ca: IssuerId::new("ca.test"), limits };
+        let [one, two] = [(); 2].map(|()| Ledger::new(storage.clone(), clock.clone()));
+        let sets: Vec<_> =
+            (0..6).map(|n| [HostPattern::parse(&format!("h{n}.example.com")).unwrap()]).collect();
+        let ask = |n: usize| Ask {
+            names: &sets[n],
+            renewal: false,
+            exempt: false,
+            registers: false,
+            resumes: false,
+        };
+        two.check(&budget, &ask(5)).await.unwrap();
+        for n in 0..5 {
+            one.begin(&budget, &ask(n), false).await.unwrap();
+        }
+        let refusal = two.begin(&budget, &ask(5), false).await.unwrap_err();
+        assert_eq!(refusal.limit, Limit::Domain);
     }
 }

@@ -14,6 +14,8 @@ use super::scenario::Scenario;
 const SHOWN: usize = 25;
 /// Dates that are shown of one.
 const DATES: usize = 12;
+/// Certificates that are named of those for which something went wrong.
+const NAMED: usize = 5;
 /// Columns of the bar of the busiest month.
 const BAR: u64 = 40;
 
@@ -37,6 +39,8 @@ pub fn calendar(scenario: &Scenario, outcome: &Outcome) -> String {
     months(&mut out, &outcome.renewals);
     certificates(&mut out, scenario, &outcome.renewals);
     verdict(&mut out, outcome);
+    casualties(&mut out, scenario, "Served after its end", &outcome.expired);
+    casualties(&mut out, scenario, "Late for the CA's window", &outcome.late);
     out
 }
 
@@ -115,6 +119,18 @@ fn verdict(out: &mut String, outcome: &Outcome) {
     if busiest > 0 {
         let _ =
             writeln!(out, "  busiest undisturbed hour  {busiest} orders, {mean:.1} on average in its month");
+    }
+}
+
+/// Whom it concerns, and by how much.
+fn casualties(out: &mut String, scenario: &Scenario, what: &str, list: &[(usize, Duration)]) {
+    for (n, by) in list.iter().take(NAMED) {
+        let names = scenario.certificates.get(*n).map_or(&[][..], |certificate| &certificate.names);
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let _ = writeln!(out, "\n{what}: {} by {:.1} h", names.join(", "), by.as_secs_f64() / 3600.0);
+    }
+    if let Some(more) = list.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        let _ = writeln!(out, "  and {more} times more");
     }
 }
 

@@ -12,5 +12,5 @@ mod world;
 pub use ca::CaModel;
 pub use calendar::calendar;
 pub use outcome::{Hour, Outcome, Renewal};
-pub use scenario::{Scenario, SimulatedCert, lets_encrypt, public_ca};
+pub use scenario::{Beginning, Scenario, SimulatedCert, lets_encrypt, public_ca};
 pub use world::run;

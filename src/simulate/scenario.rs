@@ -1,5 +1,6 @@
 //! What is simulated: which certificates, which CAs, which mishaps.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,7 +10,9 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use super::ca::CaModel;
+use crate::certs::Holding;
 use crate::issuer::{CaLimits, Rate};
+use crate::ledger::Book;
 use crate::name::HostPattern;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -20,8 +23,10 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 pub struct Scenario {
     /// The same seed, the same run.
     pub seed: u64,
-    /// The first moment; nothing is held then.
+    /// The first moment.
     pub start: SystemTime,
+    /// What is there then.
+    pub begins: Beginning,
     /// How long.
     pub length: Duration,
     /// What is wanted.
@@ -34,6 +39,18 @@ pub struct Scenario {
     pub broken_dns: Vec<(usize, Range<SystemTime>)>,
     /// Whether every renewal is remembered.
     pub keep_renewals: bool,
+}
+
+/// What is there at the first moment; by default nothing. The model CAs have counted nothing before it: the books know more, and hold
+/// orders back by themselves.
+#[derive(Clone, Debug, Default)]
+pub struct Beginning {
+    /// Certificates that are held, by their number in the scenario.
+    pub held: BTreeMap<usize, Holding>,
+    /// What is known to be counted by CAs, by theirs.
+    pub counted: BTreeMap<usize, Book>,
+    /// CAs that have an account of ours.
+    pub registered: BTreeSet<usize>,
 }
 
 /// A certificate that is wanted.
@@ -57,6 +74,7 @@ impl Scenario {
         Self {
             seed,
             start,
+            begins: Beginning::default(),
             length,
             certificates,
             cas,

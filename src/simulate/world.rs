@@ -121,7 +121,11 @@ impl Attempt {
 
 impl<'a> World<'a> {
     fn new(scenario: &'a Scenario) -> Self {
-        let cas: Vec<Ca> = scenario.cas.iter().cloned().map(Ca::new).collect();
+        let begins = &scenario.begins;
+        let mut cas: Vec<Ca> = scenario.cas.iter().cloned().map(Ca::new).collect();
+        for registered in &begins.registered {
+            cas[*registered].know_us();
+        }
         let mut heap = BinaryHeap::new();
         let hours = Arc::new(Hours::default());
         let certificates = scenario.certificates.iter().enumerate().map(|(n, wanted)| {
@@ -135,14 +139,26 @@ impl<'a> World<'a> {
                     fleet: scenario.certificates.len() > FLEET,
                 })
                 .collect();
-            let machine = Machine::new(&terms, None, None, None, scenario.start);
+            let holding = begins.held.get(&n);
+            let signers: Vec<usize> = holding
+                .iter()
+                .flat_map(|holding| &holding.signers)
+                .filter_map(|lane| wanted.cas.get(usize::from(*lane)).copied())
+                .collect();
+            let signed = holding.and_then(|holding| {
+                let ca = *wanted.cas.get(usize::from(holding.held.issuer))?;
+                let dates = (holding.held.not_before, holding.held.not_after);
+                Some((ca, cas[ca].has_signed(&wanted.names, dates)))
+            });
+            let (held, ari) = (holding.map(|holding| holding.held), holding.and_then(|holding| holding.ari));
+            let machine = Machine::new(&terms, held, ari, None, scenario.start);
             Certificate {
                 wanted,
                 terms,
                 machine,
                 place: Place::nowhere(hours.clone()),
-                signed: None,
-                signers: Vec::new(),
+                signed,
+                signers,
                 order: None,
                 attempt: None,
                 queued: false,
@@ -153,7 +169,7 @@ impl<'a> World<'a> {
         let length = usize::try_from(scenario.length.as_secs() / 3600).unwrap_or(0) + 1;
         Self {
             rng: StdRng::seed_from_u64(scenario.seed),
-            books: cas.iter().map(|_| Book::default()).collect(),
+            books: (0..cas.len()).map(|ca| begins.counted.get(&ca).cloned().unwrap_or_default()).collect(),
             cas,
             certificates,
             heap,
@@ -382,6 +398,9 @@ impl<'a> World<'a> {
         }
         let former = self.certificates[n].signed.replace((ca, signed));
         let Some((signer, old)) = former else { return };
+        if old.not_after <= self.scenario.start {
+            return; // it was found like that
+        }
         self.judge_end(n, &old, now);
         let left = old.not_after.duration_since(now).unwrap_or_default();
         let lifetime = old.not_after.duration_since(old.not_before).unwrap_or_default();
@@ -399,7 +418,9 @@ impl<'a> World<'a> {
             *which == n && when.start < window.end && window.start < when.end + CATCH_UP
         });
         let revoked = model.revocations.iter().any(|(at, _)| *at >= old.not_before && *at <= now);
+        let found_late = window.end < self.scenario.start + CATCH_UP;
         if !disturbed
+            && !found_late
             && !broken
             && !revoked
             && let Ok(late) = now.duration_since(window.end)
@@ -437,7 +458,9 @@ impl<'a> World<'a> {
 
     fn finish(mut self, end: SystemTime) -> Outcome {
         for n in 0..self.certificates.len() {
-            if let Some((_, signed)) = self.certificates[n].signed {
+            if let Some((_, signed)) =
+                self.certificates[n].signed.filter(|(_, signed)| signed.not_after > self.scenario.start)
+            {
                 self.judge_end(n, &signed, end);
             }
         }

@@ -32,6 +32,13 @@ fn serial(pem: &Path) -> String {
     digits.trim_start_matches('0').to_owned()
 }
 
+/// The URL of the only account below certbot's directory.
+fn certbots_account(theirs: &Path) -> String {
+    let found = output("find", &[theirs.join("accounts").to_str().unwrap(), "-name", "regr.json"]);
+    let text = std::fs::read_to_string(found.trim()).unwrap();
+    serde_json::from_str::<serde_json::Value>(&text).unwrap()["uri"].as_str().unwrap().to_owned()
+}
+
 fn issued(pebble: &Pebble) -> usize {
     pebble.log().matches("Issued certificate serial").count()
 }
@@ -98,6 +105,19 @@ fn certbots_certificates_are_served_without_an_order() {
     assert!(said.contains("[[certificates]]\nnames = [\"other.test\"]"), "{said}");
     assert!(row(&said, "account", "localhost").starts_with("left") && said.contains("RSA"), "{said}");
     assert!(import(&[]).contains("is held already"));
+    // Its account has an RSA key: the CA gives it another one, if that is asked for.
+    assert!(
+        said.contains("with --roll-keys") && said.contains("first order registers a new account"),
+        "{said}"
+    );
+    let url = certbots_account(&theirs);
+    let said = import(&["--roll-keys", "--dry-run"]);
+    assert!(row(&said, "account", "localhost").starts_with("would take"), "{said}");
+    assert!(!dir.path().join("state/accounts").exists(), "nothing was written, and nobody was asked");
+    let said = import(&["--roll-keys"]);
+    assert!(row(&said, "account", "localhost").starts_with("taken"), "{said}");
+    assert!(said.contains(&format!("{url}, with a new key")), "{said}");
+    assert!(import(&["--roll-keys"]).contains("there is an account at this CA already"));
 
     let before = issued(&pebble);
     let starlock =
@@ -108,6 +128,12 @@ fn certbots_certificates_are_served_without_an_order() {
     let served = starlock.serial_other_than("one.test", None);
     assert_eq!(served.trim_start_matches('0'), serial(&theirs.join("live/one.test/cert.pem")));
     assert_eq!(issued(&pebble), before);
+    // Orders are signed with the new key, under the old URL.
+    let renewed = starlock.command(&["certs", "renew", "one.test", "--force"]);
+    assert!(renewed.status.success(), "{}", text(&renewed));
+    starlock.serial_other_than("one.test", Some(&served));
+    let listed = starlock.command(&["accounts", "list", "--json"]);
+    assert!(text(&listed).contains(&url), "{}", text(&listed));
     let running = command(dir.path(), &["import", "certbot", theirs.to_str().unwrap()]);
     assert!(
         !running.status.success() && text(&running).contains("Starlock is running"),

@@ -59,6 +59,7 @@ mod restart;
 mod retries;
 mod shaping;
 mod shutdown;
+mod simulate_command;
 mod simulation;
 mod smuggling;
 mod startup;

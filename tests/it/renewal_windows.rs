@@ -61,10 +61,15 @@ impl Drill {
         self.pebble.set_renewal_info(chain.split_inclusive(end).next().unwrap(), response);
     }
 
-    /// What new orders said that they replace, oldest first.
-    fn replaced(&self) -> Vec<Option<String>> {
+    /// For whom new orders were, and what they said that they replace, oldest first.
+    fn orders(&self) -> Vec<(String, Option<String>)> {
         let orders = self.stopper.asked("/order-plz").into_iter();
-        orders.map(|order| order["replaces"].as_str().map(ToOwned::to_owned)).collect()
+        orders
+            .map(|order| {
+                let host = order["identifiers"][0]["value"].as_str().unwrap().to_owned();
+                (host, order["replaces"].as_str().map(ToOwned::to_owned))
+            })
+            .collect()
     }
 }
 
@@ -91,7 +96,7 @@ fn ridden_out(mut drill: Drill) -> bool {
     if first.iter().any(|serial| odd(serial)) {
         return false;
     }
-    let issued = drill.replaced().len();
+    let issued = drill.orders().len();
     let calm = window(SystemTime::now(), 260, 340, "");
     for host in HOSTS {
         drill.say(host, &calm);
@@ -100,9 +105,8 @@ fn ridden_out(mut drill: Drill) -> bool {
     for host in HOSTS {
         eventually("the window is known", || drill.next(host).contains("ARI window").then_some(()));
     }
-    let due: Vec<Value> = HOSTS.iter().map(|host| drill.of(host)["next_action_at"].clone()).collect();
 
-    // One of them is to be revoked. What is served until then stays served.
+    // All of them are to be revoked, each window moved on its own as a CA does it. What is served until then stays served.
     let loads = HOSTS.map(|host| {
         load::Load::start(load::Spec {
             address: drill.starlock.address("https"),
@@ -114,15 +118,31 @@ fn ridden_out(mut drill: Drill) -> bool {
     });
     drill.stopper.arm(Stop { path: "/order-plz", after: false });
     let why = r#","explanationURL":"https://ca.test/incident""#;
-    drill.say(HOSTS[0], &window(SystemTime::now(), -7200, -3600, why));
-    drill.stopper.wait_for_hit();
-    let next = drill.next(HOSTS[0]);
-    assert!(next.contains("(ARI: the CA wants it replaced now: https://ca.test/incident)"), "{next}");
+    let past = window(SystemTime::now(), -7200, -3600, why);
+    for host in HOSTS {
+        drill.say(host, &past);
+    }
+    eventually("all three are ordered", || {
+        let orders = drill.orders().split_off(issued);
+        HOSTS.iter().all(|host| orders.iter().any(|(of, _)| of == host)).then_some(())
+    });
+    for (host, serial) in HOSTS.iter().zip(&first) {
+        let next = drill.next(host);
+        assert!(
+            next.contains("(ARI: the CA wants it replaced now: https://ca.test/incident)"),
+            "{host}: {next}"
+        );
+        assert_eq!(
+            drill.of(host)["serial"],
+            serial.as_str(),
+            "{host} is served while its order is under way"
+        );
+    }
     let listed = drill.starlock.command(&["certs"]);
     assert!(String::from_utf8_lossy(&listed.stdout).contains("ARI"), "{listed:?}");
     drill.stopper.release();
-    let second = drill.starlock.serial_other_than(HOSTS[0], Some(&first[0]));
-    if odd(&second) {
+    let second = [0, 1, 2].map(|n| drill.starlock.serial_other_than(HOSTS[n], Some(&first[n])));
+    if second.iter().any(|serial| odd(serial)) {
         return false;
     }
     for load in loads {
@@ -133,31 +153,39 @@ fn ridden_out(mut drill: Drill) -> bool {
         assert!(report.sent.load(Ordering::Relaxed) > 0);
     }
 
-    // A refused nonce sends the same order once more: each names its predecessor.
-    let replaced = drill.replaced().split_off(issued);
-    assert!(!replaced.is_empty());
-    for id in replaced {
-        let id = id.expect("the order names its predecessor");
-        let serial = BASE64_URL_SAFE_NO_PAD.decode(id.split_once('.').unwrap().1).unwrap();
-        let digits: String = serial.iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(digits.trim_start_matches("00"), first[0].trim_start_matches("00"));
+    // A refused nonce sends the same order once more: each names the predecessor of its own host, and nothing else was ordered.
+    let orders = drill.orders().split_off(issued);
+    for (host, serial) in HOSTS.iter().zip(&first) {
+        let own: Vec<_> = orders.iter().filter(|(of, _)| of == host).collect();
+        assert!(!own.is_empty(), "{host}: {orders:?}");
+        for (_, replaces) in own {
+            let id = replaces.as_ref().expect("the order names its predecessor");
+            let named = BASE64_URL_SAFE_NO_PAD.decode(id.split_once('.').unwrap().1).unwrap();
+            let digits: String = named.iter().map(|b| format!("{b:02x}")).collect();
+            assert_eq!(digits.trim_start_matches("00"), serial.trim_start_matches("00"), "{host}");
+        }
     }
 
     // Killed, and the CA silent: what it said last is remembered.
-    drill.say(HOSTS[0], &calm);
-    eventually("the successor's window is known", || {
-        drill.next(HOSTS[0]).contains("ARI window").then_some(())
-    });
+    let calm = window(SystemTime::now(), 260, 340, "");
+    for host in HOSTS {
+        drill.say(host, &calm);
+    }
+    for host in HOSTS {
+        eventually("the successor's window is known", || {
+            drill.next(host).contains("ARI window").then_some(())
+        });
+    }
+    let due: Vec<Value> = HOSTS.iter().map(|host| drill.of(host)["next_action_at"].clone()).collect();
     drill.starlock.process().kill();
     drill.stopper.arm(Stop { path: "/", after: false });
     drill.starlock.start_again();
     for (n, host) in HOSTS.iter().enumerate() {
         let certificate = drill.of(host);
-        let serial = if n == 0 { &second } else { &first[n] };
-        assert_eq!(certificate["serial"], serial.as_str(), "{host}");
+        assert_eq!(certificate["serial"], second[n].as_str(), "{host}");
         let next = certificate["next_action"].as_str().unwrap();
         assert!(next.contains("ARI window"), "{host}: {next}");
-        assert!(n == 0 || certificate["next_action_at"] == due[n], "the same moment: {certificate}");
+        assert_eq!(certificate["next_action_at"], due[n], "the same moment: {certificate}");
     }
 
     // Whatever the CA says that is no window: nothing changes.
@@ -171,7 +199,7 @@ fn ridden_out(mut drill: Drill) -> bool {
     eventually("both were asked about", || (misses() >= before + 2).then_some(()));
     for (n, host) in HOSTS.iter().enumerate().skip(1) {
         let certificate = drill.of(host);
-        assert_eq!(certificate["serial"], first[n].as_str());
+        assert_eq!(certificate["serial"], second[n].as_str());
         assert_eq!(certificate["next_action_at"], due[n], "{certificate}");
         assert_eq!((&certificate["state"], &certificate["attempts"]), (&"valid".into(), &0.into()));
         assert!(certificate["last_error"].is_null(), "{certificate}");

@@ -1,6 +1,7 @@
 //! The rules of renewal, and what a person may ask for, each against a model CA.
 
 use super::*;
+use crate::certs::record::cert_key;
 use crate::issuer::{CaLimits, Rate};
 use crate::storage::{Lease, Revision, StorageError, Stored};
 
@@ -242,6 +243,28 @@ async fn a_person_goes_back_and_it_lasts() {
     assert_eq!(process.host(), second);
     tokio::time::sleep(100 * DAY).await;
     assert!(process.view().validity.unwrap().1 > clock.now(), "{:?}", process.view());
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_goes_back_while_another_process_orders() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let ca = ca(&clock, "public", 90 * DAY, counts);
+    let process = with(&storage, &clock, by(&[&ca])).await;
+    let first = process.host();
+    process.ask(Verb::Renew { force: true }).await.unwrap();
+    let second = process.host();
+    let key = cert_key(&ca.id, &process.view().id);
+    let theirs = storage.try_lease(&key).await.unwrap().expect("nobody holds it");
+    let kept = storage.load(&key).await.unwrap().unwrap().value;
+    let refused = process.ask(Verb::RollBack).await.unwrap_err();
+    assert!(refused.contains("another process is ordering it"), "{refused}");
+    assert_eq!(storage.load(&key).await.unwrap().unwrap().value, kept);
+    assert_eq!(process.host(), second);
+    drop(theirs);
+    process.ask(Verb::RollBack).await.unwrap();
+    assert_eq!(process.host(), first);
+    assert!(storage.try_lease(&key).await.unwrap().is_some(), "it is let go of");
     process.stop().await;
 }
 

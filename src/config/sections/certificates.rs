@@ -20,11 +20,15 @@ const CA: Key = Key::new(
     "\"letsencrypt\"",
     "letsencrypt, letsencrypt-staging, zerossl, google, sslcom, local, or the URL of an ACME directory",
 );
-const EMAIL: Key = Key::new("email", Kind::Text, "", "Contact for the CA");
+const EMAIL: Key = Key::new("email", Kind::Text, "", "Contact for the CA; one for each CA");
 const CA_ROOT: Key =
     Key::new("ca_root", Kind::Path, "", "PEM file with a root to trust for a private ACME directory");
-const EAB_KEY: Key =
-    Key::new("eab", Kind::Table(&EAB), "", "External account binding, for CAs that demand it; used once");
+const EAB_KEY: Key = Key::new(
+    "eab",
+    Kind::Table(&EAB),
+    "",
+    "External account binding, for CAs that demand it; used once, one for each CA",
+);
 const PROFILE: Key = Key::new("profile", Kind::Text, "", "A profile that the CA's directory offers");
 const CHAIN: Key = Key::new(
     "preferred_chain",
@@ -36,7 +40,7 @@ const CA_LIMITS: Key = Key::new(
     "limits",
     Kind::Table(&ALLOWANCE),
     "",
-    "What the CA allows; known for Let's Encrypt, nothing for a private directory",
+    "What the CA allows, whichever certificate it is for; known for Let's Encrypt, nothing for a private directory",
 );
 
 pub(in crate::config) static ACME: Section = growing(
