@@ -11,6 +11,7 @@
 
 mod acme_dns;
 mod admission;
+mod all_down;
 mod architecture;
 mod auth;
 mod autobahn;
