@@ -9,6 +9,7 @@
     reason = "tests, not the product"
 )]
 
+mod abandoned;
 mod acme_dns;
 mod admission;
 mod all_down;
