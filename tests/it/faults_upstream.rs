@@ -158,7 +158,7 @@ impl Front {
     fn start(runtime: &tokio::runtime::Runtime, upstream: &str) -> Self {
         if std::env::var_os("STARLOCK").is_some() {
             return Self::Program(Box::new(Starlock::start(&format!(
-                "[listen]\nhttps = []\nhttp = [\"127.0.0.1:0\"]\n[log]\naccess = \"off\"\n{upstream}"
+                "{upstream}[listen]\nhttps = []\nhttp = [\"127.0.0.1:0\"]\n[log]\naccess = \"off\"\n"
             ))));
         }
         Self::Rig(Box::new(runtime.block_on(Plan::toml(upstream).start())))
