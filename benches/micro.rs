@@ -17,7 +17,7 @@ use starlock::balance::{
 };
 use starlock::name::HostPattern;
 use starlock::policy::PolicySpec;
-use starlock::proxy::client::Client;
+use starlock::proxy::client::{Client, TrustedHeader};
 use starlock::proxy::{ActionSpec, ConditionSpec, Facts, RouteHost, RouteSpec, Router, headers, path};
 use starlock::telemetry::Metrics;
 use starlock::tls::{Bundle, CertTable};
@@ -152,7 +152,7 @@ fn fields(criterion: &mut Criterion) {
         ("a trusted proxy's", [10, 0, 0, 1], list(&FORWARDED)),
     ] {
         let rewrite = |mut headers: HeaderMap| {
-            let client = Client::of(IpAddr::from(peer), &trusted, &headers);
+            let client = Client::of(IpAddr::from(peer), &trusted, TrustedHeader::XForwardedFor, &headers);
             let incoming =
                 headers::Incoming { client, scheme: "https", host: &host, version: Version::HTTP_2 };
             headers::to_server(&mut headers, &incoming);

@@ -15,8 +15,6 @@ pub(super) enum Refusal {
     Method,
     Host(HostError),
     Path(PathError),
-    /// Fields of trusted proxies name different clients.
-    DisputedClient,
     /// A server might read the path as that of another route.
     AmbiguousPath,
     /// The target is longer than `limits.uri`.
@@ -48,7 +46,6 @@ impl Refusal {
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method"),
             Self::Host(_) => (StatusCode::BAD_REQUEST, "bad_host"),
             Self::Path(_) => (StatusCode::BAD_REQUEST, "bad_path"),
-            Self::DisputedClient => (StatusCode::BAD_REQUEST, "disputed_client"),
             Self::AmbiguousPath => (StatusCode::BAD_REQUEST, "ambiguous_path"),
             Self::UriTooLong => (StatusCode::URI_TOO_LONG, "uri_too_long"),
             Self::TooManyFields => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header_fields"),

@@ -11,7 +11,7 @@ use http::header::{
 use http::{Method, Version};
 use smallvec::SmallVec;
 
-use super::client::Client;
+use super::client::{Client, TrustedHeader};
 use super::error::Refusal;
 use crate::policy::client_cert::is_claim;
 use crate::policy::spelling::{begins_with_spelling, is_proxy, is_spelling};
@@ -184,20 +184,26 @@ fn is_forwarding(name: &str) -> bool {
 }
 
 fn set_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
-    let Client { address, peer, trusted, .. } = incoming.client;
+    let Client { address, peer, trusted, scheme } = incoming.client;
+    // Of what a trusted proxy does not write, nobody knows who did.
+    let is_trusted = |name: &str| match trusted {
+        None => false,
+        Some(TrustedHeader::XForwardedFor) => name != "forwarded" && !name.contains(['_', '.']),
+        Some(TrustedHeader::Forwarded) => name == "forwarded",
+    };
     let removed: Names = headers
         .keys()
         .filter(|name| {
             let name = name.as_str();
-            is_claim(name) || (is_forwarding(name) && (!trusted || name.contains(['_', '.'])))
+            is_claim(name) || (is_forwarding(name) && !is_trusted(name))
         })
         .cloned()
         .collect();
     for name in &removed {
         headers.remove(name);
     }
-    // A trusted proxy may have written only one of the two: the other then says the same.
-    let told = |name: &HeaderName| trusted && address != peer && !headers.contains_key(name);
+    // A trusted proxy has written one of the two: the other one says the same.
+    let told = |name: &HeaderName| trusted.is_some() && address != peer && !headers.contains_key(name);
     let (told_plain, told_standard) = (told(&X_FORWARDED_FOR), told(&FORWARDED));
     let mut chain = joined(headers, &X_FORWARDED_FOR);
     if told_plain {
@@ -210,7 +216,7 @@ fn set_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
         headers.insert(X_FORWARDED_HOST, incoming.host.clone());
     }
     if !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(incoming.scheme));
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme.unwrap_or(incoming.scheme)));
     }
     insert(headers, X_REAL_IP, address.to_string().into_bytes());
     let mut element = String::with_capacity(64);
@@ -261,9 +267,13 @@ mod tests {
     }
 
     fn sent(fields: &[(&str, &str)], trusted: bool) -> Vec<String> {
+        sent_by(fields, trusted.then_some(TrustedHeader::XForwardedFor))
+    }
+
+    fn sent_by(fields: &[(&str, &str)], trusted: Option<TrustedHeader>) -> Vec<String> {
         let mut headers = map(fields);
-        let client =
-            Client { address: [1, 1, 1, 1].into(), peer: [10, 0, 0, 1].into(), trusted, disputed: false };
+        let scheme = (trusted == Some(TrustedHeader::Forwarded)).then_some("http");
+        let client = Client { address: [1, 1, 1, 1].into(), peer: [10, 0, 0, 1].into(), trusted, scheme };
         let host = HeaderValue::from_static("a.test:8443");
         let incoming = Incoming { client, scheme: "https", host: &host, version: Version::HTTP_2 };
         to_server(&mut headers, &incoming);
@@ -313,7 +323,7 @@ mod tests {
                 ("x-forwarded-proto", "http"),
                 ("x-forwarded-host", "b.test"),
                 ("x-forwarded-port", "80"),
-                ("forwarded", "for=1.1.1.1"),
+                ("forwarded", "for=6.6.6.6"),
                 ("x-real-ip", "6.6.6.6"),
                 ("via", "1.1 other"),
             ],
@@ -342,9 +352,31 @@ mod tests {
         let plain = sent(&[("x-forwarded-for", "1.1.1.1")], true);
         let ours = "for=10.0.0.1;host=\"a.test:8443\";proto=https";
         assert_eq!(line(&plain, "forwarded:"), format!("forwarded: for=1.1.1.1, {ours}"));
-        let standard = sent(&[("forwarded", "for=1.1.1.1;by=_x")], true);
-        assert_eq!(line(&standard, "forwarded:"), format!("forwarded: for=1.1.1.1;by=_x, {ours}"));
-        assert_eq!(line(&standard, "x-forwarded-for:"), "x-forwarded-for: 1.1.1.1, 10.0.0.1");
+        // What the proxy does not write is its client's own.
+        let lines = sent_by(
+            &[
+                ("forwarded", "for=1.1.1.1;by=_x;proto=http"),
+                ("x-forwarded-for", "6.6.6.6"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-host", "evil"),
+                ("x-forwarded-port", "1"),
+                ("x-real-ip", "6.6.6.6"),
+                ("x_real_ip", "6.6.6.6"),
+            ],
+            Some(TrustedHeader::Forwarded),
+        );
+        assert_eq!(
+            lines,
+            [
+                format!("forwarded: for=1.1.1.1;by=_x;proto=http, {ours}").as_str(),
+                "host: a.test:8443",
+                "via: 2.0 starlock",
+                "x-forwarded-for: 1.1.1.1, 10.0.0.1",
+                "x-forwarded-host: a.test:8443",
+                "x-forwarded-proto: http",
+                "x-real-ip: 1.1.1.1",
+            ]
+        );
     }
 
     #[test]
@@ -479,7 +511,7 @@ mod tests {
                 headers.append(HeaderName::from_bytes(spelt.as_bytes()).unwrap(), HeaderValue::from_static("evil"));
             }
             headers.append(CONNECTION, HeaderValue::from_str(&named.join(", ")).unwrap());
-            let client = Client { address: [1, 1, 1, 1].into(), peer: [10, 0, 0, 1].into(), trusted: false, disputed: false };
+            let client = Client { address: [1, 1, 1, 1].into(), peer: [10, 0, 0, 1].into(), trusted: None, scheme: None };
             let host = HeaderValue::from_static("a.test");
             to_server(&mut headers, &Incoming { client, scheme: "https", host: &host, version: Version::HTTP_11 });
             let value = crate::policy::FieldValue::parse("ours").unwrap();
