@@ -18,6 +18,7 @@ mod auth;
 mod autobahn;
 mod balancing;
 mod bodies;
+mod buffered;
 mod ca_features;
 mod certificate_commands;
 mod certificate_files;
