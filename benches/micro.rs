@@ -18,7 +18,7 @@ use starlock::balance::{
 use starlock::conn::Introduction;
 use starlock::name::HostPattern;
 use starlock::policy::PolicySpec;
-use starlock::proxy::client::Client;
+use starlock::proxy::client::{Client, TrustedHeader};
 use starlock::proxy::{ActionSpec, ConditionSpec, Facts, RouteHost, RouteSpec, Router, headers, path};
 use starlock::telemetry::Metrics;
 use starlock::tls::{Bundle, CertTable};
@@ -154,7 +154,7 @@ fn fields(criterion: &mut Criterion) {
     ] {
         let introduction = Introduction::new(IpAddr::from(peer), "https", host.clone());
         let rewrite = |mut headers: HeaderMap| {
-            let client = Client::of(IpAddr::from(peer), &trusted, &headers);
+            let client = Client::of(IpAddr::from(peer), &trusted, TrustedHeader::XForwardedFor, &headers);
             let incoming = headers::Incoming {
                 client,
                 scheme: "https",

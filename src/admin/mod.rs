@@ -6,9 +6,8 @@
 mod accounts;
 mod client;
 mod http;
-mod metrics;
-mod ready;
 mod server;
+mod side;
 mod upstreams;
 
 use std::collections::BTreeMap;
@@ -18,9 +17,8 @@ use serde::{Deserialize, Serialize};
 
 pub use accounts::{AccountCommand, AccountStatus};
 pub use client::{Client, ClientError};
-pub use metrics::MetricsServer;
-pub use ready::ReadyServer;
 pub use server::{AdminServer, BindError};
+pub use side::SideServer;
 pub use upstreams::{ServerStatus, UpstreamStatus};
 
 /// What operators may ask and command. Calls may run concurrently, and dropping one stops nothing that has begun.

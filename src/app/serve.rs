@@ -16,7 +16,7 @@ use super::responders::Responders;
 use super::secrets::SecretWatch;
 use super::{App, Loader, accounts, end, issuers, minting, systemd};
 use crate::acme::Accounts;
-use crate::admin::{AdminServer, LastReload, ListenerStatus, MetricsServer, ReadyServer};
+use crate::admin::{AdminServer, LastReload, ListenerStatus, SideServer};
 use crate::backoff::Backoff;
 use crate::certs::CertManager;
 use crate::challenge::{Janitor, WellKnown, answers, janitor};
@@ -361,7 +361,7 @@ fn serve_metrics(
 ) -> Result<Option<SocketAddr>, String> {
     let Some(address) = app.plan.telemetry.metrics else { return Ok(None) };
     let metrics = metrics.clone();
-    let server = MetricsServer::bind(address).map_err(|e| format!("listen.metrics: {e}"))?;
+    let server = SideServer::bind(address).map_err(|e| format!("listen.metrics: {e}"))?;
     let bound = server.address();
     let traffic = app.traffic.clone();
     let render = move || {
@@ -369,18 +369,18 @@ fn serve_metrics(
         metrics.loaded(load.requests(), load.buffered());
         metrics.render()
     };
-    server.serve(supervisor, Arc::new(render));
+    server.serve_metrics(supervisor, render);
     Ok(Some(bound))
 }
 
 /// Answers balancers that ask whether they may send requests: until the process begins to drain.
 fn serve_ready(app: &App, board: &Board, supervisor: &Supervisor) -> Result<Option<SocketAddr>, String> {
     let Some(address) = app.plan.ready else { return Ok(None) };
-    let server = ReadyServer::bind(address).map_err(|e| format!("listen.ready: {address}: {e}"))?;
+    let server = SideServer::bind(address).map_err(|e| format!("listen.ready: {address}: {e}"))?;
     let bound = server.address();
     let board = board.clone();
     let is_ready = move || !board.lock().unwrap_or_else(PoisonError::into_inner).draining;
-    server.serve(supervisor, Arc::new(is_ready));
+    server.serve_ready(supervisor, is_ready);
     Ok(Some(bound))
 }
 

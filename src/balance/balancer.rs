@@ -210,13 +210,9 @@ impl Balancer {
         self.table.load().has_other(tried)
     }
 
-    /// Whether an upstream of several servers has none that could be reached: each was tried, or is known to fail.
-    pub fn is_out(&self, tried: &Tried) -> bool {
-        let table = self.table.load();
-        table.endpoints.len() > 1
-            && table.endpoints.iter().all(|e| {
-                tried.has(e.id()) || e.health.is_drained() || e.health.is_down() || e.health.is_ailing()
-            })
+    /// Whether a server that was not tried is up and has room, and nothing says that requests to it fail.
+    pub fn has_untroubled(&self, tried: &Tried) -> bool {
+        self.table.load().has_untroubled(tried)
     }
 
     /// Counts a request: a share of them may be repeated.

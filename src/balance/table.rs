@@ -119,8 +119,12 @@ impl Table {
 
     /// Whether one that was not tried is up and has a free place.
     pub(super) fn has_other(&self, tried: &Tried) -> bool {
-        self.slots()
-            .any(|slot| !tried.has(slot.endpoint.id()) && !slot.is_full() && slot.endpoint.health.is_up())
+        self.slots().any(|slot| slot.is_other(tried))
+    }
+
+    /// Whether one of these is not known to fail.
+    pub(super) fn has_untroubled(&self, tried: &Tried) -> bool {
+        self.slots().any(|slot| slot.is_other(tried) && !slot.endpoint.health.is_ailing())
     }
 
     /// Puts the plan's bounds of connections into force.
@@ -179,6 +183,10 @@ impl Group {
 impl Slot {
     fn is_full(&self) -> bool {
         self.endpoint.in_flight() >= self.max_requests
+    }
+
+    fn is_other(&self, tried: &Tried) -> bool {
+        !tried.has(self.endpoint.id()) && !self.is_full() && self.endpoint.health.is_up()
     }
 
     fn can_take(&self, standard: Standard, pick: &Pick<'_>) -> bool {

@@ -19,6 +19,7 @@ use super::{accounts, mtls, passed, passing, responder, upstreams};
 use crate::dns::ProviderKind;
 use crate::listen::{Limits, ListenSpec, ListenTimeouts};
 use crate::name::{HostName, HostPattern};
+use crate::proxy::client::TrustedHeader;
 use crate::proxy::{ActionSpec, Facts, ProxySpec, Router, path};
 use crate::storage::StorageSpec;
 use crate::telemetry::{AccessLogSpec, TelemetrySpec};
@@ -72,6 +73,7 @@ pub(super) fn resolve(decoder: &mut Decoder<'_>, file: &Fields, env: &Environmen
     let expects = expect::read(decoder, file, &names);
     let proxy = ProxySpec {
         routes: route_specs,
+        trusted_header: trusted_header(decoder, &listen_section),
         trusted_proxies: trusted(decoder, &listen_section),
         body_timeout: section("timeouts").value("body").unwrap_or(Duration::from_secs(60)),
         tunnel_timeout: section("timeouts").value("tunnel").unwrap_or(Duration::from_secs(3600)),
@@ -215,6 +217,17 @@ fn trusted(decoder: &mut Decoder<'_>, listen: &Fields) -> Vec<IpNet> {
         );
     }
     nets.into_iter().map(|at| at.value).collect()
+}
+
+fn trusted_header(decoder: &mut Decoder<'_>, listen: &Fields) -> TrustedHeader {
+    let Some(word) = listen.value::<&'static str>("trusted_header") else { return TrustedHeader::default() };
+    if !listen.has("trusted_proxies") {
+        decoder.push(
+            Problem::error(listen.span_of("trusted_header"), "`trusted_header` does nothing without `trusted_proxies`")
+                .help("nobody is believed when they say who their client is; list the proxies in front, or take this line out"),
+        );
+    }
+    TrustedHeader::from_word(word).unwrap_or_default()
 }
 
 fn balancers(decoder: &mut Decoder<'_>, listen: &Fields) -> Vec<IpNet> {

@@ -30,6 +30,8 @@ pub(super) struct Attempts<'a> {
     /// Left of each kind.
     connects: usize,
     repeats: usize,
+    /// Whether a server that refuses a connection is passed over, without counting as one of `connects`.
+    passes_over: bool,
     /// A connection must be had by then, whichever server it is to.
     connected_by: Option<Instant>,
     /// Without the beginning of an answer for so long, another server is asked.
@@ -66,6 +68,7 @@ impl<'a> Attempts<'a> {
             tried: Tried::default(),
             connects: most(retries.connect),
             repeats: most(retries.idempotent),
+            passes_over: retries.connect > 0,
             connected_by: None,
             patience: retries.attempt,
             last: None,
@@ -97,7 +100,7 @@ impl<'a> Attempts<'a> {
                     }
                 }
                 (NoEndpoint::Unresolved, _) => Failure::Resolve,
-                (_, Some(last)) => self.verdict(last),
+                (_, Some(last)) => last,
                 (NoEndpoint::Full, None) => Failure::Full,
                 (NoEndpoint::Nobody, None) => Failure::NoServer,
             });
@@ -106,7 +109,8 @@ impl<'a> Attempts<'a> {
 
     /// How many servers are left to try.
     pub(super) fn others(&self) -> usize {
-        if self.connects == 0 && self.repeats == 0 { 0 } else { self.balancer.others(&self.tried) }
+        let is_last = self.connects == 0 && self.repeats == 0 && !self.passes_over;
+        if is_last { 0 } else { self.balancer.others(&self.tried) }
     }
 
     /// `limits` for the next attempt: all attempts to connect share the time for one, so that a client learns in that time that
@@ -188,7 +192,7 @@ impl<'a> Attempts<'a> {
         }
         self.last = Some(failure);
         if never_started(failure) {
-            if self.connects > 0 && self.upload.can_start_over() && self.balancer.others(&self.tried) > 0 {
+            if self.upload.can_start_over() && self.may_connect(failure) {
                 self.again(Retry::Connect);
                 return Ok(());
             }
@@ -196,7 +200,20 @@ impl<'a> Attempts<'a> {
             self.again(Retry::NoAnswer);
             return Ok(());
         }
-        Err(self.verdict(failure))
+        Err(failure)
+    }
+
+    /// Whether another server is asked for the connection that was not had. Who refuses it has seen nothing and costs hardly any time:
+    /// then the request goes on, beyond `connects`, for as long as there is a server that is not known to fail.
+    fn may_connect(&self, failure: Failure) -> bool {
+        if self.connects > 0 {
+            return self.balancer.others(&self.tried) > 0;
+        }
+        self.passes_over
+            && matches!(failure, Failure::ConnectRefused | Failure::Connect)
+            && self.connected_by.is_some_and(|by| Instant::now() < by)
+            && self.tried.count() + self.repeats < Tried::MOST
+            && self.balancer.has_untroubled(&self.tried)
     }
 
     /// The answer; `None` if it takes too long to begin, and another server is to be asked instead. As long as there is none that
@@ -242,23 +259,12 @@ impl<'a> Attempts<'a> {
     fn again(&mut self, reason: Retry) {
         self.balancer.count_retry(reason as usize);
         match reason {
-            Retry::Connect => self.connects -= 1,
+            Retry::Connect => self.connects = self.connects.saturating_sub(1),
             Retry::NoAnswer | Retry::Timeout | Retry::Status => {
                 self.repeats -= 1;
                 self.connected_by = None;
             }
         }
-    }
-
-    /// What the client is told when there is no further attempt.
-    fn verdict(&self, failure: Failure) -> Failure {
-        if never_started(failure)
-            && !matches!(failure, Failure::Full | Failure::NoSocket)
-            && self.balancer.is_out(&self.tried)
-        {
-            return Failure::NoServer;
-        }
-        failure
     }
 }
 

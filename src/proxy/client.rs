@@ -2,13 +2,51 @@
 
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 
-use super::forwarded;
+use super::forwarded::{self, Hop};
 use super::host::Authority;
 use crate::conn::{ConnInfo, Introduction};
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The field in which trusted proxies say who their client is. They pass the other one on as that client sent it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrustedHeader {
+    /// `X-Forwarded-For`; beside it, `X-Forwarded-*` and `X-Real-IP` are theirs.
+    #[default]
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239), and nothing else.
+    Forwarded,
+}
+
+impl TrustedHeader {
+    /// Both, as the configuration spells them.
+    pub const WORDS: [&'static str; 2] = ["x-forwarded-for", "forwarded"];
+
+    /// One of [`Self::WORDS`].
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::XForwardedFor, Self::Forwarded].into_iter().find(|header| header.name() == word)
+    }
+
+    /// Its name.
+    pub fn name(self) -> HeaderName {
+        match self {
+            Self::XForwardedFor => X_FORWARDED_FOR,
+            Self::Forwarded => header::FORWARDED,
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::XForwardedFor => Self::Forwarded,
+            Self::Forwarded => Self::XForwardedFor,
+        }
+    }
+}
 
 /// The client of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,43 +55,64 @@ pub struct Client {
     pub address: IpAddr,
     /// The other end of the connection.
     pub peer: IpAddr,
-    /// Whether `peer` is one of the trusted proxies: what it says of the client is believed.
-    pub trusted: bool,
-    /// `X-Forwarded-For` and `Forwarded` tell of different clients, so that `address` is no more than `peer`. A trusted proxy has
-    /// written one of them, and whoever sent the other may be the client: the request cannot be attributed.
-    pub disputed: bool,
+    /// If `peer` is one of the trusted proxies: where it says who the client is.
+    pub trusted: Option<TrustedHeader>,
+    /// What its client came by, `http` or `https`, if `Forwarded` says so.
+    pub scheme: Option<&'static str>,
 }
 
 impl Client {
-    /// Reads `X-Forwarded-For` and `Forwarded` (RFC 7239) from right to left, through trusted proxies, to the first address that is
-    /// not one of them. What stands left of an entry that is no address is not believed.
-    ///
-    /// If both are there they have to say the same of each hop, as far as both go: a proxy that writes only one of them passes
-    /// the other on as its client sent it, and nothing in a request shows which one that is.
-    pub fn of(peer: IpAddr, trusted: &[IpNet], headers: &HeaderMap) -> Self {
+    /// Reads the field `header` from right to left, through trusted proxies, to the first address that is not one of them. What
+    /// stands left of an entry that is no address is not believed, nor is what the other field says: who writes only one of them
+    /// passes the other on as its client sent it.
+    pub fn of(peer: IpAddr, trusted: &[IpNet], header: TrustedHeader, headers: &HeaderMap) -> Self {
         let peer = peer.to_canonical();
         let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
-        let mut client = Self { address: peer, peer, trusted: false, disputed: false };
+        let mut client = Self { address: peer, peer, trusted: None, scheme: None };
         if trusted.is_empty() || !is_trusted(&peer) {
             return client;
         }
-        client.trusted = true;
-        let values = headers.get_all("x-forwarded-for").iter().rev();
-        let mut plain = values.flat_map(|value| value.as_bytes().rsplit(|b| *b == b',')).map(entry_address);
-        let values = headers.get_all(header::FORWARDED).iter().rev();
-        let mut standard = values.flat_map(|value| forwarded::hops(value.as_bytes()));
-        loop {
-            let hop = match (plain.next(), standard.next()) {
-                (Some(one), Some(other)) if one != other => {
-                    return Self { address: peer, disputed: true, ..client };
-                }
-                (one, other) => one.or(other),
-            };
-            let Some(Some(found)) = hop else { return client };
-            client.address = found;
-            if !is_trusted(&found) {
-                return client;
+        client.trusted = Some(header);
+        let values = headers.get_all(header.name()).iter().rev();
+        match header {
+            TrustedHeader::XForwardedFor => {
+                let entries = values.flat_map(|value| value.as_bytes().rsplit(|b| *b == b','));
+                client.walk(
+                    entries.map(|entry| Hop { address: entry_address(entry), scheme: None }),
+                    is_trusted,
+                );
             }
+            TrustedHeader::Forwarded => {
+                client.walk(values.flat_map(|value| forwarded::hops(value.as_bytes())), is_trusted);
+            }
+        }
+        client
+    }
+
+    /// Goes back from hop to hop for as long as they are trusted.
+    fn walk(&mut self, hops: impl Iterator<Item = Hop>, is_trusted: impl Fn(&IpAddr) -> bool) {
+        for Hop { address, scheme } in hops {
+            let Some(address) = address else { return };
+            (self.address, self.scheme) = (address, scheme);
+            if !is_trusted(&address) {
+                return;
+            }
+        }
+    }
+
+    /// Says, once, that its trusted proxy seems to write the other field: then all who come through it are taken for one client, and
+    /// any of them can choose whom it is taken for.
+    pub(super) fn look_for_mistake(&self, headers: &HeaderMap) {
+        static SAID: AtomicBool = AtomicBool::new(false);
+        let Some(header) = self.trusted else { return };
+        let (name, other) = (header.name(), header.other().name());
+        if !headers.contains_key(&name) && headers.contains_key(&other) && !SAID.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                peer = %self.peer,
+                "one of listen.trusted_proxies sends `{other}` and no `{name}`: its clients are not told apart, and what they say of \
+                 themselves in `{name}` would be believed; if it writes `{other}`, set listen.trusted_header = \"{other}\" (said once)"
+            );
         }
     }
 
@@ -94,8 +153,8 @@ mod tests {
         for value in forwarded {
             headers.append("x-forwarded-for", value.parse().unwrap());
         }
-        let client = Client::of(peer.parse().unwrap(), &trusted, &headers);
-        (client.address.to_string(), client.trusted)
+        let client = Client::of(peer.parse().unwrap(), &trusted, TrustedHeader::XForwardedFor, &headers);
+        (client.address.to_string(), client.trusted.is_some())
     }
 
     #[test]
@@ -122,31 +181,40 @@ mod tests {
     }
 
     #[test]
-    fn two_fields_have_to_say_the_same() {
-        for (plain, standard, expected) in [
-            (&[][..], &["for=1.1.1.1"][..], Some("1.1.1.1")),
-            (&[], &["for=6.6.6.6, for=1.1.1.1;proto=https, for=10.0.0.7"], Some("1.1.1.1")),
-            (&[], &["for=6.6.6.6", "For=\"1.1.1.1:4711\""], Some("1.1.1.1")),
-            (&[], &["for=\"[2001:db8::1]:80\""], Some("2001:db8::1")),
-            (&[], &["for=1.1.1.1, for=unknown"], Some("10.0.0.1")),
-            (&[], &["for=1.1.1.1, for=_hidden, for=10.0.0.7"], Some("10.0.0.7")),
-            (&[], &["for=1.1.1.1, proto=http"], Some("10.0.0.1")),
+    fn only_the_field_that_the_proxies_write_is_read() {
+        use TrustedHeader::{Forwarded, XForwardedFor};
+        for (header, plain, standard, expected) in [
+            (Forwarded, &[][..], &["for=1.1.1.1"][..], ("1.1.1.1", None)),
+            (
+                Forwarded,
+                &[],
+                &["for=6.6.6.6;proto=http, for=1.1.1.1;proto=https, for=10.0.0.7;proto=http"],
+                ("1.1.1.1", Some("https")),
+            ),
+            (
+                Forwarded,
+                &[],
+                &["for=6.6.6.6", "For=\"1.1.1.1:4711\";Proto=\"HTTP\""],
+                ("1.1.1.1", Some("http")),
+            ),
+            (Forwarded, &[], &["for=\"[2001:db8::1]:80\";proto=ftp"], ("2001:db8::1", None)),
+            (Forwarded, &[], &["for=1.1.1.1, for=unknown"], ("10.0.0.1", None)),
+            (Forwarded, &[], &["for=1.1.1.1, for=_hidden, for=10.0.0.7"], ("10.0.0.7", None)),
+            (Forwarded, &[], &["for=1.1.1.1, proto=http"], ("10.0.0.1", None)),
             // Whatever a client leaves open ends where the proxy begins.
-            (&[], &["for=\", for=1.1.1.1"], Some("1.1.1.1")),
-            (&[], &["for=\"\\, for=1.1.1.1"], Some("1.1.1.1")),
-            // Both, from one proxy or from several of which some write only one.
-            (&["6.6.6.6, 1.1.1.1"], &["for=7.7.7.7, for=1.1.1.1"], Some("1.1.1.1")),
-            (&["1.1.1.1, 10.0.0.7"], &["for=10.0.0.7"], Some("1.1.1.1")),
-            (&["10.0.0.7"], &["for=1.1.1.1, for=\"10.0.0.7\""], Some("1.1.1.1")),
-            (&["unknown"], &["for=unknown"], Some("10.0.0.1")),
-            (&["::ffff:1.1.1.1"], &["for=1.1.1.1"], Some("1.1.1.1")),
-            // One of them is the client's own.
-            (&["1.1.1.1"], &["for=6.6.6.6"], None),
-            (&["6.6.6.6"], &["for=1.1.1.1"], None),
-            (&["6.6.6.6, 10.0.0.7"], &["for=1.1.1.1, for=10.0.0.7"], None),
-            (&["1.1.1.1"], &["for=10.0.0.7"], None),
-            (&["1.1.1.1"], &["for=unknown"], None),
-            (&["nonsense"], &["for=1.1.1.1"], None),
+            (Forwarded, &[], &["for=\", for=1.1.1.1"], ("1.1.1.1", None)),
+            (Forwarded, &[], &["for=\"\\, for=1.1.1.1"], ("1.1.1.1", None)),
+            // The other field is the client's own, whatever it says.
+            (XForwardedFor, &["1.1.1.1"], &["for=6.6.6.6;proto=https"], ("1.1.1.1", None)),
+            (XForwardedFor, &["1.1.1.1"], &["for=unknown"], ("1.1.1.1", None)),
+            (XForwardedFor, &["1.1.1.1"], &["for=10.0.0.7"], ("1.1.1.1", None)),
+            (XForwardedFor, &["1.1.1.1, 10.0.0.7"], &["for=6.6.6.6"], ("1.1.1.1", None)),
+            (XForwardedFor, &["unknown"], &["for=6.6.6.6"], ("10.0.0.1", None)),
+            (XForwardedFor, &[], &["for=6.6.6.6"], ("10.0.0.1", None)),
+            (Forwarded, &["6.6.6.6"], &["for=1.1.1.1"], ("1.1.1.1", None)),
+            (Forwarded, &["nonsense"], &["for=1.1.1.1"], ("1.1.1.1", None)),
+            (Forwarded, &["6.6.6.6, 10.0.0.7"], &["for=1.1.1.1, for=10.0.0.7"], ("1.1.1.1", None)),
+            (Forwarded, &["6.6.6.6"], &[], ("10.0.0.1", None)),
         ] {
             let mut headers = HeaderMap::new();
             for (name, values) in [("x-forwarded-for", plain), ("forwarded", standard)] {
@@ -155,17 +223,21 @@ mod tests {
                 }
             }
             let trusted = ["10.0.0.0/8".parse().unwrap()];
-            let client = Client::of([10, 0, 0, 1].into(), &trusted, &headers);
-            let address = expected.unwrap_or("10.0.0.1").parse().unwrap();
-            let wanted = Client { address, disputed: expected.is_none(), ..client };
-            assert_eq!(client, wanted, "{plain:?} {standard:?}");
-            let stranger = Client::of([9, 9, 9, 9].into(), &trusted, &headers);
-            assert_eq!((stranger.address, stranger.disputed), (stranger.peer, false));
+            let client = Client::of([10, 0, 0, 1].into(), &trusted, header, &headers);
+            let (address, scheme) = (expected.0.parse().unwrap(), expected.1);
+            let wanted = Client { address, peer: [10, 0, 0, 1].into(), trusted: Some(header), scheme };
+            assert_eq!(client, wanted, "{header:?} {plain:?} {standard:?}");
+            let stranger = Client::of([9, 9, 9, 9].into(), &trusted, header, &headers);
+            assert_eq!((stranger.address, stranger.trusted), (stranger.peer, None));
+        }
+        for word in TrustedHeader::WORDS {
+            assert_eq!(TrustedHeader::from_word(word).unwrap().name(), word);
         }
     }
 
     proptest::proptest! {
-        /// What `fuzz/fuzz_targets/forwarded.rs` looks at longer: left of the nearest hop that is not trusted anything may stand.
+        /// What `fuzz/fuzz_targets/forwarded.rs` looks at longer: left of the nearest hop that is not trusted anything may stand, and
+        /// anything in the other field.
         #[test]
         fn what_a_stranger_says_changes_nothing(
             claim in r#"(for=|"|\\|,|;| |=|1\.1\.1\.1|10\.0\.0\.7|\[|\]|:|x){0,16}"#,
@@ -175,18 +247,15 @@ mod tests {
         ) {
             let trusted = ["10.0.0.0/8".parse().unwrap()];
             let mut headers = HeaderMap::new();
-            let name = if plain { "x-forwarded-for" } else { "forwarded" };
+            let header = if plain { TrustedHeader::XForwardedFor } else { TrustedHeader::Forwarded };
             let chain: Vec<&str> = std::iter::once("for=9.9.9.9").chain(hops).collect();
             let chain = if plain { "9.9.9.9".to_owned() } else { chain.join(", ") };
-            headers.append(name, format!("{claim}, {chain}").parse().unwrap());
-            let client = Client::of([10, 0, 0, 1].into(), &trusted, &headers);
-            proptest::prop_assert_eq!((client.address.to_string(), client.disputed), ("9.9.9.9".to_owned(), false));
+            headers.append(header.name(), format!("{claim}, {chain}").parse().unwrap());
             if both {
-                let other = if plain { "forwarded" } else { "x-forwarded-for" };
-                headers.append(other, claim.parse().unwrap());
-                let client = Client::of([10, 0, 0, 1].into(), &trusted, &headers);
-                proptest::prop_assert!(client.disputed || client.address.to_string() == "9.9.9.9");
+                headers.append(header.other().name(), claim.parse().unwrap());
             }
+            let client = Client::of([10, 0, 0, 1].into(), &trusted, header, &headers);
+            proptest::prop_assert_eq!(client.address.to_string(), "9.9.9.9");
         }
     }
 }

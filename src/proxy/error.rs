@@ -15,8 +15,6 @@ pub(super) enum Refusal {
     Method,
     Host(HostError),
     Path(PathError),
-    /// Fields of trusted proxies name different clients.
-    DisputedClient,
     /// A server might read the path as that of another route.
     AmbiguousPath,
     /// The target is longer than `limits.uri`.
@@ -48,7 +46,6 @@ impl Refusal {
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method"),
             Self::Host(_) => (StatusCode::BAD_REQUEST, "bad_host"),
             Self::Path(_) => (StatusCode::BAD_REQUEST, "bad_path"),
-            Self::DisputedClient => (StatusCode::BAD_REQUEST, "disputed_client"),
             Self::AmbiguousPath => (StatusCode::BAD_REQUEST, "ambiguous_path"),
             Self::UriTooLong => (StatusCode::URI_TOO_LONG, "uri_too_long"),
             Self::TooManyFields => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header_fields"),
@@ -67,11 +64,11 @@ impl Refusal {
                 Failure::Resolve => (StatusCode::BAD_GATEWAY, "upstream_unresolved"),
                 Failure::NoServer => (StatusCode::SERVICE_UNAVAILABLE, "upstream_none"),
                 Failure::Full => (StatusCode::SERVICE_UNAVAILABLE, "upstream_full"),
-                Failure::ConnectRefused => (StatusCode::BAD_GATEWAY, "upstream_connect_refused"),
-                Failure::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_connect_timeout"),
-                Failure::Connect => (StatusCode::BAD_GATEWAY, "upstream_connect_failed"),
+                Failure::ConnectRefused => (StatusCode::SERVICE_UNAVAILABLE, "upstream_connect_refused"),
+                Failure::ConnectTimeout => (StatusCode::SERVICE_UNAVAILABLE, "upstream_connect_timeout"),
+                Failure::Connect => (StatusCode::SERVICE_UNAVAILABLE, "upstream_connect_failed"),
                 Failure::NoSocket => (StatusCode::SERVICE_UNAVAILABLE, "upstream_no_socket"),
-                Failure::TlsTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_tls_timeout"),
+                Failure::TlsTimeout => (StatusCode::SERVICE_UNAVAILABLE, "upstream_tls_timeout"),
                 Failure::TlsCertificate => (StatusCode::BAD_GATEWAY, "upstream_tls_certificate"),
                 Failure::TlsRefused => (StatusCode::BAD_GATEWAY, "upstream_tls_refused"),
                 Failure::Tls => (StatusCode::BAD_GATEWAY, "upstream_tls_failed"),
@@ -98,7 +95,19 @@ impl Refusal {
 
     /// Whether another attempt a moment later may well go better: the answer says so in Retry-After.
     pub(super) fn is_transient(self) -> bool {
-        matches!(self, Self::Overload | Self::Upstream(Failure::NoServer | Failure::Full | Failure::NoSocket))
+        matches!(
+            self,
+            Self::Overload
+                | Self::Upstream(
+                    Failure::NoServer
+                        | Failure::Full
+                        | Failure::NoSocket
+                        | Failure::ConnectRefused
+                        | Failure::ConnectTimeout
+                        | Failure::Connect
+                        | Failure::TlsTimeout
+                )
+        )
     }
 
     /// Whether the rest of the request is not worth reading, or cannot be told from the next one, so that the connection has to end.
@@ -175,13 +184,18 @@ mod tests {
     #[test]
     fn who_failed_decides_the_status() {
         for (failure, status) in [
-            (Failure::ConnectRefused, 502),
+            (Failure::ConnectRefused, 503),
+            (Failure::ConnectTimeout, 503),
+            (Failure::TlsTimeout, 503),
+            (Failure::TlsCertificate, 502),
             (Failure::Resolve, 502),
             (Failure::ResponseTimeout, 504),
             (Failure::NoServer, 503),
             (Failure::ClientBodyTimeout, 408),
         ] {
-            assert_eq!(Refusal::Upstream(failure).verdict().0.as_u16(), status);
+            let refusal = Refusal::Upstream(failure);
+            assert_eq!(refusal.verdict().0.as_u16(), status);
+            assert_eq!(refusal.is_transient(), status == 503, "{failure:?}");
         }
         assert!(
             Refusal::NoRoute.is_rejection() && Refusal::Upstream(Failure::ClientBodyTooLarge).is_rejection()

@@ -2,9 +2,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The hops of one field's value, from right to left. `None`: one that says no address, since it is unknown, hidden, missing or
-/// malformed.
-pub(super) fn hops(value: &[u8]) -> impl Iterator<Item = Option<IpAddr>> {
+/// What one element says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Hop {
+    /// `None`: it is unknown, hidden, missing or malformed.
+    pub(super) address: Option<IpAddr>,
+    /// What this one came by: `http` or `https`.
+    pub(super) scheme: Option<&'static str>,
+}
+
+/// The hops of one field's value, from right to left.
+pub(super) fn hops(value: &[u8]) -> impl Iterator<Item = Hop> {
     let mut rest = Some(value);
     std::iter::from_fn(move || {
         loop {
@@ -13,7 +21,7 @@ pub(super) fn hops(value: &[u8]) -> impl Iterator<Item = Option<IpAddr>> {
             let element = element.trim_ascii();
             // A list may have empty elements (RFC 9110 section 5.6.1.2).
             if !element.is_empty() {
-                return Some(address(element));
+                return Some(hop(element).unwrap_or_default());
             }
         }
     })
@@ -37,9 +45,9 @@ fn last(text: &[u8], separator: u8) -> (Option<&[u8]>, &[u8]) {
     (None, text)
 }
 
-/// The address that an element's only `for` says. Nothing if any of its pairs is malformed.
-fn address(element: &[u8]) -> Option<IpAddr> {
-    let (mut rest, mut found) = (Some(element), None);
+/// What an element's only `for`, and its `proto`, say. Nothing if any of its pairs is malformed.
+fn hop(element: &[u8]) -> Option<Hop> {
+    let (mut rest, mut found, mut scheme) = (Some(element), None, None);
     while let Some(text) = rest {
         let (left, pair) = last(text, b';');
         rest = left;
@@ -55,8 +63,11 @@ fn address(element: &[u8]) -> Option<IpAddr> {
         if name.eq_ignore_ascii_case(b"for") && found.replace(value).is_some() {
             return None;
         }
+        if name.eq_ignore_ascii_case(b"proto") {
+            scheme = ["http", "https"].into_iter().find(|known| value.eq_ignore_ascii_case(known.as_bytes()));
+        }
     }
-    node(found?)
+    Some(Hop { address: node(found?), scheme })
 }
 
 /// A token, or what is between quotes. An address needs no escape: text with one is nothing that we read.
@@ -148,7 +159,7 @@ mod tests {
             ("for=\"\\, for=\"1.2.3.4\"", &["1.2.3.4", "-"]),
         ] {
             let found: Vec<String> = hops(value.as_bytes())
-                .map(|hop| hop.map_or_else(|| "-".to_owned(), |address| address.to_string()))
+                .map(|hop| hop.address.map_or_else(|| "-".to_owned(), |address| address.to_string()))
                 .collect();
             assert_eq!(found, expected, "{value}");
         }

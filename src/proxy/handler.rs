@@ -120,7 +120,9 @@ impl Proxy {
     }
 
     fn begin(&self, parts: &Parts, conn: &ConnInfo, local: Rc<Local>) -> (Box<Record>, Client) {
-        let client = Client::of(conn.peer.ip(), &local.snapshot.trusted, &parts.headers);
+        let (trusted, header) = &local.snapshot.trusted;
+        let client = Client::of(conn.peer.ip(), trusted, *header, &parts.headers);
+        client.look_for_mistake(&parts.headers);
         let mut record = self.blank(client.address, conn, parts.method.clone(), local);
         record.target = parts.uri.path_and_query().cloned();
         record.version = parts.version;
@@ -187,9 +189,6 @@ impl Proxy {
             Err(refusal) => return refuse(refusal, record),
         };
         record.host = Some(decision.authority.host.as_ref().into());
-        if client.disputed {
-            return refuse(Refusal::DisputedClient, record);
-        }
         record.route = decision.route;
         let query = parts.uri.query();
         let Some(route) = decision.route else {

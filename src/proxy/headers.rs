@@ -10,7 +10,7 @@ use http::header::{
 use http::{Method, Version};
 use smallvec::SmallVec;
 
-use super::client::Client;
+use super::client::{Client, TrustedHeader};
 use super::error::Refusal;
 use crate::conn::{Element, Introduction, Node};
 use crate::policy::client_cert::is_claim;
@@ -40,11 +40,14 @@ pub struct Incoming<'a> {
 /// proxy's, Host is what was matched.
 pub fn to_server(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
     let trailers = wants_trailers(headers);
-    let trusted = incoming.client.trusted;
+    // Of what a trusted proxy does not write, nobody knows who did.
+    let is_trusted = |name: &str| match incoming.client.trusted {
+        None => false,
+        Some(TrustedHeader::XForwardedFor) => name != "forwarded" && !name.contains(['_', '.']),
+        Some(TrustedHeader::Forwarded) => name == "forwarded",
+    };
     // `Expect`: the 100 is sent by us as soon as the server takes the body.
-    strip(headers, |name| {
-        name == "expect" || is_claim(name) || (is_forwarding(name) && (!trusted || name.contains(['_', '.'])))
-    });
+    strip(headers, |name| name == "expect" || is_claim(name) || (is_forwarding(name) && !is_trusted(name)));
     if trailers {
         // RFC 9110 section 10.1.4: TE is itself hop-by-hop.
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -52,9 +55,9 @@ pub fn to_server(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
     }
     headers.insert(HOST, incoming.introduction.host.clone());
     join_cookies(headers);
-    match trusted {
-        true => add_forwarded(headers, incoming),
-        false => set_forwarded(headers, incoming),
+    match incoming.client.trusted {
+        Some(_) => add_forwarded(headers, incoming),
+        None => set_forwarded(headers, incoming),
     }
     let via = match incoming.version {
         Version::HTTP_2 => "2.0 starlock",
@@ -201,9 +204,9 @@ fn set_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
 
 /// Adds a trusted proxy to the chain that it told of.
 fn add_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
-    let Client { address, peer, .. } = incoming.client;
+    let Client { address, peer, scheme, .. } = incoming.client;
     let host = &incoming.introduction.host;
-    // It may have written only one of the two: the other then says the same.
+    // It has written one of the two: the other one says the same.
     let told = |name: &HeaderName| address != peer && !headers.contains_key(name);
     let (told_plain, told_standard) = (told(&X_FORWARDED_FOR), told(&FORWARDED));
     let mut chain = joined(headers, &X_FORWARDED_FOR);
@@ -217,7 +220,7 @@ fn add_forwarded(headers: &mut HeaderMap, incoming: &Incoming<'_>) {
         headers.insert(X_FORWARDED_HOST, host.clone());
     }
     if !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(incoming.scheme));
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme.unwrap_or(incoming.scheme)));
     }
     insert(headers, X_REAL_IP, address.to_string().into_bytes());
     let mut chain = joined(headers, &FORWARDED);
@@ -263,10 +266,15 @@ mod tests {
     }
 
     fn sent(fields: &[(&str, &str)], trusted: bool) -> Vec<String> {
+        sent_by(fields, trusted.then_some(TrustedHeader::XForwardedFor))
+    }
+
+    fn sent_by(fields: &[(&str, &str)], trusted: Option<TrustedHeader>) -> Vec<String> {
         let mut headers = map(fields);
         let peer = IpAddr::from([10, 0, 0, 1]);
-        let address = if trusted { [1, 1, 1, 1].into() } else { peer };
-        let client = Client { address, peer, trusted, disputed: false };
+        let address = if trusted.is_some() { [1, 1, 1, 1].into() } else { peer };
+        let scheme = (trusted == Some(TrustedHeader::Forwarded)).then_some("http");
+        let client = Client { address, peer, trusted, scheme };
         let host = HeaderValue::from_static("a.test:8443");
         let introduction = Introduction::new(client.peer, "https", host);
         let incoming =
@@ -318,7 +326,7 @@ mod tests {
                 ("x-forwarded-proto", "http"),
                 ("x-forwarded-host", "b.test"),
                 ("x-forwarded-port", "80"),
-                ("forwarded", "for=1.1.1.1"),
+                ("forwarded", "for=6.6.6.6"),
                 ("x-real-ip", "6.6.6.6"),
                 ("via", "1.1 other"),
             ],
@@ -347,9 +355,31 @@ mod tests {
         let plain = sent(&[("x-forwarded-for", "1.1.1.1")], true);
         let ours = "for=10.0.0.1;host=\"a.test:8443\";proto=https";
         assert_eq!(line(&plain, "forwarded:"), format!("forwarded: for=1.1.1.1, {ours}"));
-        let standard = sent(&[("forwarded", "for=1.1.1.1;by=_x")], true);
-        assert_eq!(line(&standard, "forwarded:"), format!("forwarded: for=1.1.1.1;by=_x, {ours}"));
-        assert_eq!(line(&standard, "x-forwarded-for:"), "x-forwarded-for: 1.1.1.1, 10.0.0.1");
+        // What the proxy does not write is its client's own.
+        let lines = sent_by(
+            &[
+                ("forwarded", "for=1.1.1.1;by=_x;proto=http"),
+                ("x-forwarded-for", "6.6.6.6"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-host", "evil"),
+                ("x-forwarded-port", "1"),
+                ("x-real-ip", "6.6.6.6"),
+                ("x_real_ip", "6.6.6.6"),
+            ],
+            Some(TrustedHeader::Forwarded),
+        );
+        assert_eq!(
+            lines,
+            [
+                format!("forwarded: for=1.1.1.1;by=_x;proto=http, {ours}").as_str(),
+                "host: a.test:8443",
+                "via: 2.0 starlock",
+                "x-forwarded-for: 1.1.1.1, 10.0.0.1",
+                "x-forwarded-host: a.test:8443",
+                "x-forwarded-proto: http",
+                "x-real-ip: 1.1.1.1",
+            ]
+        );
     }
 
     #[test]
@@ -484,7 +514,7 @@ mod tests {
                 headers.append(HeaderName::from_bytes(spelt.as_bytes()).unwrap(), HeaderValue::from_static("evil"));
             }
             headers.append(CONNECTION, HeaderValue::from_str(&named.join(", ")).unwrap());
-            let client = Client { address: [10, 0, 0, 1].into(), peer: [10, 0, 0, 1].into(), trusted: false, disputed: false };
+            let client = Client { address: [10, 0, 0, 1].into(), peer: [10, 0, 0, 1].into(), trusted: None, scheme: None };
             let host = HeaderValue::from_static("a.test");
             let introduction = Introduction::new(client.peer, "https", host);
             to_server(&mut headers, &Incoming { client, scheme: "https", introduction: &introduction, version: Version::HTTP_11 });

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use ipnet::IpNet;
 
+use super::client::TrustedHeader;
 use super::mirror::Mirror;
 use super::passthrough::PassedHosts;
 use super::path;
@@ -32,7 +33,7 @@ pub struct Snapshot {
     pub(super) policies: Box<[Policy]>,
     pub(super) upstreams: Arc<Upstreams>,
     pub(super) passed: PassedHosts,
-    pub(super) trusted: Box<[IpNet]>,
+    pub(super) trusted: (Box<[IpNet]>, TrustedHeader),
     pub(super) body_timeout: Duration,
     pub(super) tunnel_timeout: Duration,
     pub(super) max_body: Option<u64>,
@@ -182,7 +183,7 @@ impl Snapshot {
             policies,
             passed: PassedHosts::new(&spec.routes),
             upstreams,
-            trusted: spec.trusted_proxies.clone().into(),
+            trusted: (spec.trusted_proxies.clone().into(), spec.trusted_header),
             body_timeout: spec.body_timeout,
             tunnel_timeout: spec.tunnel_timeout,
             max_body: spec.max_body,

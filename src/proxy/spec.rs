@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::client::TrustedHeader;
 use super::condition::ConditionSpec;
 use crate::name::HostPattern;
 use crate::policy::PolicySpec;
@@ -14,8 +15,10 @@ use crate::policy::PolicySpec;
 pub struct ProxySpec {
     /// In any order, but that those of the same host and path are tried in this one.
     pub routes: Vec<RouteSpec>,
-    /// Peers whose `X-Forwarded-*` and `Forwarded` are believed.
+    /// Peers that are believed when they say who their client is.
     pub trusted_proxies: Vec<IpNet>,
+    /// Where they say it.
+    pub trusted_header: TrustedHeader,
     /// Without progress on a request's body (default 60 s).
     pub body_timeout: Duration,
     /// Without a byte in either direction of a tunnel: WebSocket, another upgrade, passthrough (default 1 h).

@@ -11,7 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge as PlainGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::metrics::{MetricType, TypedMetric};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 /// A number that grows. Cloning shares it.
 pub type Counter = PlainCounter;
@@ -61,99 +61,68 @@ pub struct Metrics {
     buffered: Gauge,
 }
 
+/// A metric that `registry` shows from now on.
+fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
 impl Metrics {
     /// `version` is what `starlock_build_info` says.
     pub fn new(version: &str) -> Arc<Self> {
         let mut registry = Registry::with_prefix("starlock");
+        let all = &mut registry;
         let mut metrics = Self {
             registry: Registry::default(),
-            requests: Family::default(),
-            durations: Family::default(),
             by_route: Mutex::default(),
-            upstream_up: Family::default(),
-            upstream_in_flight: Family::default(),
-            retries: Family::default(),
-            rejected: Family::default(),
-            mirrored: Family::default(),
-            connections: Family::default(),
-            handshakes: Family::default(),
-            not_after: Family::default(),
-            next_action: Family::default(),
-            renewals: Family::default(),
-            deploys: Family::default(),
-            notifications: Family::default(),
-            acme_budget: Family::default(),
             budgets_shown: Mutex::default(),
-            reload_success: Gauge::default(),
-            reload_time: Seconds::default(),
-            access_dropped: Counter::default(),
-            requests_in_flight: Gauge::default(),
-            buffered: Gauge::default(),
+            // Shown in this order.
+            requests: add(all, "http_requests", "Requests answered"),
+            durations: add(
+                all,
+                "http_request_duration_seconds",
+                "From a request's head to the end of its answer",
+            ),
+            upstream_up: add(all, "upstream_up", "1 if the server is used"),
+            upstream_in_flight: add(all, "upstream_requests_in_flight", "Requests a server is working on"),
+            retries: add(all, "retries", "Requests sent again"),
+            rejected: add(all, "rejected", "Requests and connections refused by Starlock itself"),
+            mirrored: add(all, "mirrored", "Copies of requests for another upstream"),
+            connections: add(all, "connections_open", "Clients' connections"),
+            handshakes: add(all, "tls_handshakes", "Handshakes with clients"),
+            not_after: add(
+                all,
+                "certificate_not_after_timestamp_seconds",
+                "When the certificate being served ends",
+            ),
+            next_action: add(
+                all,
+                "certificate_next_action_timestamp_seconds",
+                "When something is next done for the certificate",
+            ),
+            renewals: add(all, "certificate_renewals", "Orders and how they ended"),
+            deploys: add(all, "deploys", "Certificates passed on to others"),
+            notifications: add(all, "notifications", "Messages to the webhook"),
+            acme_budget: add(all, "acme_budget_remaining", "What is left of a CA's limit"),
+            reload_success: add(all, "config_last_reload_success", "1 if the last reload was taken"),
+            reload_time: add(
+                all,
+                "config_last_reload_timestamp_seconds",
+                "When the configuration was last loaded",
+            ),
+            access_dropped: add(all, "access_log_dropped", "Lines lost because they could not be written"),
+            requests_in_flight: add(
+                all,
+                "requests_in_flight",
+                "Requests under way, which limits.requests caps",
+            ),
+            buffered: add(
+                all,
+                "buffered_bytes",
+                "Held for clients that do not read and servers that do not take, which limits.buffered caps",
+            ),
         };
-        registry.register("http_requests", "Requests answered", metrics.requests.clone());
-        registry.register(
-            "http_request_duration_seconds",
-            "From a request's head to the end of its answer",
-            metrics.durations.clone(),
-        );
-        registry.register("upstream_up", "1 if the server is used", metrics.upstream_up.clone());
-        registry.register(
-            "upstream_requests_in_flight",
-            "Requests a server is working on",
-            metrics.upstream_in_flight.clone(),
-        );
-        registry.register("retries", "Requests sent again", metrics.retries.clone());
-        registry.register(
-            "rejected",
-            "Requests and connections refused by Starlock itself",
-            metrics.rejected.clone(),
-        );
-        registry.register("mirrored", "Copies of requests for another upstream", metrics.mirrored.clone());
-        registry.register("connections_open", "Clients' connections", metrics.connections.clone());
-        registry.register("tls_handshakes", "Handshakes with clients", metrics.handshakes.clone());
-        registry.register(
-            "certificate_not_after_timestamp_seconds",
-            "When the certificate being served ends",
-            metrics.not_after.clone(),
-        );
-        registry.register(
-            "certificate_next_action_timestamp_seconds",
-            "When something is next done for the certificate",
-            metrics.next_action.clone(),
-        );
-        registry.register("certificate_renewals", "Orders and how they ended", metrics.renewals.clone());
-        registry.register("deploys", "Certificates passed on to others", metrics.deploys.clone());
-        registry.register("notifications", "Messages to the webhook", metrics.notifications.clone());
-        registry.register(
-            "acme_budget_remaining",
-            "What is left of a CA's limit",
-            metrics.acme_budget.clone(),
-        );
-        registry.register(
-            "config_last_reload_success",
-            "1 if the last reload was taken",
-            metrics.reload_success.clone(),
-        );
-        registry.register(
-            "config_last_reload_timestamp_seconds",
-            "When the configuration was last loaded",
-            metrics.reload_time.clone(),
-        );
-        registry.register(
-            "access_log_dropped",
-            "Lines lost because they could not be written",
-            metrics.access_dropped.clone(),
-        );
-        registry.register(
-            "requests_in_flight",
-            "Requests under way, which limits.requests caps",
-            metrics.requests_in_flight.clone(),
-        );
-        registry.register(
-            "buffered_bytes",
-            "Held for clients that do not read and servers that do not take, which limits.buffered caps",
-            metrics.buffered.clone(),
-        );
         registry.register("build", "What is running", Info::new([("version", version.to_owned())]));
         metrics.registry = registry;
         Arc::new(metrics)

@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 
 use super::copy::BodyCopy;
 use super::exchange::{Exchange, Failure};
-use super::h2;
 use super::stream::ServerStream;
+use super::{h1, h2};
 use crate::conn::{Held, Load};
 
 /// A body broke off.
@@ -309,6 +309,8 @@ pub struct ResponseBody {
     inner: Incoming,
     exchange: Rc<Exchange>,
     carrier: Carrier,
+    /// Of a connection that carries nothing else.
+    _waiting: Option<h1::Waiting>,
 }
 
 /// What an answer came by.
@@ -326,9 +328,11 @@ impl ResponseBody {
     pub(super) fn h1(
         inner: Incoming,
         exchange: Rc<Exchange>,
+        waiting: h1::Waiting,
         switched: Option<oneshot::Receiver<ServerStream>>,
     ) -> Self {
-        Self::new(inner, exchange, switched.map_or(Carrier::Own, Carrier::Switching))
+        let carrier = switched.map_or(Carrier::Own, Carrier::Switching);
+        Self { _waiting: Some(waiting), ..Self::new(inner, exchange, carrier) }
     }
 
     pub(super) fn h2(inner: Incoming, exchange: Rc<Exchange>, stream: h2::Stream) -> Self {
@@ -342,7 +346,7 @@ impl ResponseBody {
             // Until it is polled, nobody waits for the server.
             exchange.server_gave(0);
         }
-        Self { inner, exchange, carrier }
+        Self { inner, exchange, carrier, _waiting: None }
     }
 
     /// The exchange it belongs to.

@@ -45,8 +45,25 @@ pub(super) struct Link {
     client: Option<ClientAddresses>,
     /// Counts it for its server.
     _counted: Counted,
-    /// To be woken when `ahead` shrinks.
+    /// Nobody waits for the rest of the answer: the connection has to end, whatever the server has not taken yet.
+    is_abandoned: Cell<bool>,
+    /// To be woken when `ahead` shrinks or `is_abandoned`.
     driver: RefCell<Option<Waker>>,
+}
+
+/// Whoever waits for an answer on a connection.
+#[derive(Debug)]
+pub(super) struct Waiting(Rc<Link>, Rc<Exchange>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let Self(link, exchange) = self;
+        if !exchange.is_complete() {
+            // HTTP would first hand over what it holds of the request, and a server that hangs never takes it.
+            link.is_abandoned.set(true);
+            link.wake();
+        }
+    }
 }
 
 /// Speaks HTTP/1.1 on a new connection.
@@ -72,6 +89,7 @@ pub(super) async fn open(
         tls: connected.tls,
         client,
         _counted: counted,
+        is_abandoned: Cell::new(false),
         driver: RefCell::new(None),
     });
     task::spawn_local(drive(connection, link.clone()));
@@ -87,6 +105,7 @@ impl Link {
         request: Box<Request<RequestBody>>,
     ) -> impl Future<Output = Sent> {
         self.attach(exchange);
+        let waiting = Waiting(self.clone(), exchange.clone());
         let switched = request.headers().contains_key(header::UPGRADE).then(|| self.may_switch());
         let sent = sender.try_send_request(*request);
         async move {
@@ -96,7 +115,8 @@ impl Link {
                     self.tls.answered();
                     exchange.answered(response.headers());
                     let switched = switched.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
-                    let response = response.map(|body| ResponseBody::h1(body, exchange.clone(), switched));
+                    let response =
+                        response.map(|body| ResponseBody::h1(body, exchange.clone(), waiting, switched));
                     *self.sender.borrow_mut() = Some(sender);
                     self.park();
                     Sent::Done(Ok(response))
@@ -133,9 +153,13 @@ impl Link {
         // Timeouts that a reload shortened must not wait for a timer that was armed before.
         if exchange.shortest() < self.ahead.get() {
             self.ahead.set(exchange.shortest());
-            if let Some(driver) = self.driver.borrow_mut().take() {
-                driver.wake();
-            }
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(driver) = self.driver.borrow_mut().take() {
+            driver.wake();
         }
     }
 
@@ -191,6 +215,9 @@ async fn drive(mut connection: Connection<TokioIo<Io>, RequestBody>, link: Rc<Li
         };
         if let Poll::Ready(result) = polled {
             return Poll::Ready(result.is_ok());
+        }
+        if link.is_abandoned.get() {
+            return Poll::Ready(false);
         }
         link.park();
         if link.driver.borrow().is_none() {

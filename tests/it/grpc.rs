@@ -200,13 +200,23 @@ async fn what_goes_wrong_is_a_status_and_no_page() {
     let nobody = front(&format!("h2c://127.0.0.1:{}", free_port()), "").await;
     run(&nobody, dir.path(), "unavailable").await;
     let line = nobody.logged(|line| line["path"] == "/test.Bytes/Unary").await;
-    assert_eq!((&line["status"], &line["reason"]), (&502.into(), &"upstream_connect_refused".into()));
+    assert_eq!((&line["status"], &line["reason"]), (&503.into(), &"upstream_connect_refused".into()));
 
-    let silent = Server::raw(|stream| async move {
+    let mute = Server::raw(|stream| async move {
         std::future::pending::<()>().await;
         drop(stream);
     });
-    let rig = front(&format!("h2c://{}", silent.address), "connect = \"300ms\"").await;
+    let rig = front(&format!("h2c://{}", mute.address), "connect = \"300ms\"").await;
+    run(&rig, dir.path(), "unavailable").await;
+
+    let silent = Server::raw(|stream| async move {
+        let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+        let mut held = Vec::new();
+        while let Some(Ok(asked)) = connection.accept().await {
+            held.push(asked);
+        }
+    });
+    let rig = front(&format!("h2c://{}", silent.address), "response = \"300ms\"").await;
     run(&rig, dir.path(), "exceeded").await;
 
     let elsewhere = Plan::tls().respond("a.test/other", 200, None).start().await;

@@ -9,13 +9,16 @@
     reason = "tests, not the product"
 )]
 
+mod abandoned;
 mod acme_dns;
 mod admission;
+mod all_down;
 mod architecture;
 mod auth;
 mod autobahn;
 mod balancing;
 mod bodies;
+mod buffered;
 mod ca_features;
 mod certificate_commands;
 mod certificate_files;

@@ -223,7 +223,7 @@ async fn who_may_not_come_or_finds_no_server_gets_an_alert() {
     .start()
     .await;
     for (name, alert, status, reason) in
-        [("mine.test", 49, 403, "address_denied"), ("gone.test", 80, 502, "upstream_connect_refused")]
+        [("mine.test", 49, 403, "address_denied"), ("gone.test", 80, 503, "upstream_connect_refused")]
     {
         let (mut stream, _) = begun(&rig, name).await;
         let mut said = Vec::new();

@@ -220,7 +220,7 @@ async fn a_server_that_fails_is_a_gateway_error_with_an_id_and_a_reason() {
         .start()
         .await;
     for (host, status, reason) in [
-        ("refused.test", 502, "upstream_connect_refused"),
+        ("refused.test", 503, "upstream_connect_refused"),
         ("closed.test", 502, "upstream_closed"),
         ("garbage.test", 502, "upstream_malformed"),
         ("switching.test", 502, "upstream_malformed"),

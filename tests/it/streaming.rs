@@ -139,7 +139,7 @@ async fn a_client_that_expects_100_sends_its_body_when_the_server_takes_it() {
     let gone =
         Plan::clear().forward("a.test", ([127, 0, 0, 1], crate::support::free_port()).into()).start().await;
     let (_, log) = curl(gone.http());
-    assert!(log.contains("< HTTP/1.1 502") && !log.contains("100 Continue"), "{log}");
+    assert!(log.contains("< HTTP/1.1 503") && !log.contains("100 Continue"), "{log}");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::rig::{Plan, Rig};
-use crate::support::server::Server;
+use crate::support::server::{Hung, Server};
 
 async fn front(url: &str, timeouts: &str) -> Rig {
     Plan::toml(&format!(
@@ -19,23 +19,12 @@ async fn front(url: &str, timeouts: &str) -> Rig {
 
 #[tokio::test]
 async fn a_server_whose_queue_is_full_is_not_waited_for_longer_than_connect() {
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    // Nobody accepts: when the queue is full, the kernel answers no more SYN.
-    let listener = socket.listen(1).unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut queued = Vec::new();
-    while let Ok(stream) =
-        tokio::time::timeout(Duration::from_millis(500), tokio::net::TcpStream::connect(address)).await
-    {
-        queued.push(stream.unwrap());
-        assert!(queued.len() < 10, "the queue has no end");
-    }
-    let rig = front(&format!("http://{address}"), "connect = \"300ms\"").await;
+    let hung = Hung::start().await;
+    let rig = front(&hung.url(), "connect = \"300ms\"").await;
     let start = Instant::now();
-    assert_eq!(rig.connect().await.get("a.test", "/").await.status, 504);
+    assert_eq!(rig.connect().await.get("a.test", "/").await.status, 503);
     assert!(start.elapsed() >= Duration::from_millis(300));
-    assert_eq!(rig.logged(|line| line["status"] == 504).await["reason"], "upstream_connect_timeout");
+    assert_eq!(rig.logged(|line| line["status"] == 503).await["reason"], "upstream_connect_timeout");
 }
 
 /// Answers with `keep` among its fields, and counts the connections that the other side has closed.

@@ -139,8 +139,8 @@ async fn a_server_that_does_not_shake_hands_is_told_apart() {
         std::future::pending::<()>().await;
         drop(stream);
     });
-    refused(&Plan::toml(&text(silent.address.port())).start().await, 504, "upstream_tls_timeout").await;
-    refused(&Plan::toml(&text(free_port())).start().await, 502, "upstream_connect_refused").await;
+    refused(&Plan::toml(&text(silent.address.port())).start().await, 503, "upstream_tls_timeout").await;
+    refused(&Plan::toml(&text(free_port())).start().await, 503, "upstream_connect_refused").await;
 }
 
 #[tokio::test]

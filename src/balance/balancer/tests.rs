@@ -114,9 +114,12 @@ fn at_most_half_are_ejected_and_one_of_one_is_none() {
     let conditions: Vec<&str> = balancer.endpoints().iter().map(|e| e.condition().as_str()).collect();
     assert_eq!(conditions, ["ejected", "ejected", "up", "up", "up"]);
     assert_eq!(ports(&balancer, 100).keys().copied().collect::<Vec<_>>(), [3, 4, 5]);
-    assert!(balancer.is_out(&NONE), "all are known to fail");
+    assert!(!balancer.has_untroubled(&NONE) && balancer.has_other(&NONE), "all are known to fail");
     fail(&balancer, 3, Outcome::Fine, 1);
-    assert!(!balancer.is_out(&NONE));
+    assert!(balancer.has_untroubled(&NONE));
+    let mut tried = Tried::default();
+    tried.add(balancer.endpoints()[2].id());
+    assert!(!balancer.has_untroubled(&tried) && balancer.has_other(&tried));
     let alone = one(spec("a", &[1]));
     fail(&alone, 1, Outcome::Unreachable, 10);
     assert_eq!(alone.endpoints()[0].condition(), super::super::Condition::Up);
@@ -148,11 +151,11 @@ fn whoever_was_tried_is_not_asked_again() {
     let mut tried = Tried::default();
     for _ in 0..3 {
         let taken = balancer.pick(&Preference::default(), &tried).unwrap();
-        assert!(!tried.has(taken.endpoint().id()) && !balancer.is_out(&tried));
+        assert!(!tried.has(taken.endpoint().id()) && balancer.has_untroubled(&tried));
         tried.add(taken.endpoint().id());
     }
     assert_eq!(balancer.pick(&Preference::default(), &tried).unwrap_err(), NoEndpoint::Nobody);
-    assert!(balancer.is_out(&tried) && balancer.others(&tried) == 0);
+    assert!(!balancer.has_untroubled(&tried) && balancer.others(&tried) == 0);
 }
 
 #[test]

@@ -71,11 +71,10 @@ fn explain(
 ) -> (String, bool) {
     let router = Router::new(&plan.proxy.routes);
     let mut judged = verdict::judge(plan, &router, request);
-    let client = from.map(|peer| Client::of(peer, &plan.proxy.trusted_proxies, &request.headers));
-    if client.is_some_and(|client| client.disputed) {
-        let why = "X-Forwarded-For and Forwarded tell of different clients".to_owned();
-        judged.outcome = Outcome::Respond { status: 400, why };
-    } else if let (Some(client), Some(route)) = (client, judged.route)
+    let client = from.map(|peer| {
+        Client::of(peer, &plan.proxy.trusted_proxies, plan.proxy.trusted_header, &request.headers)
+    });
+    if let (Some(client), Some(route)) = (client, judged.route)
         && let Some(why) = route.policy.access.refusal(client.address)
     {
         judged.outcome = refused(&judged, why);
@@ -140,18 +139,15 @@ fn refused(judged: &Judged<'_>, why: String) -> Outcome {
 /// Whom a connection is taken for.
 fn said_of(out: &mut String, plan: &Plan, client: &Client) {
     let _ = writeln!(out, "\nClient");
-    let Client { address, peer, trusted, disputed } = client;
+    let Client { address, peer, trusted, .. } = client;
     let _ = match (trusted, address == peer) {
-        (true, _) if *disputed => writeln!(
+        (Some(_), false) => writeln!(out, "  {address}, says {peer}, which is one of trusted_proxies"),
+        (Some(header), true) => writeln!(
             out,
-            "  nobody knows: {peer}, one of trusted_proxies, lets through what the client itself says in one of the two fields"
+            "  {peer}, one of trusted_proxies: `{}` would say who its client is (--header)",
+            header.name()
         ),
-        (true, false) => writeln!(out, "  {address}, says {peer}, which is one of trusted_proxies"),
-        (true, true) => writeln!(
-            out,
-            "  {peer}, one of trusted_proxies: X-Forwarded-For or Forwarded would say who its client is (--header)"
-        ),
-        (false, _) => writeln!(out, "  {peer}; what it says in X-Forwarded-* and Forwarded is not believed"),
+        (None, _) => writeln!(out, "  {peer}; what it says in X-Forwarded-* and Forwarded is not believed"),
     };
     if plan.listen.proxy_protocol.iter().any(|net| net.contains(peer)) {
         let _ = writeln!(
@@ -371,20 +367,12 @@ acme = "local"
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
             .into_iter()
             .collect();
-        let (disputed, _) = explain(&plan, &request, Some([10, 1, 1, 1].into()), nobody);
-        holds(
-            &disputed,
-            &[
-                "https://a.test/ is answered with 400: X-Forwarded-For and Forwarded",
-                "  nobody knows: 10.1.1.1",
-            ],
-        );
+        let (both, _) = explain(&plan, &request, Some([10, 1, 1, 1].into()), nobody);
+        holds(&both, &["  198.51.100.1, says 10.1.1.1, which is one of trusted_proxies"]);
         let (silent, _) = text("https://a.test/", "10.1.1.1", "");
         holds(
             &silent,
-            &[
-                "  10.1.1.1, one of trusted_proxies: X-Forwarded-For or Forwarded would say who its client is (--header)",
-            ],
+            &["  10.1.1.1, one of trusted_proxies: `x-forwarded-for` would say who its client is (--header)"],
         );
         let (passed, _) = text("https://db.test/", "192.0.2.1", "");
         holds(

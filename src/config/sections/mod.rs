@@ -6,6 +6,7 @@ mod routes;
 mod upstreams;
 
 use super::table::{Key, Kind, More, Section, Words};
+use crate::proxy::client::TrustedHeader;
 
 pub(super) use admission::MTLS;
 pub(super) use certificates::{
@@ -121,7 +122,14 @@ pub(super) static LISTEN: Section = section(
             "trusted_proxies",
             Kind::List(&Kind::Net),
             "[]",
-            "Peers whose X-Forwarded-* and Forwarded are believed",
+            "Peers that are believed when they say who their client is",
+        ),
+        Key::new(
+            "trusted_header",
+            Kind::Word(&TRUSTED_HEADERS),
+            "\"x-forwarded-for\"",
+            "The field in which they say so: the other one is their client's own, and is not believed. Beside x-forwarded-for, other \
+             X-Forwarded-* and X-Real-IP are theirs; beside forwarded, nothing is",
         ),
         Key::new(
             "proxy_protocol",
@@ -239,6 +247,8 @@ pub(super) static STORAGE: Section = section(
         Key::later("etcd", "State in etcd, for many machines"),
     ],
 );
+
+static TRUSTED_HEADERS: Words = Words { now: &TrustedHeader::WORDS, later: &[] };
 
 static ACCESS: Words = Words { now: &["stdout", "off"], later: &[] };
 

@@ -114,7 +114,7 @@ static RETRIES: Section = section(
             "connect",
             Kind::Count { min: 0, max: 5 },
             "2",
-            "Others that are tried when no connection was had",
+            "Others that are tried when no connection was had; those that refuse it are passed over and not counted, unless this is 0",
         ),
         Key::new(
             "idempotent",

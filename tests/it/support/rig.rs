@@ -51,6 +51,7 @@ impl Plan {
             proxy: ProxySpec {
                 routes: vec![],
                 trusted_proxies: vec![],
+                trusted_header: Default::default(),
                 body_timeout: Duration::from_secs(60),
                 tunnel_timeout: Duration::from_secs(3600),
                 max_body: None,

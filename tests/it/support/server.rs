@@ -5,6 +5,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -158,6 +159,57 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.trigger();
+    }
+}
+
+/// A port that nobody answers at: its queue is full, and the kernel drops every SYN.
+pub(crate) struct Hung {
+    listener: TcpListener,
+    _queued: Vec<TcpStream>,
+}
+
+impl Hung {
+    pub(crate) async fn start() -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(stream) =
+            tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await
+        {
+            queued.push(stream.unwrap());
+            assert!(queued.len() < 10, "the queue has no end");
+        }
+        Self { listener, _queued: queued }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.listener.local_addr().unwrap())
+    }
+}
+
+/// A port that is taken and where nobody listens: whoever connects is refused.
+pub(crate) struct Dead(tokio::net::TcpSocket);
+
+impl Dead {
+    pub(crate) fn start() -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self(socket)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    /// Listens from now on.
+    pub(crate) fn revive(self) -> TcpListener {
+        self.0.listen(64).unwrap()
     }
 }
 
