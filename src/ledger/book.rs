@@ -163,11 +163,21 @@ impl Book {
     /// Whether the CA would take `ask` at `now`; the refusal is the one that lasts longest. What other orders under way will use when
     /// they end is used already.
     pub fn check(&self, limits: &CaLimits, ask: &Ask<'_>, now: SystemTime) -> Result<(), Refusal> {
-        let held = self.held(Some(ask.names), now);
+        let own = set(ask.names);
         let mut worst: Option<Refusal> = None;
         for (limit, of) in looked_at(ask) {
             let Some(rate) = limit.rate(limits) else { continue };
-            let held = held.get(&entry(limit, &of)).copied().unwrap_or(0);
+            // Of other sets of names only what they share is of interest. Few of thousands can, and only those are looked at closely.
+            let shares = |open: Open, names: &str| {
+                open == Open::First && names.contains(&of) && domains(&parsed(names)).contains(&of)
+            };
+            let held = match limit {
+                Limit::Domain => {
+                    self.under_way(now).filter(|(open, names)| *names != own && shares(*open, names)).count()
+                }
+                _ => 0,
+            };
+            let held = u32::try_from(held).unwrap_or(u32::MAX);
             let until = self.free_at(limit, &of, rate, held, now);
             if until > now && worst.as_ref().is_none_or(|w| w.until < until) {
                 worst = Some(Refusal { limit, of, until });
@@ -279,43 +289,33 @@ impl Book {
         }
     }
 
-    /// What orders under way will use when the CA signs, by what is counted, apart from the one for `except`.
-    fn held(&self, except: Option<&[HostPattern]>, now: SystemTime) -> BTreeMap<Entry, u32> {
-        let mut held = BTreeMap::new();
-        let (from, to) = (millis(now + OPEN - HELD), millis(now + OPEN));
-        for open in [Open::First, Open::Renewal] {
-            let prefix = open.entry(&[]);
-            let own = except.map(|names| open.entry(names));
-            let all =
-                self.entries.range(prefix.clone()..).take_while(|(entry, _)| entry.starts_with(&prefix));
-            for (entry_of, _) in all.filter(|(_, until)| (from + 1..=to).contains(until)) {
-                if own.as_ref() == Some(entry_of) {
-                    continue;
-                }
-                let names =
-                    entry_of[prefix.len()..].split(',').filter_map(|name| HostPattern::parse(name).ok());
-                for (limit, of) in open.units(&names.collect::<Vec<_>>()) {
-                    *held.entry(entry(limit, &of)).or_default() += 1;
-                }
-            }
-        }
-        held
+    /// Orders under way that are likely to be signed, by what they will use then and for which names.
+    fn under_way(&self, now: SystemTime) -> impl Iterator<Item = (Open, &str)> {
+        let held = millis(now + OPEN - HELD) + 1..=millis(now + OPEN);
+        [Open::First, Open::Renewal].into_iter().flat_map(move |open| {
+            let (prefix, held) = (open.entry(&[]), held.clone());
+            let all = self.entries.range(prefix.clone()..);
+            all.map_while(move |(entry, until)| Some((entry.strip_prefix(&prefix)?, until)))
+                .filter(move |(_, until)| held.contains(until))
+                .map(move |(names, _)| (open, names))
+        })
     }
 
     /// How many more of `limit` the CA allows at `now`, by the entry that is used most; `None` if it is not limited.
     pub fn remaining(&self, limits: &CaLimits, limit: Limit, now: SystemTime) -> Option<u32> {
         let rate = limit.rate(limits)?;
         let prefix = format!("{}:", limit.as_str());
-        let mut used: BTreeMap<&str, u32> = BTreeMap::new();
-        let held = self.held(None, now);
-        for (entry, count) in held.iter().filter(|(entry, _)| entry.starts_with(&prefix)) {
-            used.insert(entry, *count);
+        let mut used: BTreeMap<Entry, u32> = BTreeMap::new();
+        for (open, names) in self.under_way(now).filter(|_| matches!(limit, Limit::Names | Limit::Domain)) {
+            for (_, of) in open.units(&parsed(names)).into_iter().filter(|(of, _)| *of == limit) {
+                *used.entry(entry(limit, &of)).or_default() += 1;
+            }
         }
         let counted = self.entries.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
         for (entry, end) in counted {
             let rest = Duration::from_millis(end.saturating_sub(millis(now)));
             let units = rest.as_millis().div_ceil(u128::from(unit(rate).max(1)));
-            let used = used.entry(entry).or_default();
+            let used = used.entry(entry.clone()).or_default();
             *used = used.saturating_add(u32::try_from(units).unwrap_or(u32::MAX));
         }
         let most = used.values().max().copied().unwrap_or(0);
@@ -398,6 +398,11 @@ pub(super) fn entry(limit: Limit, of: &str) -> Entry {
 
 fn set(names: &[HostPattern]) -> String {
     names.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// The other way round.
+fn parsed(set: &str) -> Vec<HostPattern> {
+    set.split(',').filter_map(|name| HostPattern::parse(name).ok()).collect()
 }
 
 fn bases(names: &[HostPattern]) -> Vec<String> {
