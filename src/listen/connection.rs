@@ -31,6 +31,7 @@ use super::proxy_header;
 use super::spec::{Limits, ListenTimeouts};
 use super::stream::SEND_BUFFER;
 use super::watch::{Cause, Verdict, Watch};
+use super::wire::Wire;
 use super::worker::{Endpoint, Worker};
 use crate::conn::{Alpn, AnswerBody, ConnInfo, RequestLimits, Service, Tunnel, is_grpc_type};
 use crate::task;
@@ -42,6 +43,8 @@ const H1_BUFFER: usize = 64 * 1024;
 /// A window for each stream, and a larger one for the connection: equal ones let one stalled upload block all others.
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// How often a client is looked at that nobody listens to.
+const DEAF: Duration = Duration::from_secs(1);
 const H2_PING: Duration = Duration::from_secs(30);
 const H2_PONG: Duration = Duration::from_secs(20);
 
@@ -110,8 +113,9 @@ pub(super) async fn serve<S: Service>(
                 return http2(&worker, &endpoint.open_h2, io, info, &watch, &settings.limits).await;
             }
         }
-        let io = WriteMeter::new(Prefixed::new(head, stream), watch.clone());
-        return http1(&worker, &endpoint.open_h1, io, info, &watch, &settings.limits).await;
+        let wire = Wire::new(stream);
+        let io = WriteMeter::new(Prefixed::new(head, wire.clone()), watch.clone());
+        return http1(&worker, &endpoint.open_h1, io, &wire, info, &watch, &settings.limits).await;
     }
     let mut head = Bytes::new();
     if worker.service.passes_through() {
@@ -125,7 +129,8 @@ pub(super) async fn serve<S: Service>(
         }
         head = read;
     }
-    let io = WriteMeter::new(Prefixed::new(head, stream), watch.clone());
+    let wire = Wire::new(stream);
+    let io = WriteMeter::new(Prefixed::new(head, wire.clone()), watch.clone());
     let handshake = Box::pin(worker.shared.tls.accept(io, ends.local));
     let accepted = match timeout_at(deadline, handshake).await {
         Ok(Ok(accepted)) => accepted,
@@ -146,7 +151,8 @@ pub(super) async fn serve<S: Service>(
     info.tls = Some(accepted.info);
     match alpn {
         Alpn::Http1 => {
-            http1(&worker, &endpoint.open_h1, accepted.stream, info, &watch, &settings.limits).await;
+            let open = &endpoint.open_h1;
+            http1(&worker, open, accepted.stream, &wire, info, &watch, &settings.limits).await;
         }
         Alpn::Http2 => {
             http2(&worker, &endpoint.open_h2, accepted.stream, info, &watch, &settings.limits).await;
@@ -158,6 +164,7 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     worker: &Worker<S>,
     open: &Gauge,
     io: IO,
+    wire: &Wire,
     info: ConnInfo,
     watch: &Rc<Watch>,
     limits: &Limits,
@@ -191,7 +198,9 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         .keep_alive(!watch.is_draining());
     let io = TokioIo::new(ReadMeter::new(io, watch.clone()));
     let mut connection = builder.serve_connection(io, service);
-    let end = drive(Pin::new(&mut connection), watch, |connection| connection.graceful_shutdown()).await;
+    let end =
+        drive(Pin::new(&mut connection), watch, Some(wire), |connection| connection.graceful_shutdown())
+            .await;
     if matches!(end, End::Http(Ok(()))) {
         let parts = connection.into_parts();
         let mut io = parts.io.into_inner();
@@ -267,7 +276,7 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         .keep_alive_timeout(H2_PONG);
     let io = TokioIo::new(ReadMeter::http2(io, watch.clone()));
     let connection = pin!(builder.serve_connection(io, service));
-    let end = drive(connection, watch, |connection| connection.graceful_shutdown()).await;
+    let end = drive(connection, watch, None, |connection| connection.graceful_shutdown()).await;
     worker.ended(&end, &info);
 }
 
@@ -301,24 +310,38 @@ pub(super) enum End {
     Clock(Cause),
 }
 
-/// Polls a connection to its end, under the deadlines of `watch`. One timer serves them all, and requests never move it.
+/// Polls a connection to its end, under the deadlines of `watch`. One timer serves them all, and requests never move it. While HTTP
+/// does not listen to the client, `wire` tells whether it is still there; HTTP/2 always listens.
 async fn drive<C: Future<Output = hyper::Result<()>>>(
     mut connection: Pin<&mut C>,
     watch: &Watch,
+    wire: Option<&Wire>,
     shut_down: impl Fn(Pin<&mut C>),
 ) -> End {
     let mut timer = pin!(sleep_until(Instant::now()));
-    let mut shut = false;
+    let (mut shut, mut deaf) = (false, false);
     poll_fn(|cx| {
         watch.register(cx);
         if let Poll::Ready(end) = connection.as_mut().poll(cx) {
             return Poll::Ready(End::Http(end));
         }
+        let wire = wire.filter(|_| watch.is_deaf());
         if watch.must_look() {
             timer.as_mut().reset(Instant::now());
+        } else if wire.is_some() && !deaf {
+            let soon = Instant::now() + DEAF;
+            if soon < timer.deadline() {
+                timer.as_mut().reset(soon);
+            }
         }
+        deaf = wire.is_some();
         while timer.as_mut().poll(cx).is_ready() {
-            match watch.look(Instant::now()) {
+            let now = Instant::now();
+            if wire.is_some_and(Wire::is_broken) {
+                return Poll::Ready(End::Clock(Cause::Broken));
+            }
+            match watch.look(now) {
+                Verdict::Wait(next) if deaf => timer.as_mut().reset(next.min(now + DEAF)),
                 Verdict::Wait(next) => timer.as_mut().reset(next),
                 Verdict::Close(cause) => return Poll::Ready(End::Clock(cause)),
                 Verdict::Shut if shut => return Poll::Ready(End::Clock(Cause::Lingered)),
