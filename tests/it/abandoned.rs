@@ -64,7 +64,7 @@ async fn rig(server: &Server, kind: &str, by_tls: bool, rest: &str) -> Rig {
 async fn begin(stream: &mut (impl AsyncWrite + Unpin), sent: Sent) {
     let head = "PUT /up HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000000000\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
-    let piece = [0; 16 * 1024];
+    let piece = vec![0; 16 * 1024];
     match sent {
         Sent::Little => {
             stream.write_all(&piece[..1000]).await.unwrap();
