@@ -32,6 +32,7 @@ use super::proxy_header;
 use super::spec::{Limits, ListenTimeouts};
 use super::stream::SEND_BUFFER;
 use super::watch::{Cause, Verdict, Watch};
+use super::wire::Wire;
 use super::worker::{Endpoint, Worker};
 use crate::conn::{Alpn, AnswerBody, ConnInfo, Introduced, RequestLimits, Service, Tunnel, is_grpc_type};
 use crate::task;
@@ -43,6 +44,8 @@ const H1_BUFFER: usize = 64 * 1024;
 /// A window for each stream, and a larger one for the connection: equal ones let one stalled upload block all others.
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// How often a client is looked at that nobody listens to.
+const DEAF: Duration = Duration::from_secs(1);
 const H2_PING: Duration = Duration::from_secs(30);
 const H2_PONG: Duration = Duration::from_secs(20);
 
@@ -81,23 +84,23 @@ pub(super) async fn serve<S: Service>(
     let (worker, limits) = (&*worker, &settings.limits);
     match opened {
         None => {}
-        Some((info, Opened::Clear(io, Alpn::Http1))) => {
-            Box::pin(http1(worker, &endpoint.open_h1, io, info, &watch, limits)).await;
+        Some((info, wire, Opened::Clear(io, Alpn::Http1))) => {
+            Box::pin(http1(worker, &endpoint.open_h1, io, &wire, info, &watch, limits)).await;
         }
-        Some((info, Opened::Clear(io, Alpn::Http2))) => {
+        Some((info, _, Opened::Clear(io, Alpn::Http2))) => {
             Box::pin(http2(worker, &endpoint.open_h2, io, info, &watch, limits)).await;
         }
-        Some((info, Opened::Tls(io, Alpn::Http1))) => {
-            Box::pin(http1(worker, &endpoint.open_h1, io, info, &watch, limits)).await;
+        Some((info, wire, Opened::Tls(io, Alpn::Http1))) => {
+            Box::pin(http1(worker, &endpoint.open_h1, io, &wire, info, &watch, limits)).await;
         }
-        Some((info, Opened::Tls(io, Alpn::Http2))) => {
+        Some((info, _, Opened::Tls(io, Alpn::Http2))) => {
             Box::pin(http2(worker, &endpoint.open_h2, io, info, &watch, limits)).await;
         }
     }
 }
 
 /// The socket, behind what was read of it already.
-type Clear = WriteMeter<Prefixed<TcpStream>>;
+type Clear = WriteMeter<Prefixed<Wire>>;
 
 /// A connection that HTTP begins on.
 enum Opened {
@@ -114,7 +117,7 @@ async fn open<S: Service>(
     settings: &Settings,
     permit: &mut Permit,
     watch: &Rc<Watch>,
-) -> Option<(ConnInfo, Opened)> {
+) -> Option<(ConnInfo, Wire, Opened)> {
     let local = stream.local_addr().ok()?;
     // Answers must not wait for acknowledgements; a socket that cannot do it still works.
     let _ = stream.set_nodelay(true);
@@ -160,8 +163,9 @@ async fn open<S: Service>(
                 alpn = Alpn::Http2;
             }
         }
-        let io = WriteMeter::new(Prefixed::new(head, stream), watch.clone());
-        return Some((info, Opened::Clear(Box::new(io), alpn)));
+        let wire = Wire::new(stream);
+        let io = WriteMeter::new(Prefixed::new(head, wire.clone()), watch.clone());
+        return Some((info, wire, Opened::Clear(Box::new(io), alpn)));
     }
     if worker.service.passes_through() {
         let Ok((name, read)) = timeout_at(deadline, hello(&mut stream)).await else {
@@ -176,14 +180,15 @@ async fn open<S: Service>(
         }
         head = read;
     }
-    let io = WriteMeter::new(Prefixed::new(head, stream), watch.clone());
+    let wire = Wire::new(stream);
+    let io = WriteMeter::new(Prefixed::new(head, wire.clone()), watch.clone());
     let handshake = worker.shared.tls.accept(io, ends.local);
     match timeout_at(deadline, handshake).await {
         Ok(Ok(accepted)) => {
             worker.handshake("ok");
             let alpn = accepted.info.alpn;
             info.tls = Some(accepted.info);
-            Some((info, Opened::Tls(Box::new(accepted.stream), alpn)))
+            Some((info, wire, Opened::Tls(Box::new(accepted.stream), alpn)))
         }
         Ok(Err(error)) => {
             worker.handshake(error.result());
@@ -206,6 +211,7 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     worker: &Worker<S>,
     open: &Gauge,
     io: Box<IO>,
+    wire: &Wire,
     info: ConnInfo,
     watch: &Rc<Watch>,
     limits: &Limits,
@@ -242,7 +248,9 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         .keep_alive(!watch.is_draining());
     let io = TokioIo::new(ReadMeter::new(*io, watch.clone()));
     let mut connection = builder.serve_connection(io, service);
-    let end = drive(Pin::new(&mut connection), watch, |connection| connection.graceful_shutdown()).await;
+    let end =
+        drive(Pin::new(&mut connection), watch, Some(wire), |connection| connection.graceful_shutdown())
+            .await;
     if matches!(end, End::Http(Ok(()))) {
         let parts = connection.into_parts();
         Box::pin(leave(parts.io.into_inner(), unshared(&parts.read_buf), tunnel.take(), watch)).await;
@@ -330,7 +338,7 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         .keep_alive_timeout(H2_PONG);
     let io = TokioIo::new(ReadMeter::http2(*io, watch.clone()));
     let connection = pin!(builder.serve_connection(io, service));
-    let end = drive(connection, watch, |connection| connection.graceful_shutdown()).await;
+    let end = drive(connection, watch, None, |connection| connection.graceful_shutdown()).await;
     worker.ended(&end, &info);
 }
 
@@ -351,24 +359,38 @@ pub(super) enum End {
     Clock(Cause),
 }
 
-/// Polls a connection to its end, under the deadlines of `watch`. One timer serves them all, and requests never move it.
+/// Polls a connection to its end, under the deadlines of `watch`. One timer serves them all, and requests never move it. While HTTP
+/// does not listen to the client, `wire` tells whether it is still there; HTTP/2 always listens.
 async fn drive<C: Future<Output = hyper::Result<()>>>(
     mut connection: Pin<&mut C>,
     watch: &Watch,
+    wire: Option<&Wire>,
     shut_down: impl Fn(Pin<&mut C>),
 ) -> End {
     let mut timer = pin!(sleep_until(Instant::now()));
-    let mut shut = false;
+    let (mut shut, mut deaf) = (false, false);
     poll_fn(|cx| {
         watch.register(cx);
         if let Poll::Ready(end) = connection.as_mut().poll(cx) {
             return Poll::Ready(End::Http(end));
         }
+        let wire = wire.filter(|_| watch.is_deaf());
         if watch.must_look() {
             timer.as_mut().reset(Instant::now());
+        } else if wire.is_some() && !deaf {
+            let soon = Instant::now() + DEAF;
+            if soon < timer.deadline() {
+                timer.as_mut().reset(soon);
+            }
         }
+        deaf = wire.is_some();
         while timer.as_mut().poll(cx).is_ready() {
-            match watch.look(Instant::now()) {
+            let now = Instant::now();
+            if wire.is_some_and(Wire::is_broken) {
+                return Poll::Ready(End::Clock(Cause::Broken));
+            }
+            match watch.look(now) {
+                Verdict::Wait(next) if deaf => timer.as_mut().reset(next.min(now + DEAF)),
                 Verdict::Wait(next) => timer.as_mut().reset(next),
                 Verdict::Close(cause) => return Poll::Ready(End::Clock(cause)),
                 Verdict::Shut if shut => return Poll::Ready(End::Clock(Cause::Lingered)),
@@ -521,7 +543,9 @@ mod tests {
         let (worker, watch, limits) =
             (worker(ListenTimeouts::default()), Watch::alone(ListenTimeouts::default()), Limits::default());
         let (open, end) = (Gauge::default(), || Box::new(duplex(1).0));
-        let h1 = http1(&worker, &open, end(), info(), &watch, &limits);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let wire = Wire::new(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        let h1 = http1(&worker, &open, end(), &wire, info(), &watch, &limits);
         let h2 = http2(&worker, &open, end(), info(), &watch, &limits);
         for (future, most) in [(size_of_val(&h1), 2048), (size_of_val(&h2), 3072)] {
             assert!(future < most, "{future} bytes");

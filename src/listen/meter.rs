@@ -89,6 +89,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadMeter<S> {
                 None => this.watch.read(),
             }
         }
+        self.watch.listens(result.is_pending());
         self.turn = if result.is_pending() { 0 } else { self.turn + read };
         result
     }

@@ -14,6 +14,7 @@ mod spec;
 mod stream;
 mod traffic;
 mod watch;
+mod wire;
 mod worker;
 
 pub use socket::{GivenDns, Inherited, ListenError, raise_file_limit};

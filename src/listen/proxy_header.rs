@@ -68,7 +68,8 @@ fn version_1(bytes: &[u8]) -> Result<Progress, HeaderError> {
         // The line ends with two bytes.
         None if bytes.ends_with(b"\r") || bytes.len() == MAX_V1 - 1 => Ok(Progress::Needs(1)),
         None => Ok(Progress::Needs(2)),
-        Some(end) if end + 1 < bytes.len() => Err(HeaderError::Malformed),
+        // A line that a bare LF ends would be read with the byte behind it, or not, as its length is odd or even.
+        Some(end) if end + 1 < bytes.len() || !bytes[..end].ends_with(b"\r") => Err(HeaderError::Malformed),
         Some(_) => {
             let header = v1::Header::try_from(bytes).map_err(|_| HeaderError::Malformed)?;
             if header.header.len() != bytes.len() {
@@ -249,5 +250,15 @@ mod tests {
             let (_, read) = received(&bytes);
             prop_assert!(read <= MAX_V2.max(bytes.len()));
         }
+    }
+
+    #[test]
+    fn a_line_ends_with_both_of_its_bytes() {
+        for line in
+            ["PROXY UNKNOWN \n", "PROXY UNKNOWN x\n", "PROXY UNKNOWN\n", "PROXY TCP4 1.1.1.1 2.2.2.2 1 2\n"]
+        {
+            assert_eq!(parse(line.as_bytes()), Err(HeaderError::Malformed), "{line:?}");
+        }
+        assert_eq!(parse(b"PROXY UNKNOWN x\r\n"), Ok(Progress::Complete(None)));
     }
 }

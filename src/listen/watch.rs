@@ -43,6 +43,8 @@ pub(super) struct Watch {
     window: Cell<i64>,
     /// Something was given to its end because these said that there is room.
     relied: Cell<bool>,
+    /// HTTP has asked for the client's bytes and waits for them.
+    listens: Cell<bool>,
     driver: RefCell<Option<Waker>>,
     look_again: Cell<bool>,
 }
@@ -96,6 +98,8 @@ pub(super) enum Cause {
     Write,
     /// It had nothing more to do and did not go.
     Lingered,
+    /// Its client is gone.
+    Broken,
 }
 
 impl Cause {
@@ -104,7 +108,7 @@ impl Cause {
         match self {
             Self::Header => Some("header_timeout"),
             Self::Write => Some("write_timeout"),
-            Self::Lingered => None,
+            Self::Lingered | Self::Broken => None,
         }
     }
 }
@@ -183,6 +187,7 @@ impl Watch {
             credit: Cell::new(USUAL_WINDOW),
             window: Cell::new(USUAL_WINDOW),
             relied: Cell::new(false),
+            listens: Cell::new(false),
             driver: RefCell::default(),
             look_again: Cell::new(false),
         })
@@ -228,6 +233,16 @@ impl Watch {
             let now = Instant::now();
             self.update(|s| s.head_since = Some(now));
         }
+    }
+
+    /// HTTP waits for bytes, or has got some.
+    pub(super) fn listens(&self, waits: bool) {
+        self.listens.set(waits);
+    }
+
+    /// Whether a request is under way and nobody would hear that its client is gone: it stands behind bytes that nobody asks for.
+    pub(super) fn is_deaf(&self) -> bool {
+        !self.listens.get() && self.state.get().in_flight > 0
     }
 
     /// HTTP/2 has arrived; `unfinished`: the client has to go on with it.
