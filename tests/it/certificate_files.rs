@@ -108,7 +108,8 @@ fn files_that_cannot_be_used_are_an_error_at_the_start() {
     let check = |names: &str, more: &[&str]| {
         std::fs::write(&path, config(names, dir.path().to_str().unwrap())).unwrap();
         let output = crate::support::starlock::command(dir.path(), &[&["check"], more].concat());
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
     };
     let (code, text) = check("", &[]);
     assert!(code == Some(78) && text.contains("cannot read") && text.contains("tls.crt"), "{text}");
@@ -127,7 +128,8 @@ fn files_that_cannot_be_used_are_an_error_at_the_start() {
     let key = std::fs::read(dir.path().join("tls.key")).unwrap();
     write_pair(dir.path(), "files.test", 60);
     let (code, text) = check(named, &[]);
-    assert!(code == Some(0), "{text}");
+    let from = format!("\n    from {}, which someone else renews", dir.path().join("tls.crt").display());
+    assert!(code == Some(0) && text.contains(&from), "{text}");
     std::fs::write(dir.path().join("tls.key"), key).unwrap();
     refused("does not belong");
     write_pair(dir.path(), "other.test", 60);
