@@ -143,6 +143,11 @@ impl HostPattern {
         matches!(self, Self::Wildcard(_))
     }
 
+    /// Whether this is a wildcard right below the root, such as `*.localhost`: no client takes one.
+    pub fn is_below_root(&self) -> bool {
+        matches!(self, Self::Wildcard(zone) if !zone.as_str().contains('.'))
+    }
+
     /// Names that no public CA signs: `localhost`, `*.localhost`, `.internal`, addresses.
     pub fn is_local(&self) -> bool {
         match self {

@@ -57,6 +57,8 @@ pub async fn canary(
     let time = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
     let chain = &bundle.certified_key().cert;
     dates(chain, time)?;
+    // Clients are not shown this one for such a wildcard, but one that is made for the very name they ask for.
+    let names: Vec<&HostPattern> = names.iter().filter(|name| !name.is_below_root()).collect();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let inspector = Arc::new(Inspector::new(chain, &provider)?);
     let config = ClientConfig::builder_with_details(provider.clone(), Arc::new(Fixed(time)))
@@ -69,7 +71,7 @@ pub async fn canary(
     publisher.publish(CertTable::new([bundle.clone()], None));
     let server = TlsServer::new(certs).map_err(|e| e.to_string())?;
     let connector = TlsConnector::from(Arc::new(config));
-    for name in names {
+    for name in &names {
         let shaken = tokio::time::timeout(LIMIT, shake(&server, &connector, name)).await;
         let seen = shaken.unwrap_or_else(|_| Err(io::Error::other("the handshake does not end")));
         let seen = seen.map_err(|e| format!("a client that asks for {name} refuses it: {e}"))?;
@@ -77,7 +79,7 @@ pub async fn canary(
             return Err(format!("a client that asks for {name} gets another certificate"));
         }
     }
-    Ok(distrust(chain, names, time, &roots.0, provider))
+    Ok(distrust(chain, &names, time, &roots.0, provider))
 }
 
 async fn shake(
@@ -128,7 +130,7 @@ fn dates(chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), String> {
 /// Why a client with this machine's roots would not trust the chain.
 fn distrust(
     chain: &[CertificateDer<'static>],
-    names: &[HostPattern],
+    names: &[&HostPattern],
     now: UnixTime,
     roots: &Arc<RootCertStore>,
     provider: Arc<CryptoProvider>,
@@ -264,9 +266,12 @@ mod tests {
         let now = SystemClock.now();
         let all = names(&hosts);
         assert_eq!(canary(&good, &all, now, &none()).await, Ok(None));
+        let local = chain(&["*.localhost"], 30, false);
+        assert_eq!(canary(&local, &names(&["*.localhost"]), now, &none()).await, Ok(None), "it is not shown");
         for (bundle, wanted, at, why) in [
             (&good, names(&["example.org"]), now, "example.org"),
             (&good, all.clone(), now + 40 * DAY, "not now by this machine's clock"),
+            (&local, names(&["*.localhost"]), now + 40 * DAY, "not now by this machine's clock"),
             (&good, all.clone(), now - 2 * DAY, "not now by this machine's clock"),
             (&chain(&hosts, 30, true), all.clone(), now, "example.com refuses it"),
         ] {

@@ -393,4 +393,7 @@ fn names_below_a_local_wildcard_get_certificates_of_their_own() {
         "that one is good"
     );
     assert_eq!(starlock.certificates().len(), 2, "what is made on demand is no certificate to look after");
+    let renewed = starlock.command(&["certs", "renew", "*.localhost"]);
+    assert!(renewed.status.success(), "{renewed:?}");
+    assert!(!starlock.log().contains(" ERROR "), "{}", starlock.log());
 }
