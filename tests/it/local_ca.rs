@@ -5,7 +5,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::support::process::output;
+use crate::support::dns::script;
+use crate::support::process::{install, output};
 use crate::support::starlock::{Starlock, binary, command, local_root, write_config};
 use crate::support::web::served_chain;
 
@@ -152,10 +153,10 @@ fn image(root: &Path) {
     std::fs::write(root.join("usr/share/ca-certificates/other.crt"), other).unwrap();
     std::fs::write(root.join("etc/ca-certificates.conf"), "other.crt\n").unwrap();
     std::fs::write(root.join("dev/null"), "").unwrap();
-    std::fs::copy("/bin/busybox", root.join("bin/busybox"))
-        .expect("busybox is installed; scripts/test does it");
+    let program = |path: &str| install(Path::new(path), &root.join(path.trim_start_matches('/')));
+    program("/bin/busybox");
     output("chroot", &[root.to_str().unwrap(), "/bin/busybox", "--install", "-s", "/bin"]);
-    std::fs::copy("/usr/sbin/update-ca-certificates", root.join("usr/sbin/update-ca-certificates")).unwrap();
+    program("/usr/sbin/update-ca-certificates");
     // The script calls `openssl rehash`, whose libraries come along.
     let openssl = "/usr/bin/openssl";
     let libraries = output("ldd", &[openssl]);
@@ -163,7 +164,7 @@ fn image(root: &Path) {
     for file in files.chain([openssl]) {
         let target = root.join(file.trim_start_matches('/'));
         std::fs::create_dir_all(target.parent().unwrap()).unwrap();
-        std::fs::copy(file, &target).unwrap();
+        install(Path::new(file), &target);
     }
 }
 
@@ -211,8 +212,8 @@ fn an_update_that_failed_is_made_up_for_by_the_next_run() {
     let trust = |verb: &str| starlock.command(&["trust", verb, "--root", image_dir.path().to_str().unwrap()]);
     let program = image_dir.path().join("usr/sbin/update-ca-certificates");
     let good = std::fs::read_to_string(&program).unwrap();
-    let breaks = || std::fs::write(&program, "#!/bin/sh\necho no space left >&2\nexit 1\n").unwrap();
-    let mends = || std::fs::write(&program, &good).unwrap();
+    let breaks = || script(&program, "#!/bin/sh\necho no space left >&2\nexit 1\n");
+    let mends = || script(&program, &good);
     let ours = || {
         let bundle = std::fs::read_to_string(image_dir.path().join("etc/ssl/certs/ca-certificates.crt"));
         bundle.unwrap_or_default().contains(local_root(&starlock).trim())

@@ -274,9 +274,9 @@ pub fn txt(server: SocketAddr, name: &str) -> Vec<String> {
 
 /// A program file.
 pub fn script(path: &Path, text: &str) {
-    use std::os::unix::fs::PermissionsExt;
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    let written = tempfile::NamedTempFile::new().unwrap();
+    fs::write(written.path(), text).unwrap();
+    super::process::install(written.path(), path);
 }
 
 /// A hook as people write them for `exec`: it updates the zone `example.test` of Knot.

@@ -83,6 +83,12 @@ impl Drop for Process {
     }
 }
 
+/// Copies a program to where it is run. Another process writes it: a file that this one has open for writing is open in what other
+/// tests' threads are just starting, too, and cannot be run ("text file busy").
+pub fn install(from: &Path, to: &Path) {
+    output("install", &["-m".as_ref(), "755".as_ref(), from.as_os_str(), to.as_os_str()]);
+}
+
 /// Runs a program to its end and gives its standard output; fails with everything it said otherwise.
 pub fn output<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> String {
     let output = Command::new(program).args(arguments).output();
