@@ -3,6 +3,7 @@
 mod answer;
 mod caps;
 mod connection;
+mod cork;
 mod frames;
 mod gate;
 mod meter;
