@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use super::decode::{Decoder, refusal};
+use super::blame::refusal;
+use super::decode::Decoder;
 use super::error::Problem;
 use super::references::Reference;
 use super::scalar::{self, Wrong};

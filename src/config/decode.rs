@@ -2,19 +2,18 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::blame::{Subject, not_yet, refusal, toml_key};
 use super::error::{Problem, Span};
 use super::references::Reference;
-use super::scalar::{self, Wrong};
 use super::sections;
-use super::table::{Key, Kind, More, Section, Words, nearest, vendor_keys};
+use super::table::{Key, Kind, More, Section, nearest, vendor_keys};
+use super::text::text_value;
 use super::value::{At, Entry, Fields, Value};
 use crate::dns::{VendorKind, vendors};
-use crate::name::{HostName, HostPattern};
 
 pub(super) type Node<'t> = Spanned<DeValue<'t>>;
 
@@ -103,19 +102,6 @@ impl<'t> Decoder<'t> {
         }
     }
 
-    fn missing(&mut self, key: &Key, span: &Span, extra: &Extra, place: &str) {
-        let own = extra.keys.iter().any(|k| k.name == key.name);
-        let problem = match &extra.provider {
-            Some(provider) if own => Problem::error(
-                provider.span.clone(),
-                format!("provider `{}` needs `{}`", provider.value, key.name),
-            )
-            .label("for this one"),
-            _ => Problem::error(span.clone(), format!("`{}` is missing in {place}", key.name)),
-        };
-        self.push(problem.help(format!("`{}` {}. {}", key.name, shape(&key.kind), key.doc)));
-    }
-
     /// The keys of the provider that `table` names.
     fn provider(&mut self, table: &DeTable<'_>) -> Extra {
         let Some((text, span)) =
@@ -148,51 +134,6 @@ impl<'t> Decoder<'t> {
             });
         }
         Extra { anything: true, ..Extra::none() }
-    }
-
-    fn unknown_key(
-        &mut self,
-        key: &Spanned<Cow<'_, str>>,
-        node: &Node<'_>,
-        section: &'static Section,
-        extra: &Extra,
-        place: &str,
-    ) {
-        let name: &str = key.get_ref();
-        let known = || section.keys.iter().chain(&extra.keys);
-        let top = std::ptr::eq(section, &raw const sections::FILE);
-        let what = if top && node.get_ref().is_table() {
-            format!("unknown section [{name}]")
-        } else if top {
-            format!("unknown key `{name}` outside of any section")
-        } else {
-            format!("unknown key `{name}` in {place}")
-        };
-        let problem = Problem::error(key.span(), what);
-        if let Some(near) = nearest(name, known().map(|key| key.name)) {
-            let choices = known().find(|key| key.name == near).and_then(|key| key.kind.choices());
-            let later = known().any(|key| key.name == near && matches!(key.kind, Kind::Later));
-            let but = if later { " It is not supported yet" } else { "" };
-            self.push(problem.label(format!("did you mean `{near}`?{but}")).maybe_help(choices));
-            return;
-        }
-        let elsewhere = sections::FILE.keys.iter().find(|outer| match outer.kind {
-            Kind::Table(inner) | Kind::Or(_, inner) => inner.keys.iter().any(|key| key.name == name),
-            _ => false,
-        });
-        let works = |key: &&Key| !matches!(key.kind, Kind::Later);
-        let all = known().filter(works).map(|key| key.name).collect::<Vec<_>>().join(", ");
-        self.push(match elsewhere {
-            _ if top && (name.contains('.') || name == "*") => problem.label("a route stands in [routes]"),
-            Some(outer) if top || (place.starts_with('[') && place != format!("[{}]", outer.name)) => {
-                problem.label(format!("`{name}` belongs into [{}]", outer.name))
-            }
-            _ => problem.help(match &extra.provider {
-                Some(provider) => format!("with provider `{}` the keys are {all}", provider.value),
-                None if top => format!("the sections are {all}"),
-                None => format!("the keys are {all}"),
-            }),
-        });
     }
 
     /// Decodes one value; `None` if it is wrong, which was said.
@@ -271,48 +212,6 @@ impl<'t> Decoder<'t> {
         }
     }
 
-    fn wrong_type(&mut self, value: &DeValue<'_>, span: Span, kind: Kind, subject: &Subject<'_>) {
-        let written = self.text.get(span.clone()).unwrap_or_default();
-        let help = match (kind, value) {
-            (Kind::Duration { .. }, DeValue::Integer(number)) => {
-                Some(format!("write \"{number}s\" for seconds"))
-            }
-            (Kind::Duration { .. }, DeValue::Float(_)) => {
-                Some("write whole numbers: \"1500ms\" is one and a half seconds".into())
-            }
-            (Kind::Size, DeValue::Integer(number)) => {
-                number.as_str().parse().ok().map(|bytes| format!("write \"{}\"", scalar::human_size(bytes)))
-            }
-            (Kind::Listen(_), DeValue::Integer(port)) => {
-                Some(format!("for every address write \"[::]:{port}\""))
-            }
-            (Kind::Text | Kind::Path, DeValue::Integer(_) | DeValue::Boolean(_)) => {
-                Some(format!("write \"{written}\""))
-            }
-            (Kind::List(Kind::Table(_)), _) => Some(format!("write [[{}]] above each of them", subject.name)),
-            (Kind::Table(section), DeValue::String(text))
-                if std::ptr::eq(section, &raw const sections::UPSTREAM) =>
-            {
-                Some(format!("write {} = {{ servers = [{text:?}] }}", subject.name))
-            }
-            _ => None,
-        };
-        let found = match value {
-            DeValue::Integer(_) | DeValue::Float(_) => "a number",
-            DeValue::Boolean(_) => "a boolean",
-            DeValue::Datetime(_) => "a date",
-            DeValue::Array(_) => "a list",
-            DeValue::Table(_) => "a table",
-            DeValue::String(_) => "a text",
-        };
-        let label = match (kind, value) {
-            (Kind::Duration { .. } | Kind::Size, DeValue::Integer(_)) => "a unit is missing".to_owned(),
-            _ => format!("this is {found}"),
-        };
-        let message = format!("{subject} must be {}", kind.wants());
-        self.push(Problem::error(span, message).label(label).maybe_help(help));
-    }
-
     fn map(&mut self, table: &DeTable<'_>, element: Kind, subject: &Subject<'_>) -> Vec<Entry> {
         let mut table = sorted(table);
         if subject.name == "mtls" {
@@ -339,50 +238,14 @@ fn takes(kind: Kind, value: &DeValue<'_>) -> bool {
     }
 }
 
-/// What a value is called in messages.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Subject<'a> {
-    pub(super) name: &'a str,
-    pub(super) place: &'a str,
-    pub(super) each: bool,
-}
-
-impl Subject<'_> {
-    /// What a table at this place is called: by its header if it has one.
-    fn place_inside(&self, section: &Section, text: &str, span: &Span) -> String {
-        if text.get(span.clone()).is_some_and(|source| source.starts_with("[[")) {
-            return format!("[[{}]]", self.name);
-        }
-        if self.place == sections::FILE.name {
-            return if section.name.starts_with("[[") {
-                section.name.to_owned()
-            } else {
-                format!("[{}]", self.name)
-            };
-        }
-        let own = self.place.starts_with('[') && self.place.ends_with(&format!(".{}]", toml_key(self.name)));
-        if own || self.place.starts_with("route ") {
-            return self.place.to_owned();
-        }
-        format!("`{}` of {}", self.name, self.place)
-    }
-}
-
-impl std::fmt::Display for Subject<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { name, each, .. } = self;
-        if *each { write!(f, "each of `{name}`") } else { write!(f, "`{name}`") }
-    }
-}
-
 /// The keys of the provider that a table names.
-struct Extra {
-    keys: Vec<Key>,
+pub(super) struct Extra {
+    pub(super) keys: Vec<Key>,
     /// Nobody knows which keys are right.
     anything: bool,
     /// Keys of which one must be there.
     any_of: &'static [&'static str],
-    provider: Option<At<String>>,
+    pub(super) provider: Option<At<String>>,
 }
 
 impl Extra {
@@ -402,99 +265,4 @@ pub(super) fn sorted<'a, 't>(table: &'a DeTable<'t>) -> Vec<(&'a Spanned<Cow<'t,
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
     entries
-}
-
-/// Something that is right but does not exist yet.
-pub(super) fn not_yet(span: Span, what: &str) -> Problem {
-    Problem::error(span, format!("`{what}` is not supported yet"))
-        .help("leave it out until a later version has it")
-}
-
-/// A problem from what is wrong with a text.
-pub(super) fn refusal(wrong: &Wrong, span: Span, message: &str, name: &str) -> Problem {
-    if wrong.later {
-        let what = if wrong.why.is_empty() { format!("`{name}`") } else { wrong.why.clone() };
-        return Problem::error(span, format!("{what} is not supported yet")).maybe_help(wrong.fix.clone());
-    }
-    Problem::error(span, message).label(wrong.why.as_str()).maybe_help(wrong.fix.clone())
-}
-
-/// A name as TOML writes it in a header.
-pub(super) fn toml_key(name: &str) -> String {
-    let bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if bare { name.to_owned() } else { format!("{name:?}") }
-}
-
-fn shape(kind: &Kind) -> String {
-    match kind {
-        Kind::List(_) => "is a list".to_owned(),
-        other => format!("is {}", other.wants()),
-    }
-}
-
-fn text_value(text: &str, kind: Kind) -> Result<Value, Wrong> {
-    if text.trim().is_empty() {
-        return Err(Wrong::new("this is empty"));
-    }
-    if text.trim() != text && !matches!(kind, Kind::Text | Kind::Vendor(_)) {
-        return Err(Wrong::new("there is white space around it"));
-    }
-    match kind {
-        Kind::Text => Ok(Value::Text(text.to_owned())),
-        Kind::Vendor(wanted) => match wanted.check(text) {
-            Ok(()) => Ok(Value::Text(text.to_owned())),
-            Err(_) => Err(match wanted {
-                VendorKind::Choice(words) => not_a_word(text, words.iter().copied()),
-                _ => Wrong::new("this is not one"),
-            }),
-        },
-        Kind::Path if text.contains('\0') => Err(Wrong::new("a path cannot hold a NUL")),
-        Kind::Path => Ok(Value::Path(text.into())),
-        Kind::Duration { zero } => match scalar::duration(text)? {
-            Duration::ZERO if !zero => Err(Wrong::new("this is no time at all")),
-            duration => Ok(Value::Duration(duration)),
-        },
-        Kind::Size => scalar::size(text).map(Value::Number),
-        Kind::Listen(usual) => scalar::address(text, None, usual).map(Value::Address),
-        Kind::Server(port) => match scalar::address(text, Some(port), port)? {
-            address if address.port() == 0 => Err(Wrong::new("port 0 is nowhere")),
-            address => Ok(Value::Address(address)),
-        },
-        Kind::Ip => scalar::ip(text).map(Value::Ip),
-        Kind::Net => scalar::net(text).map(Value::Net),
-        Kind::Host => HostName::parse(text).map(Value::Host).map_err(|e| scalar::bad_name(&e)),
-        Kind::Dns => scalar::dns_name(text).map(Value::Dns),
-        Kind::Pattern => HostPattern::parse(text).map(Value::Pattern).map_err(|e| scalar::bad_name(&e)),
-        Kind::Word(words) => word(text, words),
-        Kind::Flag if text == "true" || text == "false" => {
-            Err(Wrong::new("this is a text").fix(format!("write {text} without quotes")))
-        }
-        Kind::Count { .. } if text.bytes().all(|b| b.is_ascii_digit()) => {
-            Err(Wrong::new("this is a text").fix(format!("write {text} without quotes")))
-        }
-        Kind::List(Kind::Table(_)) => Err(Wrong::new("this is a text")),
-        Kind::List(_) => Err(Wrong::new("this is a single value").fix(format!("write [{text:?}]"))),
-        _ => Err(Wrong::new("this is a text")),
-    }
-}
-
-fn word(text: &str, words: &'static Words) -> Result<Value, Wrong> {
-    if let Some(word) = words.now.iter().find(|word| **word == text) {
-        return Ok(Value::Word(word));
-    }
-    if words.later.contains(&text) {
-        let now = words.now.join(", ");
-        return Err(Wrong::later(format!("`{text}`")).fix(match words.now {
-            [one] => format!("for now there is only {one}"),
-            _ => format!("for now it is one of {now}"),
-        }));
-    }
-    Err(not_a_word(text, words.all()))
-}
-
-fn not_a_word(text: &str, words: impl Iterator<Item = &'static str>) -> Wrong {
-    match nearest(text, words) {
-        Some(near) => Wrong::new(format!("did you mean \"{near}\"?")),
-        None => Wrong::new("this is none of them"),
-    }
 }

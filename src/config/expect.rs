@@ -2,8 +2,9 @@
 
 use http::{HeaderMap, HeaderValue, Method};
 
+use super::blame::refusal;
 use super::conditions::header_name;
-use super::decode::{Decoder, refusal};
+use super::decode::Decoder;
 use super::error::Problem;
 use super::routes::{Destination, destination};
 use super::scalar::{self, Wrong};

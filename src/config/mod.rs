@@ -7,6 +7,7 @@ mod accounts;
 mod admission;
 mod answers;
 mod balancing;
+mod blame;
 mod certificate_files;
 mod certificates;
 mod challenge;
@@ -34,6 +35,7 @@ mod secrets;
 mod sections;
 mod syntax;
 mod table;
+mod text;
 mod upstreams;
 mod value;
 

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::decode::{Decoder, refusal};
+use super::blame::refusal;
+use super::decode::Decoder;
 use super::error::Problem;
 use super::references::Reference;
 use super::routes::Route;

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::decode::{Decoder, refusal};
+use super::blame::refusal;
+use super::decode::Decoder;
 use super::error::Problem;
 use super::routes::{self, Action, Destination, Route};
 use super::scalar::{self, Wrong};

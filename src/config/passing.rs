@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::decode::{Decoder, refusal};
+use super::blame::refusal;
+use super::decode::Decoder;
 use super::error::Problem;
 use super::scalar;
 use super::value::{At, Fields, Slot};

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::decode::{Decoder, Subject, refusal, sorted};
+use super::blame::{Subject, refusal};
+use super::decode::{Decoder, sorted};
 use super::error::Problem;
 use super::scalar::{self, WebUrl, Wrong};
 use super::table::{Kind, Section};

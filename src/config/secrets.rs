@@ -2,7 +2,8 @@
 
 use toml::de::DeTable;
 
-use super::decode::{Decoder, Subject, sorted};
+use super::blame::Subject;
+use super::decode::{Decoder, sorted};
 use super::error::{Problem, Span};
 use super::references::Reference;
 use super::table::{Kind, nearest};

@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error};
 
-use super::decode::{Node, sorted, toml_key};
+use super::blame::toml_key;
+use super::decode::{Node, sorted};
 use super::error::{Problem, Span};
 
 /// The tree as far as it could be made out, and what TOML itself says.

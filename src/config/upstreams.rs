@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::balancing;
-use super::decode::{Decoder, refusal, toml_key};
+use super::blame::{refusal, toml_key};
+use super::decode::Decoder;
 use super::error::Problem;
 use super::expect::unknown_upstream;
 use super::passed;

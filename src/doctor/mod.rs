@@ -23,7 +23,9 @@ pub mod records;
 mod running;
 mod start;
 mod state;
+mod subjects;
 mod way;
+mod writes;
 mod zone;
 
 use std::collections::BTreeMap;
@@ -167,7 +169,7 @@ async fn cas(with: &With<'_>) -> BTreeMap<ca::Wanted, ca::CaFacts> {
     for certificate in &with.plan.certificates {
         let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
         for spec in std::iter::once(&acme.acme).chain(&acme.fallback) {
-            let mut want = names::ca_wanted(spec);
+            let mut want = subjects::ca_wanted(spec);
             // An account that is registered needs no external one any more.
             want.external_account |= matches!(with.accounts.get(&spec.directory), Some(Ok(Some(_))));
             if !wanted.contains(&want) {

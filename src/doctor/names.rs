@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
@@ -16,74 +15,28 @@ use super::delegation::{self, LeadFacts};
 use super::finding::{About, Finding, Note, Severity};
 use super::hosts::{self, HostFacts};
 use super::provider::{self, Tried};
-use super::way::{self, Known, Way};
+use super::subjects::{Cas, NameKey, Subject, key, of_ca, subjects};
+use super::way::{self, Way};
+use super::writes::{WriteKey, write_key, writes};
 use super::zone::ZoneFacts;
 use super::{Progress, With, ca, caa, challenge, persist, zone};
-use crate::acme::{Accounts, AcmeSpec};
-use crate::challenge::{ChallengeKind, Janitor, MissingRecord, janitor};
+use crate::challenge::MissingRecord;
 use crate::clock::SharedClock;
-use crate::config::{AcmePlan, IssuerPlan};
-use crate::dns::{self, PropagationCheck, ProviderSpec, Surroundings, ZoneTurns};
-use crate::name::{DnsName, HostName};
+use crate::dns::PropagationCheck;
+use crate::name::DnsName;
 use crate::resolver::{Here, Resolver, Zone};
 use crate::responder::ResponderSpec;
-use crate::task;
 
 const AT_ONCE: usize = 8;
 /// For each kind of question, over all names; what is not done by then is said to be so.
 const NAMES_LIMIT: Duration = Duration::from_secs(25);
 const ZONES_LIMIT: Duration = Duration::from_secs(20);
-const WRITES_LIMIT: Duration = Duration::from_secs(40);
-
-pub(super) type Cas = BTreeMap<ca::Wanted, ca::CaFacts>;
-
-/// What a spec wants of its CA.
-pub(super) fn ca_wanted(spec: &AcmeSpec) -> ca::Wanted {
-    ca::Wanted {
-        directory: spec.directory.clone(),
-        ca_root: spec.ca_root.clone(),
-        external_account: spec.eab.is_some(),
-        profile: spec.profile.clone(),
-    }
-}
-
-/// One name to prove, for one certificate, to one CA.
-struct Subject<'a> {
-    about: About,
-    acme: &'a AcmePlan,
-    /// The CA, and whether others are asked before it.
-    spec: &'a AcmeSpec,
-    fallback: bool,
-    way: Way,
-    base: HostName,
-    /// Whether the certificate has the name itself, and whether it has the wildcard below it.
-    exact: bool,
-    wildcard: bool,
-}
-
-impl<'a> Subject<'a> {
-    fn dns(&self) -> Option<&'a ProviderSpec> {
-        self.acme.dns.as_ref()
-    }
-
-    fn resolvers(&self) -> Vec<SocketAddr> {
-        self.dns().map(|dns| dns.common.resolvers.clone()).unwrap_or_default()
-    }
-}
-
-/// What is asked for once, however many certificates need it.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct NameKey {
-    resolvers: Vec<SocketAddr>,
-    base: HostName,
-    way: Way,
-}
 
 type ZoneKey = (Vec<SocketAddr>, DnsName);
 
 /// What was seen of a name.
-struct NameFacts {
-    challenge: ChallengeFacts,
+pub(super) struct NameFacts {
+    pub(super) challenge: ChallengeFacts,
     caa: CaaFacts,
     /// For the built-in responder.
     lead: Option<LeadFacts>,
@@ -150,8 +103,8 @@ pub(super) async fn examine(with: &With<'_>, cas: &Cas) -> Vec<Finding> {
 }
 
 /// A way to ask: the configured resolvers of a provider.
-struct Network {
-    resolver: Resolver,
+pub(super) struct Network {
+    pub(super) resolver: Resolver,
     recursors: Vec<SocketAddr>,
 }
 
@@ -166,67 +119,6 @@ async fn networks(subjects: &[Subject<'_>]) -> BTreeMap<Vec<SocketAddr>, Network
         }
     }
     networks
-}
-
-async fn subjects<'a>(with: &With<'a>, cas: &Cas) -> Vec<Subject<'a>> {
-    let mut subjects = Vec::new();
-    let thumbprints = thumbprints(with).await;
-    for certificate in &with.plan.certificates {
-        let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
-        let names = certificate.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let mut bases: BTreeMap<&HostName, (bool, bool)> = BTreeMap::new();
-        for name in &certificate.names {
-            if let Some(base) = name.base() {
-                let entry = bases.entry(base).or_default();
-                if name.is_wildcard() { entry.1 = true } else { entry.0 = true }
-            }
-        }
-        for spec in specs(acme) {
-            let url = match with.accounts.get(&spec.directory) {
-                Some(Ok(url)) => url.as_deref().map(Ok),
-                Some(Err(())) | None => Some(Err(())),
-            };
-            let thumbprint = thumbprints.get(&spec.directory).map(String::as_str);
-            let known = Known { url, thumbprint, ca: of_ca(cas, &spec.directory) };
-            let fallback = !std::ptr::eq(spec, &raw const acme.acme);
-            for (base, (exact, wildcard)) in &bases {
-                let about = About::Certificate(names.clone());
-                let way = way::of(acme, *wildcard, &known);
-                let (base, exact, wildcard) = ((*base).clone(), *exact, *wildcard);
-                subjects.push(Subject { about, acme, spec, fallback, way, base, exact, wildcard });
-            }
-        }
-    }
-    subjects
-}
-
-/// Of the accounts whose keys stand in DNS, by directory.
-async fn thumbprints(with: &With<'_>) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
-    let Ok(storage) = &with.kept.reads else { return found };
-    let accounts = Accounts::new(storage.clone(), with.clock.clone());
-    for certificate in &with.plan.certificates {
-        let IssuerPlan::Acme(acme) = &certificate.issuer else { continue };
-        for spec in specs(acme).filter(|_| acme.challenge.contains(&ChallengeKind::DnsPersist01)) {
-            if let Ok(info) = accounts.kept(spec).await {
-                found.extend(info.thumbprint.map(|thumbprint| (spec.directory.clone(), thumbprint)));
-            }
-        }
-    }
-    found
-}
-
-/// The preferred CA first.
-fn specs(acme: &AcmePlan) -> impl Iterator<Item = &AcmeSpec> {
-    std::iter::once(&acme.acme).chain(&acme.fallback)
-}
-
-fn of_ca<'c>(cas: &'c Cas, directory: &str) -> Option<&'c ca::CaFacts> {
-    cas.iter().find(|(wanted, _)| wanted.directory == directory).map(|(_, facts)| facts)
-}
-
-fn key(subject: &Subject<'_>) -> NameKey {
-    NameKey { resolvers: subject.resolvers(), base: subject.base.clone(), way: subject.way.clone() }
 }
 
 async fn look_at_name(
@@ -277,7 +169,7 @@ async fn look_at_name(
 }
 
 /// Runs one piece of work for each item, some at once, until `limit`; what is not finished is missing in the answer.
-async fn all<T, K: Ord, V, F>(
+pub(super) async fn all<T, K: Ord, V, F>(
     what: &str,
     items: Vec<T>,
     limit: Duration,
@@ -298,95 +190,6 @@ where
         done.extend(next);
     }
     done
-}
-
-type WriteKey = (String, DnsName);
-
-async fn writes(
-    with: &With<'_>,
-    subjects: &[Subject<'_>],
-    names: &BTreeMap<NameKey, NameFacts>,
-    networks: &BTreeMap<Vec<SocketAddr>, Network>,
-) -> BTreeMap<WriteKey, Tried> {
-    let mut items: BTreeMap<WriteKey, (&ProviderSpec, &Network, Zone)> = BTreeMap::new();
-    for subject in
-        subjects.iter().filter(|subject| subject.way.writes() && !subject.fallback && with.how.write)
-    {
-        let target = names.get(&key(subject)).and_then(|facts| facts.challenge.target.as_ref().ok());
-        let network = networks.get(&subject.resolvers());
-        if let (Some(target), Some(network), Some(dns)) = (target, network, subject.dns())
-            && let Some(zone) = &target.zone
-        {
-            items.insert(write_key(dns, &target.name), (dns, network, zone.clone()));
-        }
-    }
-    if items.is_empty() {
-        return BTreeMap::new();
-    }
-    // Journalled in the state directory, so that the next start sweeps what this process cannot.
-    let storage = match &with.kept.journal {
-        Ok(storage) => storage.clone(),
-        Err(reason) => {
-            let why =
-                format!("a record that this process cannot take away again would stay for good: {reason}");
-            return items.into_keys().map(|key| (key, Tried::Skipped(why.clone()))).collect();
-        }
-    };
-    let janitor = janitor(storage, with.clock.clone(), with.supervisor);
-    let turns = ZoneTurns::new();
-    all(
-        "TXT records",
-        items.into_iter().collect(),
-        WRITES_LIMIT,
-        with.progress,
-        |(key, (spec, network, zone))| {
-            let (turns, janitor) = (turns.clone(), &janitor);
-            async move {
-                let tried = write(with, &key.1, spec, network, &zone, turns, janitor).await;
-                Some((key, tried))
-            }
-        },
-    )
-    .await
-}
-
-async fn write(
-    with: &With<'_>,
-    name: &DnsName,
-    spec: &ProviderSpec,
-    network: &Network,
-    zone: &Zone,
-    turns: ZoneTurns,
-    janitor: &Janitor,
-) -> Tried {
-    let surroundings = Surroundings {
-        resolver: Arc::new(network.resolver.clone()),
-        clock: with.clock.clone(),
-        turns,
-        builtin: None,
-    };
-    let spec = spec.clone();
-    let propagation = spec.common.propagation.clone();
-    let provider = match task::blocking(move || dns::build(&spec, &surroundings)).await {
-        Ok(provider) => provider,
-        Err(error) => return Tried::Skipped(format!("the provider cannot be set up: {error}")),
-    };
-    if with.running.is_some() && provider.holds_one_value() {
-        return Tried::Skipped(
-            "it holds one value at a time, and the running Starlock may need that now".into(),
-        );
-    }
-    if provider.keeps_values() {
-        return Tried::Skipped(
-            "nothing that is written there can be taken away; an order is the proof".into(),
-        );
-    }
-    provider::attempt(provider, &network.resolver, janitor, name, zone, &propagation).await
-}
-
-/// The same names for the same section, however often it stands in the plan.
-fn write_key(spec: &ProviderSpec, name: &DnsName) -> WriteKey {
-    (format!("{:?} {:?}", spec.kind, spec.common.zone), name.clone())
 }
 
 fn judge(

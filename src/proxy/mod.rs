@@ -18,6 +18,7 @@ mod mirror;
 mod passthrough;
 pub mod path;
 mod record;
+mod reply;
 mod rewrite;
 mod route;
 mod snapshot;

@@ -269,12 +269,18 @@ impl Resolver {
     /// The zone of the names above `name`, asked at recursive resolvers.
     async fn above(&self, name: &DnsName) -> Result<Zone, LookupError> {
         let mut asked = first_above(name);
-        let mut refusal = String::new();
+        let (mut refusal, mut unserved) = (String::new(), None);
         loop {
             match self.recurse(&asked, RecordType::SOA).await {
                 Ok(message) => {
                     if let Some(apex) = apex_of(&message, &asked) {
-                        return self.zone_named(&apex).await;
+                        let zone = self.zone_named(&apex).await?;
+                        if !zone.servers.is_empty() {
+                            return Ok(zone);
+                        }
+                        // A resolver that heard a lame server believes that there is none. The zone above knows them.
+                        unserved = unserved.or(Some(zone));
+                        asked = apex;
                     }
                 }
                 // A resolver that serves only some zones refuses what lies above them.
@@ -283,7 +289,10 @@ impl Resolver {
             }
             asked = match asked.parent() {
                 Some(parent) => parent,
-                None => return Err(LookupError::NoZone { name: name.clone(), reason: refusal }),
+                None => {
+                    return unserved
+                        .ok_or_else(|| LookupError::NoZone { name: name.clone(), reason: refusal });
+                }
             };
         }
     }
@@ -366,7 +375,8 @@ impl Resolver {
     async fn any(&self, zone: &Zone, name: &DnsName) -> Result<(SocketAddr, Message), String> {
         let order = asking_order(zone);
         if order.is_empty() {
-            return Err("none of their names resolves".into());
+            let unknown = zone.servers.is_empty();
+            return Err(if unknown { "it has no NS record" } else { "none of their names resolves" }.into());
         }
         // The next is asked when one has failed: a machine without IPv6 must not stop at six addresses of it.
         let asking = order.into_iter().take(MAX_ASKED);

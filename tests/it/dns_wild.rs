@@ -184,6 +184,21 @@ async fn an_alias_that_may_be_a_wildcards_is_not_followed_on_a_guess() {
     assert_eq!(rig.end().await, 0);
 }
 
+/// A resolver that asked a lame server for the zone's NS records tells that there are none, and keeps it.
+#[tokio::test]
+async fn a_resolver_that_knows_no_server_of_a_zone_is_not_the_last_to_be_asked() {
+    let ip = loopback();
+    let _knot = Knot::start_at(ip, &[("example.test", "_acme-challenge.www CNAME else\nelse A 192.0.2.1")]);
+    let top = Knot::start(&[("test", &delegation("example", &[ip]))]);
+    let more = "  local-zone: \"example.test.\" static\n  local-data: \"example.test. SOA ns.example.test. a.test. 1 60 60 60 1\"\n";
+    let unbound = Recursor::unbound_at(loopback(), "test", top.address.ip(), more);
+    let resolver = Resolver::new(vec![unbound.address]);
+    let target = resolver.follow(&name("_acme-challenge.www.example.test"), &Here::default()).await.unwrap();
+    assert_eq!(target.name, name("else.example.test"));
+    assert_eq!(target.zone.unwrap().servers[0].addresses, [(ip, 53).into()]);
+    assert!(unbound.log().contains("example.test. NS IN"), "it was not asked: {}", unbound.log());
+}
+
 /// Six servers with an IPv6 address first, where nobody answers; their IPv4 addresses do.
 #[tokio::test]
 async fn glue_that_begins_with_ipv6_does_not_keep_a_zone_from_being_asked() {
