@@ -19,22 +19,27 @@ const SLOW: Duration = Duration::from_secs(75);
 /// The largest answer: ten thousand certificates with room to spare.
 const MAX_ANSWER: u64 = 64 << 20;
 
+const GUESSED: &str = " (the usual place, for no configuration could be read: --config names it, or --socket the socket itself)";
+
 /// Talks to a running Starlock. Every call is a connection of its own, and blocks.
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
+    guessed: bool,
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nothing is there.
-    #[error("no starlock is running: {} {reason}", path.display())]
+    #[error("no starlock is running: {} {reason}{}", path.display(), if *guessed { GUESSED } else { "" })]
     NotRunning {
         /// The socket.
         path: PathBuf,
         /// What is the matter with it.
         reason: &'static str,
+        /// Whether nobody said that this is the socket.
+        guessed: bool,
     },
     /// Not for this user.
     #[error("this user may not talk to {}: use root, or the user or group that starlock runs as", .0.display())]
@@ -63,7 +68,12 @@ pub enum ClientError {
 impl Client {
     /// A client of the socket at `path`. Connects to nothing yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self { path: path.into(), guessed: false }
+    }
+
+    /// A client of the usual socket, as no configuration could be read that names one.
+    pub fn guess(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), guessed: true }
     }
 
     /// The socket.
@@ -172,7 +182,7 @@ impl Client {
     }
 
     fn not_running(&self, reason: &'static str) -> ClientError {
-        ClientError::NotRunning { path: self.path.clone(), reason }
+        ClientError::NotRunning { path: self.path.clone(), reason, guessed: self.guessed }
     }
 }
 
@@ -202,6 +212,8 @@ mod tests {
             error.starts_with("no starlock is running: ") && error.ends_with("does not exist"),
             "{error}"
         );
+        let error = Client::guess(&path).status().unwrap_err().to_string();
+        assert!(error.contains("does not exist (the usual place, ") && error.contains("--config"), "{error}");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let error = Client::new(&path).status().unwrap_err().to_string();
         assert!(error.contains("left by a process that is gone"), "{error}");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::issuers;
 use crate::clock::SystemClock;
-use crate::config::Plan;
+use crate::config::{IssuerPlan, Plan};
 use crate::local_ca::LocalRoot;
 use crate::storage::{FsStorage, Storage};
 
@@ -15,6 +15,10 @@ pub fn local_roots(plan: &Plan) -> Result<Vec<LocalRoot>, String> {
     block_on(async {
         let path = &plan.storage.path;
         let ours = is_ours(path);
+        let needed = plan.certificates.iter().any(|certificate| certificate.issuer == IssuerPlan::Local);
+        if !needed && !path.join("local-ca").exists() {
+            return Err("no certificate is signed by the local CA: there is no root to trust".to_owned());
+        }
         if !ours && !path.join("local-ca/root.json").exists() {
             return Err(format!(
                 "the local CA of {} has no root yet, and the directory belongs to another user: start Starlock there once, or run this as that user",
@@ -24,7 +28,7 @@ pub fn local_roots(plan: &Plan) -> Result<Vec<LocalRoot>, String> {
         let storage = open(plan)?;
         let ca = issuers::local_ca(plan, storage, Arc::new(SystemClock));
         // Files that we make in somebody else's directory could not be read by whom they are for.
-        let roots = if ours { ca.needed_roots().await } else { ca.roots().await };
+        let roots = if ours && needed { ca.needed_roots().await } else { ca.roots().await };
         roots.map_err(|e| e.to_string())
     })
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{FAILURE, fail, json, print};
+use super::{FAILURE, fail, json, print, tell};
 use crate::admin::{CertificateStatus, CertificateVerb, Client, ExportedCertificate, JobStatus};
 
 /// A person does not notice, and an order takes seconds.
@@ -61,7 +61,7 @@ impl Doing {
             loop {
                 let job = self.client.job(number)?;
                 for step in job.steps.iter().skip(told).filter(|_| !self.json) {
-                    eprintln!("  {step}");
+                    tell(&format!("  {step}\n"));
                 }
                 told = job.steps.len();
                 if job.done {

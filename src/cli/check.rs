@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::options::ConfigArgs;
-use super::{CONFIG, colours, count, fail, print, verdict};
+use super::{CONFIG, colours, count, fail, print, tell, verdict};
 use crate::acme::AcmeSpec;
 use crate::challenge::ChallengeKind;
 use crate::config::{AcmePlan, CertificatePlan, Expect, IssuerPlan, Loaded, Plan};
@@ -33,7 +33,7 @@ pub(super) fn run(config: &ConfigArgs, offline: bool) -> ExitCode {
         }
     }
     if !loaded.warnings.is_empty() {
-        eprintln!("{}\n", loaded.warnings.render(colours()));
+        tell(&format!("{}\n\n", loaded.warnings.render(colours())));
     }
     let (expectations, failed) = expectations(&loaded.plan, &loaded.expects);
     let accounts = if offline { KnownAccounts::default() } else { KnownAccounts::read(&loaded.plan) };
@@ -62,7 +62,7 @@ fn report(path: &Path, loaded: &Loaded, accounts: &KnownAccounts) -> String {
         let _ = writeln!(out, "\nCertificates");
         for certificate in &plan.certificates {
             let _ = writeln!(out, "  {}", names(certificate));
-            let _ = writeln!(out, "    signed by {}", issuer(&certificate.issuer));
+            let _ = writeln!(out, "    {}", issuer(&certificate.issuer));
             let _ = writeln!(out, "    for {}", reason(plan, certificate));
         }
     }
@@ -205,15 +205,15 @@ pub(super) fn names(certificate: &CertificatePlan) -> String {
     certificate.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Who signs, and how names are proven.
+/// Where it comes from: who signs, and how names are proven.
 pub(super) fn issuer(issuer: &IssuerPlan) -> String {
     if let IssuerPlan::Files(from) = issuer {
         return format!("from {}, which someone else renews", from.files.cert.display());
     }
     let IssuerPlan::Acme(AcmePlan { acme, fallback, dns, challenge }) = issuer else {
-        return "the local CA: only clients that trust its root accept it".to_owned();
+        return "signed by the local CA: only clients that trust its root accept it".to_owned();
     };
-    let mut ca = authority(acme);
+    let mut ca = format!("signed by {}", authority(acme));
     for other in fallback {
         let _ = write!(ca, ", else by {}", authority(other));
     }

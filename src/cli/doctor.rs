@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::options::ConfigArgs;
-use super::{FAILURE, fail, json, print};
+use super::{FAILURE, fail, json, print, tell};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::Plan;
 use crate::doctor::{self, Examination, Report, Severity};
@@ -72,7 +72,7 @@ fn examine(plan: &Plan, how: &Examination) -> Result<Report, String> {
         report
     });
     if shown {
-        eprint!("\r\x1b[K");
+        tell("\r\x1b[K");
     }
     // A secret on a dead disk must not keep this process alive.
     runtime.shutdown_timeout(Duration::from_secs(1));

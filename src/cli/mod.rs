@@ -5,7 +5,6 @@
     rustdoc::bare_urls,
     reason = "doc comments of arguments are help texts"
 )]
-#![allow(clippy::print_stderr, reason = "this room talks to people")]
 
 mod accounts;
 mod certs;
@@ -170,12 +169,14 @@ fn print(text: &str) -> ExitCode {
 
 /// Says what is wrong; `error: ` in front unless the text has it.
 fn fail(code: u8, error: &str) -> ExitCode {
-    if error.starts_with("error: ") || error.starts_with("warning: ") {
-        eprintln!("{error}");
-    } else {
-        eprintln!("error: {error}");
-    }
+    let said = error.starts_with("error: ") || error.starts_with("warning: ");
+    tell(&format!("{}{error}\n", if said { "" } else { "error: " }));
     ExitCode::from(code)
+}
+
+/// Writes to standard error. A reader that went away (`2>&1 | head`) has read enough: what is done goes on, and its exit code stands.
+fn tell(text: &str) {
+    drop(std::io::stderr().write_all(text.as_bytes()));
 }
 
 fn json(value: &impl serde::Serialize) -> ExitCode {

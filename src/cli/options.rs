@@ -107,12 +107,14 @@ pub(super) struct SocketArgs {
 impl SocketArgs {
     /// A client of the socket that is meant. A configuration that is missing or wrong does not keep it from being found.
     pub(super) fn client(&self) -> Client {
+        if let Some(path) = &self.socket {
+            return Client::new(path);
+        }
         let env = Environment::of_process();
-        let path = self.socket.clone().unwrap_or_else(|| {
-            let text = self.config.find().ok().and_then(|path| std::fs::read_to_string(path).ok());
-            admin_socket(&text.unwrap_or_default(), &env)
-        });
-        Client::new(path)
+        match self.config.find().ok().and_then(|path| std::fs::read_to_string(path).ok()) {
+            Some(text) => Client::new(admin_socket(&text, &env)),
+            None => Client::guess(admin_socket("", &env)),
+        }
     }
 }
 

@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 
 use super::options::SocketArgs;
-use super::{FAILURE, fail, print};
+use super::{FAILURE, fail, print, tell};
 use crate::admin::ClientError;
 
 pub(super) fn run(socket: &SocketArgs) -> ExitCode {
     match socket.client().reload() {
         Ok(report) => {
             if !report.warnings.is_empty() {
-                eprintln!("{}\n", report.warnings.trim_end());
+                tell(&format!("{}\n\n", report.warnings.trim_end()));
             }
             let first = if report.changed { "reloaded" } else { "nothing has changed" };
             let lines: String = report.changes.iter().map(|change| format!("  {change}\n")).collect();

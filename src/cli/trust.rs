@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::options::ConfigArgs;
-use super::{FAILURE, fail, print};
+use super::{FAILURE, fail, print, tell};
 use crate::app;
 use crate::trust::{self, Anchor, Caller, Direction, Outcome, Place, Step};
 
@@ -54,7 +54,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         _ => {
             for root in &roots {
                 let limits = if root.limited { "private names and addresses only" } else { "any name" };
-                eprintln!("{} ({limits})\n  SHA-256 {}", root.label, colons(&root.fingerprint));
+                tell(&format!("{} ({limits})\n  SHA-256 {}\n", root.label, colons(&root.fingerprint)));
             }
             return print(&roots.into_iter().map(|root| root.pem).collect::<String>());
         }

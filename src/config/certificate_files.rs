@@ -5,6 +5,7 @@ use super::decode::Decoder;
 use super::error::Problem;
 use super::passing;
 use super::plan::{CertificatePlan, FilesPlan, IssuerPlan};
+use super::references::Reference;
 use super::value::{At, Fields};
 use crate::name::HostPattern;
 use crate::tls::CertFiles;
@@ -56,6 +57,9 @@ pub(super) fn listed(decoder: &mut Decoder<'_>, section: &Fields) -> Option<List
     }
     names.sort();
     names.dedup();
+    if named {
+        decoder.references.push((section.span_of("cert"), Reference::Files(files.clone(), names.clone())));
+    }
     let issuer = IssuerPlan::Files(FilesPlan { files, named });
     let plan =
         Some(CertificatePlan { names: names.clone(), issuer, deploy: passing::deploy(decoder, section) });

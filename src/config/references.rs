@@ -1,4 +1,4 @@
-//! What a file only points to: secrets and root certificates. Whether they can be read is looked at after the file is good.
+//! What a file only points to: secrets, certificates, users and pages. Whether they can be read is looked at after the file is good.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,10 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use super::error::{Problem, Problems, Span};
+use crate::name::HostPattern;
 use crate::policy::{Page, check_users_file};
 use crate::secret::SecretSource;
+use crate::tls::CertFiles;
 
 /// A bundle of every public root is a quarter of this.
 const MAX_ROOTS: u64 = 1 << 20;
@@ -26,6 +28,8 @@ pub(super) enum Reference {
     /// For TLS to servers.
     Certificates(PathBuf),
     Page(PathBuf),
+    /// A certificate that somebody else renews, and what it has to be for.
+    Files(CertFiles, Vec<HostPattern>),
 }
 
 /// Everything that a file points to, with its places.
@@ -85,6 +89,8 @@ pub enum ReferenceKind {
     Certificates,
     /// A page for errors.
     Page,
+    /// A certificate that somebody else renews.
+    Files,
 }
 
 /// One thing that cannot be used.
@@ -149,8 +155,26 @@ impl Reference {
                 ReferenceKind::Page,
                 fault(Page::read(path).err()?.to_string(), "Starlock does not start without it", OFFLINE),
             ),
+            Self::Files(files, names) => (
+                ReferenceKind::Files,
+                fault(pair(files, names).err()?, "Starlock does not start without it", OFFLINE),
+            ),
         })
     }
+}
+
+fn pair(files: &CertFiles, names: &[HostPattern]) -> Result<(), String> {
+    let bundle = files.read()?.bundle;
+    if bundle.covers(names) {
+        return Ok(());
+    }
+    let list = |names: &[HostPattern]| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    Err(format!(
+        "{} is for {} and not for all of {}",
+        files.cert.display(),
+        list(bundle.names()),
+        list(names)
+    ))
 }
 
 fn root(path: &Path) -> Result<(), String> {

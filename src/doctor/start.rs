@@ -46,9 +46,9 @@ pub(super) async fn judge_pointed(plan: &Plan, references: &References, known: &
     let faults = task::blocking(move || pointed.faults_by_kind()).await;
     let mut notes = Vec::new();
     for (kind, fault) in &faults {
-        // The CA's own root is judged with the CA.
+        // The CA's own root is judged with the CA, a certificate from files by itself.
         let (id, fix) = match kind {
-            ReferenceKind::Root => continue,
+            ReferenceKind::Root | ReferenceKind::Files => continue,
             ReferenceKind::Secret if known.contains(&fault.what) => continue,
             ReferenceKind::Secret => {
                 ("secret.unreadable", "put the secret there, readable for the user that Starlock runs as")

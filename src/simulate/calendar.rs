@@ -25,12 +25,12 @@ pub fn calendar(scenario: &Scenario, outcome: &Outcome) -> String {
     let end = scenario.start + scenario.length;
     let _ = writeln!(
         out,
-        "{} to {}: {} certificates, {} orders, {} questions for renewal windows, seed {}",
+        "{} to {}: {}, {}, {} for renewal windows, seed {}",
         date(scenario.start),
         date(end),
-        scenario.certificates.len(),
-        outcome.issued,
-        outcome.polls,
+        count(scenario.certificates.len() as u64, "certificate"),
+        count(outcome.issued, "order"),
+        count(outcome.polls, "question"),
         scenario.seed
     );
     for ca in &scenario.cas {
@@ -59,8 +59,12 @@ fn describe(ca: &super::CaModel, start: SystemTime, end: SystemTime) -> String {
         let longest = ca.outages.iter().filter_map(|o| o.end.duration_since(o.start).ok()).max();
         let hours = |d: Duration| d.as_secs() / 3600;
         let longest = longest.map_or(0, hours);
-        let _ =
-            write!(text, "; down {} times, {} h in all, {longest} h at most", ca.outages.len(), hours(down));
+        let _ = write!(
+            text,
+            "; down {}, {} h in all, {longest} h at most",
+            count(ca.outages.len() as u64, "time"),
+            hours(down)
+        );
     }
     for (at, share) in ca.revocations.iter().filter(|(at, _)| *at < end) {
         let _ = write!(text, "; {:.0} % revoked on {}", share * 100.0, date(*at));
@@ -112,14 +116,19 @@ fn verdict(out: &mut String, outcome: &Outcome) {
     if let Some(closest) = outcome.closest {
         let _ = writeln!(out, "  least left at a renewal   {:.0} % of the lifetime", closest * 100.0);
     }
-    let _ = writeln!(out, "  held back by the ledger   {} times", outcome.held_back);
-    let _ = writeln!(out, "  failed: the CA was down   {} times", outcome.failed_down);
+    let _ = writeln!(out, "  held back by the ledger   {}", count(outcome.held_back, "time"));
+    let _ = writeln!(out, "  failed: the CA was down   {}", count(outcome.failed_down, "time"));
     let _ = writeln!(out, "  ordered from a fallback   {}", outcome.fallen_back);
     let _ = writeln!(out, "  restarts                  {}", outcome.restarts);
     if busiest > 0 {
         let _ =
             writeln!(out, "  busiest undisturbed hour  {busiest} orders, {mean:.1} on average in its month");
     }
+}
+
+/// `1 order`, `2 orders`.
+fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Whom it concerns, and by how much.

@@ -51,14 +51,16 @@ pub(super) struct Link {
     driver: RefCell<Option<Waker>>,
 }
 
-/// Whoever waits for an answer on a connection.
+/// Whoever waits for an answer on a connection. Giving up ends the connection, unless it has the whole answer already.
 #[derive(Debug)]
 pub(super) struct Waiting(Rc<Link>, Rc<Exchange>);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         let Self(link, exchange) = self;
-        if !exchange.is_complete() {
+        // Once the connection is past this answer, it is idle or another exchange's: the end that nobody fetched is lost, no more.
+        let is_theirs = link.exchange.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, exchange));
+        if is_theirs && !exchange.is_complete() {
             // HTTP would first hand over what it holds of the request, and a server that hangs never takes it.
             link.is_abandoned.set(true);
             link.wake();

@@ -196,6 +196,12 @@ impl Pool {
         Box::pin(self.open(exchange, client, switches)).await
     }
 
+    /// How many HTTP/1.1 connections are idle.
+    #[cfg(test)]
+    pub(super) fn idle(&self) -> usize {
+        self.idle.borrow().len()
+    }
+
     /// An idle HTTP/1.1 connection that the server may still accept a request on.
     fn take(&self, client: Option<&ClientAddresses>) -> Option<(Rc<h1::Link>, h1::Sender)> {
         let mut idle = self.idle.borrow_mut();

@@ -108,6 +108,42 @@ fn a_connection_that_switches_is_handed_over_with_what_was_read_ahead() {
     });
 }
 
+/// The end of an answer that its client does not want is still on the way to it when the connection has the next request.
+#[test]
+fn giving_up_an_answer_leaves_the_next_exchange_of_its_connection_alone() {
+    on_worker(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (heard, hears) = tokio::sync::oneshot::channel();
+        let (go, goes) = tokio::sync::oneshot::channel::<()>();
+        play(listener, |mut stream| async move {
+            let mut head = vec![0; 1024];
+            assert!(stream.read(&mut head).await.unwrap() > 0);
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\none").await.unwrap();
+            assert!(stream.read(&mut head).await.unwrap() > 0);
+            heard.send(()).unwrap();
+            goes.await.unwrap();
+            stream.write_all(b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        });
+        let pool = pool_to(ServerSpec::new(ServerHost::Ip(address.ip()), address.port()));
+        let first = send(&pool, "GET /1 HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        while pool.idle() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let meanwhile = async {
+            hears.await.unwrap();
+            drop(first);
+            // Whoever drives the connection has time to end it.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            go.send(()).unwrap();
+        };
+        let (second, ()) = tokio::join!(send(&pool, "GET /2 HTTP/1.1\r\nhost: a\r\n\r\n"), meanwhile);
+        assert_eq!(second.unwrap().status(), StatusCode::CREATED);
+    });
+}
+
 #[test]
 fn a_refused_upgrade_is_an_answer_like_any_other() {
     on_worker(async {

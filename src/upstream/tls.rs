@@ -297,7 +297,7 @@ pub(super) async fn handshake(
     TlsConnector::from(config.clone())
         .connect(name, io)
         .await
-        .map_err(|error| refused(refusal(&error).unwrap_or(Failure::Tls), error.to_string()))
+        .map_err(|error| refused(refusal(&error).unwrap_or(Failure::Tls), words(&error)))
 }
 
 /// What TLS has against a connection, if that is what ended it.
@@ -309,6 +309,29 @@ pub(super) fn refusal(error: &io::Error) -> Option<Failure> {
         rustls::Error::AlertReceived(_) => Failure::TlsRefused,
         _ => Failure::Tls,
     })
+}
+
+/// What is wrong, and what mends it where that is one thing.
+fn words(error: &io::Error) -> String {
+    use rustls::{CertificateError, Error};
+    let said = error.to_string();
+    let mend = match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            "`tls.ca` names the PEM file with the root that its certificate is signed by"
+        }
+        Some(Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        )) => "`tls.sni` says which name its certificate is for",
+        // rustls does not name this one: an error of webpki's inside.
+        Some(Error::InvalidCertificate(_)) if said.contains("CaUsedAsEndEntity") => {
+            return "its certificate is that of a CA, which no server may show as its own. `openssl req -x509` makes such a one, unless \
+                    it has `-addext basicConstraints=critical,CA:FALSE`"
+                .to_owned();
+        }
+        Some(Error::InvalidMessage(_)) => "if it speaks no TLS, its URL begins with http:// or h2c://",
+        _ => return said,
+    };
+    format!("{said} ({mend})")
 }
 
 impl TlsReader {

@@ -105,17 +105,33 @@ fn a_kubernetes_secret_is_swapped_by_its_link() {
 fn files_that_cannot_be_used_are_an_error_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("starlock.toml");
-    let check = |names: &str| {
+    let check = |names: &str, more: &[&str]| {
         std::fs::write(&path, config(names, dir.path().to_str().unwrap())).unwrap();
-        let output = crate::support::starlock::command(dir.path(), &["check"]);
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        let output = crate::support::starlock::command(dir.path(), &[&["check"], more].concat());
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
     };
-    let (code, text) = check("");
+    let (code, text) = check("", &[]);
     assert!(code == Some(78) && text.contains("cannot read") && text.contains("tls.crt"), "{text}");
-    assert_eq!(check("names = [\"files.test\"]").0, Some(0), "the file is needed only to serve");
+    let named = "names = [\"files.test\"]";
+    assert_eq!(check(named, &["--offline"]).0, Some(0), "the file is needed only to serve");
+    let refused = |why: &str| {
+        let (code, text) = check(named, &[]);
+        assert!(code == Some(78) && text.contains(why) && text.contains("tls.crt"), "{text}");
+    };
+    refused("cannot read");
     let output = crate::support::starlock::command(dir.path(), &["run"]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && text.contains("tls.crt"), "{text}");
+    write_pair(dir.path(), "other.test", 60);
+    refused("is for other.test and not for all of files.test");
+    let key = std::fs::read(dir.path().join("tls.key")).unwrap();
+    write_pair(dir.path(), "files.test", 60);
+    let (code, text) = check(named, &[]);
+    let from = format!("\n    from {}, which someone else renews", dir.path().join("tls.crt").display());
+    assert!(code == Some(0) && text.contains(&from), "{text}");
+    std::fs::write(dir.path().join("tls.key"), key).unwrap();
+    refused("does not belong");
     write_pair(dir.path(), "other.test", 60);
     let output = crate::support::starlock::command(dir.path(), &["run"]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();

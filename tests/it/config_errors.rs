@@ -163,3 +163,17 @@ proptest! {
         prop_assert!(!report.contains("hunter2"), "{}", report);
     }
 }
+
+#[test]
+fn a_reader_that_went_away_changes_no_exit_code() {
+    let path = files("toml").into_iter().next().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = std::process::Command::new(env!("CARGO_BIN_EXE_starlock"))
+        .args(["check", "--config"])
+        .arg(&path)
+        .stderr(writer)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(78));
+}

@@ -408,7 +408,10 @@ async fn one_stalled_upload_does_not_block_the_others() {
             let body = Full::new(Bytes::from(vec![b'x'; 100_000])).boxed_unsync();
             let request = Request::put(format!("https://a.test/{n}")).body(body).unwrap();
             let answer = tokio::time::timeout(PATIENCE, sender.send_request(request)).await.expect("blocked");
-            assert_eq!(answer.unwrap().status(), 200);
+            let status = answer.unwrap().status();
+            if status != 200 {
+                panic!("{status}: {}", rig.logged(|line| line["status"] == status.as_u16()).await);
+            }
         }
     };
     tokio::select! {
@@ -453,9 +456,10 @@ async fn an_idle_connection_is_told_to_go() {
         .start()
         .await;
     let (mut frames, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
+    // It is idle from its answer on, which may be heard late.
+    let start = std::time::Instant::now();
     frames.request(1, END_STREAM, "GET", "/", &[]).await;
     frames.end_of(1).await;
-    let start = std::time::Instant::now();
     assert_eq!(frames.next_of(GOAWAY).await.payload[4..8], [0; 4], "NO_ERROR");
     assert!(start.elapsed() >= Duration::from_millis(290), "{:?}", start.elapsed());
     while frames.next().await.is_some() {}

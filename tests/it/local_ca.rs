@@ -123,6 +123,16 @@ fn the_root_can_be_had_before_the_first_start_and_is_the_one_that_signs() {
     assert_eq!(String::from_utf8(command(dir.path(), &["trust"]).stdout).unwrap(), pem);
 }
 
+#[test]
+fn no_root_is_made_where_nothing_is_signed_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    write_config(dir.path(), "[listen]\nhttp = []\n[routes]\n\"app.example.com\" = { respond = 200 }\n");
+    let output = command(dir.path(), &["trust"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("no certificate is signed by the local CA"), "{}", text(&output));
+    assert!(!dir.path().join("state").exists());
+}
+
 /// A root directory with Debian's own `update-ca-certificates` and what it needs to run.
 fn image(root: &Path) {
     for dir in [

@@ -53,6 +53,7 @@ fn a_simulation_starts_from_what_is_held_and_counted() {
     let dir = starlock.path("");
     let said = simulate(&dir, &[]);
     assert!(said.contains(": 1 of 1 certificate held (the first ends at "), "{said}");
+    assert!(said.contains(": 1 certificate, "), "{said}");
     let simulated = json(&dir, &[]);
     assert_eq!(
         (&simulated["from"]["held"], &simulated["from"]["counted"]),

@@ -14,6 +14,7 @@ use crate::support::nginx::Nginx;
 use crate::support::process::Process;
 use crate::support::rig::{Plan, Rig};
 use crate::support::server::Server;
+use crate::support::starlock::Starlock;
 use crate::support::{eventually, free_port};
 
 /// What nginx says of a request.
@@ -121,6 +122,44 @@ async fn a_certificate_must_be_trusted_in_force_and_for_the_name() {
         params.not_after = date_time_ymd(2020, 2, 1);
     });
     refused(&front(&expired, NAMED).await, 502, "upstream_tls_certificate").await;
+}
+
+/// What the log says of a server's TLS names what mends it.
+#[test]
+fn what_is_wrong_with_a_servers_tls_is_said_with_what_mends_it() {
+    let ca = Ca::new();
+    let nginx = https(&ca, "ssl", "", |_| {});
+    let own = https(&ca, "ssl", "", |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
+    let plain = Nginx::start(&format!("listen 127.0.0.1:PORT; {SEEN}"), &[]);
+    let cases = [
+        (&nginx, "{ sni = \"app.internal.test\" }".to_owned(), "UnknownIssuer (`tls.ca` names the PEM file"),
+        (&nginx, format!("{{ ca = \"{}/ca.pem\" }}", nginx.dir().display()), "(`tls.sni` says which name"),
+        (
+            &own,
+            format!("{{ ca = \"{}/ca.pem\", sni = \"app.internal.test\" }}", own.dir().display()),
+            "openssl req -x509",
+        ),
+        (&plain, "{ danger_skip_verify = true }".to_owned(), "its URL begins with http://"),
+    ];
+    for (server, tls, wanted) in cases {
+        let starlock = Starlock::start(&format!(
+            "[listen]\nhttps = []\nhttp = [\"127.0.0.1:0\"]\n[routes]\n\"a.test\" = \"app\"\n[upstreams.app]\n\
+             servers = [\"https://127.0.0.1:{}\"]\ntls = {tls}\n",
+            server.port
+        ));
+        let got = curl_status(starlock.address("http"));
+        assert_eq!(got, "502", "{wanted}");
+        eventually(wanted, || starlock.log().contains(wanted).then_some(()));
+    }
+}
+
+fn curl_status(address: std::net::SocketAddr) -> String {
+    let output = Command::new("curl")
+        .args(["-s", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Host: a.test"])
+        .arg(format!("http://{address}/"))
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[tokio::test]

@@ -195,7 +195,7 @@ fn certificate(out: &mut String, plan: &Plan, request: &ExpectRequest) {
     match verdict::certificate_for(plan, &request.host) {
         Some((certificate, name)) => {
             let _ = writeln!(out, "  {} (by {name})", check::names(certificate));
-            let _ = writeln!(out, "  signed by {}", check::issuer(&certificate.issuer));
+            let _ = writeln!(out, "  {}", check::issuer(&certificate.issuer));
         }
         None => {
             let _ = writeln!(
