@@ -60,9 +60,9 @@ pub enum Failure {
 /// Serves until told to stop. Runs the control plane on this thread. `config_path` is for the status only.
 pub fn serve(loader: Loader, config_path: String) -> Result<(), Failure> {
     let loaded = loader().map_err(Failure::Config)?;
-    let warnings = loaded.warnings.to_string();
-    if !warnings.trim().is_empty() {
-        tracing::warn!("{}", warnings.trim_end());
+    // An event each; its level says what it is.
+    for warning in loaded.warnings.to_string().split("\n\n").filter(|warning| !warning.trim().is_empty()) {
+        tracing::warn!("{}", warning.strip_prefix("warning: ").unwrap_or(warning));
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -21,6 +21,8 @@ pub(super) struct StateFacts {
     pub(super) path: PathBuf,
     /// Of the directory; `None` if it does not exist yet.
     pub(super) rights: Option<Rights>,
+    /// A file where a directory has to be.
+    pub(super) in_the_way: Option<PathBuf>,
     /// Whether this user may write there (or, if it does not exist, make it).
     pub(super) writable: bool,
     pub(super) filesystem: Option<String>,
@@ -50,6 +52,7 @@ pub(super) fn gather_state(path: &Path) -> StateFacts {
     StateFacts {
         path: path.to_owned(),
         rights: rights(path),
+        in_the_way: (!real.is_dir()).then(|| nearest.to_owned()),
         writable: rustix::fs::access(&real, access).is_ok(),
         filesystem: filesystem(mounts.get(..MAX_MOUNTS).unwrap_or(&mounts), &real),
         free: rustix::fs::statvfs(&real).ok().map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize)),
@@ -75,6 +78,16 @@ fn filesystem(mountinfo: &str, path: &Path) -> Option<String> {
 pub(super) fn judge_state(facts: &StateFacts) -> Vec<Finding> {
     let (about, path) = (About::State(facts.path.display().to_string()), facts.path.display());
     let mut notes = Vec::new();
+    if let Some(file) = &facts.in_the_way {
+        let what = format!("{} is a file, and {path} has to be a directory", file.display());
+        notes.push(
+            Note::failure("state.not-a-directory", what)
+                .why("certificates, keys and accounts are kept in it: Starlock does not start without it")
+                .fix("name a directory that is Starlock's alone: [storage] path = \"/var/lib/starlock\""),
+        );
+        // Rights and room of a file that is somebody else's are nothing to mend.
+        return notes.into_iter().map(|note| note.place("[storage] path").about(&about)).collect();
+    }
     if !facts.writable {
         let fix = match facts.rights {
             Some(rights) => format!("chown -R {} {path}, or run Starlock as uid {}", facts.uid, rights.uid),
@@ -287,6 +300,7 @@ mod tests {
         let good = || StateFacts {
             path: "/var/lib/starlock".into(),
             rights: Some(Rights { mode: 0o700, uid: 7 }),
+            in_the_way: None,
             writable: true,
             filesystem: Some("ext4".into()),
             free: Some(1 << 40),
@@ -319,6 +333,16 @@ mod tests {
             ),
             (|f| f.free = Some(100 << 20), "state.room", Severity::Warning, "df -h"),
             (|f| f.free = Some(1 << 20), "state.room", Severity::Failure, "df -h"),
+            (
+                |f| {
+                    f.in_the_way = Some("/var/lib/starlock".into());
+                    f.rights = Some(Rights { mode: 0o644, uid: 0 });
+                    f.writable = false;
+                },
+                "state.not-a-directory",
+                Severity::Failure,
+                "name a directory",
+            ),
         ];
         for (change, id, severity, fix) in cases {
             let mut facts = good();
@@ -327,6 +351,20 @@ mod tests {
             assert_eq!(findings.len(), 1, "{findings:?}");
             let note = &findings[0].note;
             assert!((note.id, note.severity) == (id, *severity) && note.fix.contains(fix), "{note:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        for (path, wanted) in [
+            (file.clone(), Some(file.clone())),
+            (file.join("state"), Some(file.clone())),
+            (dir.path().join("state/below"), None),
+        ] {
+            assert_eq!(gather_state(&path).in_the_way, wanted, "{}", path.display());
         }
     }
 

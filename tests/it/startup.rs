@@ -215,3 +215,18 @@ fn without_ipv6_the_dual_stack_address_falls_back_to_ipv4() {
     assert_eq!(curl(local, &local_root(&starlock), "https://a.localhost/", &[]).unwrap(), "here\n");
     assert!(starlock.log().contains("no IPv6"), "it is said");
 }
+
+#[test]
+fn each_warning_about_the_file_is_a_line_of_the_log() {
+    let starlock = Starlock::start(
+        "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = []\n[routes]\n\"a.localhost\" = { respond = 200 }\n\
+         [upstreams.idle]\nservers = [\"http://127.0.0.1:9\"]\n",
+    );
+    let log = starlock.log();
+    for wanted in [
+        " WARN the local CA signs a certificate for `a.localhost`",
+        " WARN no route leads to upstream `idle`",
+    ] {
+        assert!(log.contains(wanted), "{wanted}: {log}");
+    }
+}
