@@ -77,7 +77,7 @@ pub(super) async fn serve<S: Service>(
     settings: Arc<Settings>,
     mut permit: Permit,
 ) {
-    let watch = Watch::new(settings.timeouts, &worker.shared.load);
+    let watch = Watch::new(settings.timeouts, &worker.shared.load, &worker.line);
     let _registered = worker.register(&watch);
     // Each part in a box of its own: while a connection waits for its next request, it keeps no room for how it began or may end.
     let opened = Box::pin(open(&worker, &endpoint, stream, peer, &settings, &mut permit, &watch)).await;
@@ -556,7 +556,7 @@ mod tests {
     async fn a_client_that_answers_no_ping_is_gone() {
         let timeouts = ListenTimeouts { idle: 20 * H2_PING, ..Default::default() };
         let (worker, info, limits) = (worker(timeouts), info(), Limits::default());
-        let watch = Watch::new(timeouts, &info.load);
+        let watch = Watch::new(timeouts, &info.load, &worker.line);
         let (mut near, far) = duplex(64 * 1024);
         let begin = Instant::now();
         let client = async {

@@ -15,6 +15,10 @@ const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
+/// What a frame costs, and one that begins a request, in bytes that are taken in the same time.
+const FRAME: usize = 256;
+const HEAD: usize = 2048;
+
 /// Follows the frames that a client sends.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
@@ -39,6 +43,8 @@ pub(super) struct Said {
     pub(super) credit: i64,
     /// So much may be sent on each new stream.
     pub(super) window: Option<i64>,
+    /// What it is to serve the frames that began, beyond their bytes: as much as to take so many bytes.
+    pub(super) cost: usize,
 }
 
 impl Frames {
@@ -61,6 +67,7 @@ impl Frames {
                 bytes = &bytes[length..];
                 if self.known == self.head.len() {
                     self.begin();
+                    said.cost += if self.head[3] == HEADERS { HEAD } else { FRAME };
                 }
             }
             if self.rest == 0 && self.known == self.head.len() {
@@ -68,6 +75,11 @@ impl Frames {
             }
         }
         said
+    }
+
+    /// Bytes of the payload that has begun and is not there yet.
+    pub(super) fn rest(&self) -> usize {
+        self.rest
     }
 
     fn begin(&mut self) {

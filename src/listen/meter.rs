@@ -9,14 +9,15 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames::Frames;
+use super::turn::Turn;
 use super::watch::Watch;
 
 /// What a client may still send after our last word before it is cut off.
 const LINGER_BYTES: usize = 1024 * 1024;
 
-/// After so many bytes others have their turn: a connection that sends tiny frames as fast as it can (900 fit in here) would else
-/// keep its worker busy for as long as the runtime lets it, which is a hundred times as long.
-const TURN: usize = 8 * 1024;
+/// Beyond what a frame of HTTP/2 has begun, so many bytes are read at once: else a turn is over before anybody knows how many frames
+/// are in it.
+const AHEAD: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct ReadMeter<S> {
@@ -24,8 +25,7 @@ pub(super) struct ReadMeter<S> {
     watch: Rc<Watch>,
     closed: bool,
     lingered: usize,
-    /// Bytes read in this turn.
-    turn: usize,
+    turn: Turn,
     /// HTTP/2 only.
     frames: Option<Frames>,
 }
@@ -38,7 +38,8 @@ pub(super) struct WriteMeter<S> {
 
 impl<S> ReadMeter<S> {
     pub(super) fn new(inner: S, watch: Rc<Watch>) -> Self {
-        Self { inner, watch, closed: false, lingered: 0, turn: 0, frames: None }
+        let turn = Turn::new(watch.line().clone());
+        Self { inner, watch, closed: false, lingered: 0, turn, frames: None }
     }
 
     /// For a stream of HTTP/2.
@@ -71,28 +72,48 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadMeter<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.turn >= TURN {
-            self.turn = 0;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
+        let this = &mut *self;
+        ready!(this.turn.poll(cx));
         let before = buf.filled().len();
-        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
-        let read = buf.filled().len() - before;
-        if read > 0 {
-            let this = &mut *self;
+        let result = match &this.frames {
+            Some(frames) => read_at_most(&mut this.inner, cx, buf, frames.rest() + AHEAD),
+            None => Pin::new(&mut this.inner).poll_read(cx, buf),
+        };
+        let new = &buf.filled()[before..];
+        this.turn.spend(new.len());
+        if !new.is_empty() {
             match &mut this.frames {
                 Some(frames) => {
-                    let said = frames.read(&buf.filled()[before..]);
+                    let said = frames.read(new);
+                    this.turn.spend(said.cost);
                     this.watch.read_frames(frames.is_unfinished(), said);
                 }
                 None => this.watch.read(),
             }
         }
-        self.watch.listens(result.is_pending());
-        self.turn = if result.is_pending() { 0 } else { self.turn + read };
+        if result.is_pending() {
+            this.turn.end();
+        }
+        this.watch.listens(result.is_pending());
         result
     }
+}
+
+/// Reads no more than `most` bytes.
+fn read_at_most<S: AsyncRead + Unpin>(
+    inner: &mut S,
+    cx: &mut Context<'_>,
+    buf: &mut ReadBuf<'_>,
+    most: usize,
+) -> Poll<io::Result<()>> {
+    if buf.remaining() <= most {
+        return Pin::new(inner).poll_read(cx, buf);
+    }
+    let mut piece = ReadBuf::new(buf.initialize_unfilled_to(most));
+    let result = Pin::new(inner).poll_read(cx, &mut piece);
+    let read = piece.filled().len();
+    buf.advance(read);
+    result
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReadMeter<S> {

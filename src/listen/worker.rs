@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::connection::{End, Settings, serve};
 use super::gate::Gate;
+use super::turn::Line;
 use super::watch::Watch;
 use crate::conn::{ConnInfo, Load, Service};
 use crate::task;
@@ -91,6 +92,7 @@ pub(super) struct Endpoint {
 pub(super) struct Worker<S> {
     pub(super) shared: Arc<Shared>,
     pub(super) service: Rc<S>,
+    pub(super) line: Rc<Line>,
     live: RefCell<HashMap<u64, Rc<Watch>>>,
     next: Cell<u64>,
     draining: Cell<bool>,
@@ -117,6 +119,7 @@ impl<S: Service> Worker<S> {
         Rc::new(Self {
             shared,
             service: Rc::new(service),
+            line: Rc::default(),
             live: RefCell::default(),
             next: Cell::new(0),
             draining: Cell::new(false),
@@ -130,10 +133,11 @@ impl<S: Service> Worker<S> {
         mut adds: mpsc::Receiver<Add>,
         mut stage: watch::Receiver<Stage>,
     ) {
-        let mut relief = pin!(self.relieve());
+        let (mut relief, mut line) = (pin!(self.relieve()), pin!(self.line.keep()));
         loop {
             tokio::select! {
                 () = &mut relief => {}
+                never = &mut line => match never {},
                 changed = stage.changed() => {
                     let now = *stage.borrow_and_update();
                     match (changed, now) {
