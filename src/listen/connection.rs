@@ -339,6 +339,7 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let io = TokioIo::new(ReadMeter::http2(*io, watch.clone()));
     let connection = pin!(builder.serve_connection(io, service));
     let end = drive(connection, watch, None, |connection| connection.graceful_shutdown()).await;
+    watch.end();
     worker.ended(&end, &info);
 }
 

@@ -114,8 +114,114 @@ impl Turn {
         self.spent += bytes;
     }
 
+    /// What comes next is for its next turn.
+    pub(super) fn use_up(&mut self) {
+        self.spent = TURN;
+    }
+
     /// It wants no more for now.
     pub(super) fn end(&mut self) {
         self.spent = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task;
+
+    /// On a worker's runtime, ten connections take a turn whenever they may; how many turns each of them had by the end of `main`.
+    fn ten<F>(keeper: bool, main: impl FnOnce(Rc<Line>, Rc<Cell<usize>>) -> F + Send + 'static) -> Vec<usize>
+    where
+        F: Future<Output = ()>,
+    {
+        let (sender, had) = std::sync::mpsc::channel();
+        let thread = task::spawn_thread("turns", move || async move {
+            let (line, all) = (Rc::new(Line::default()), Rc::new(Cell::new(0)));
+            if keeper {
+                let line = line.clone();
+                task::spawn_local(async move { match line.keep().await {} });
+            }
+            yield_now().await;
+            let each: Vec<_> = (0..10).map(|_| Rc::new(Cell::new(0))).collect();
+            for own in each.iter().cloned() {
+                let (mut turn, all) = (Turn::new(line.clone()), all.clone());
+                task::spawn_local(async move {
+                    loop {
+                        turn.spend(TURN);
+                        poll_fn(|cx| turn.poll(cx)).await;
+                        own.set(own.get() + 1);
+                        all.set(all.get() + 1);
+                    }
+                });
+            }
+            main(line, all).await;
+            sender.send(each.iter().map(|own| own.get()).collect()).unwrap();
+        });
+        thread.unwrap().join().unwrap();
+        had.recv().unwrap()
+    }
+
+    #[test]
+    fn after_each_look_at_the_sockets_one_goes_on() {
+        let had = ten(true, |_, all| async move {
+            for _ in 0..200 {
+                let before = all.get();
+                // Somebody who has nothing to do with them, ready after each look.
+                yield_now().await;
+                assert!(all.get() - before <= 1, "{} had a turn", all.get() - before);
+            }
+        });
+        let (least, most) = (had.iter().min().unwrap(), had.iter().max().unwrap());
+        assert!(*least > 10 && most - least <= 1, "each in its turn: {had:?}");
+    }
+
+    #[test]
+    fn who_leaves_the_line_is_not_waited_for() {
+        ten(true, |line, all| async move {
+            for _ in 0..100 {
+                let mut gone = Turn::new(line.clone());
+                gone.use_up();
+                poll_fn(|cx| Poll::Ready(assert!(gone.poll(cx).is_pending()))).await;
+            }
+            let before = all.get();
+            for _ in 0..50 {
+                yield_now().await;
+            }
+            assert!(all.get() - before > 40, "{} had a turn", all.get() - before);
+            assert!(line.waiting.borrow().len() <= 10, "each stands in it once");
+        });
+    }
+
+    #[test]
+    fn without_a_keeper_all_go_on_at_each_look() {
+        let had = ten(false, |line, _| async move {
+            for _ in 0..50 {
+                yield_now().await;
+            }
+            assert!(line.waiting.borrow().is_empty());
+        });
+        assert!(had.iter().all(|turns| *turns > 40), "{had:?}");
+    }
+
+    #[tokio::test]
+    async fn polling_again_is_no_way_around_it() {
+        let line = Rc::new(Line::default());
+        let mut kept = pin!(line.keep());
+        let mut turn = Turn::new(line.clone());
+        turn.spend(TURN - 1);
+        poll_fn(|cx| {
+            assert!(kept.as_mut().poll(cx).is_pending() && turn.poll(cx).is_ready());
+            turn.spend(1);
+            assert!(turn.poll(cx).is_pending() && turn.poll(cx).is_pending());
+            assert_eq!(line.waiting.borrow().len(), 1);
+            // Its client wants no more meanwhile: it still has to wait.
+            turn.end();
+            assert!(turn.poll(cx).is_pending());
+            line.call();
+            assert!(turn.poll(cx).is_ready());
+            Poll::Ready(())
+        })
+        .await;
     }
 }

@@ -48,6 +48,8 @@ pub(super) struct Watch {
     relied: Cell<bool>,
     /// HTTP has asked for the client's bytes and waits for them.
     listens: Cell<bool>,
+    /// The connection is gone; its streams hear of it.
+    over: Cell<bool>,
     driver: RefCell<Option<Waker>>,
     look_again: Cell<bool>,
 }
@@ -192,6 +194,7 @@ impl Watch {
             window: Cell::new(USUAL_WINDOW),
             relied: Cell::new(false),
             listens: Cell::new(false),
+            over: Cell::new(false),
             driver: RefCell::default(),
             look_again: Cell::new(false),
         })
@@ -228,6 +231,15 @@ impl Watch {
             s.head_since = None;
             s.is_http = true;
         });
+    }
+
+    /// HTTP/2 has ended, however it did.
+    pub(super) fn end(&self) {
+        self.over.set(true);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.get()
     }
 
     /// HTTP is over: what goes on has deadlines of its own.

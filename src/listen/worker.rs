@@ -26,6 +26,8 @@ use crate::tls::TlsServer;
 
 /// How long accepting pauses when the system cannot give us another connection.
 const PAUSE: Duration = Duration::from_millis(100);
+/// After so many newcomers those who are here are served: what comes of them is behind what has come in meanwhile.
+const BATCH: usize = 16;
 /// While nothing can be accepted, that is said this often.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// While connections are near their limit, idle ones are looked for this often.
@@ -222,6 +224,7 @@ impl<S: Service> Worker<S> {
             }
         });
         let mut said: Option<Instant> = None;
+        let mut taken = 0_usize;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -229,7 +232,13 @@ impl<S: Service> Worker<S> {
                 accepted = self.next(&listener) => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => self.enter(&endpoint, stream, peer),
+                Ok((stream, peer)) => {
+                    self.enter(&endpoint, stream, peer);
+                    taken += 1;
+                    if taken % BATCH == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     // Ten times a second it would fill the disk that may be the trouble.
