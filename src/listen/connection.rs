@@ -79,7 +79,7 @@ pub(super) async fn serve<S: Service>(
     settings: Arc<Settings>,
     mut permit: Permit,
 ) {
-    let watch = Watch::new(settings.timeouts, &worker.shared.load);
+    let watch = Watch::new(settings.timeouts, &worker.shared.load, &worker.line);
     let _registered = worker.register(&watch);
     // Each part in a box of its own: while a connection waits for its next request, it keeps no room for how it began or may end.
     let opened = Box::pin(open(&worker, &endpoint, stream, peer, &settings, &mut permit, &watch)).await;
@@ -335,6 +335,7 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let connection = pin!(Uncorked { connection, stream });
     let end =
         drive(connection, watch, None, |mut uncorked| uncorked.connection.as_mut().graceful_shutdown()).await;
+    watch.end();
     worker.ended(&end, &info);
 }
 
@@ -552,7 +553,7 @@ mod tests {
     async fn a_client_that_answers_no_ping_is_gone() {
         let timeouts = ListenTimeouts { idle: 20 * H2_PING, ..Default::default() };
         let (worker, info, limits) = (worker(timeouts), info(), Limits::default());
-        let watch = Watch::new(timeouts, &info.load);
+        let watch = Watch::new(timeouts, &info.load, &worker.line);
         let (mut near, far) = duplex(64 * 1024);
         let begin = Instant::now();
         let client = async {

@@ -14,6 +14,7 @@ mod socket;
 mod spec;
 mod stream;
 mod traffic;
+mod turn;
 mod watch;
 mod wire;
 mod worker;
