@@ -4,14 +4,18 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::stream::Stream;
+use super::turn::Turn;
 use super::watch::{InFlight, Watch};
 use crate::task;
+
+/// A byte of an answer costs so many times less than one that a client sends, of which nobody knows what it means.
+const CHEAP: usize = 4;
 
 /// Runs the streams of one HTTP/2 connection on the worker's thread, and ends those that stall.
 #[derive(Clone)]
@@ -43,8 +47,18 @@ where
         let watch = self.watch.clone();
         task::spawn_local(async move {
             let mut future = pin!(future);
+            let mut parting = None;
             poll_fn(|cx| {
                 let Some(stream) = &stream else { return future.as_mut().poll(cx) };
+                if watch.is_over() {
+                    // A hundred requests are given up at once, each with a connection to a server.
+                    let turn = parting.get_or_insert_with(|| {
+                        let mut turn = Turn::new(watch.line().clone());
+                        turn.use_up();
+                        turn
+                    });
+                    ready!(turn.poll(cx));
+                }
                 if stream.must_end(cx) {
                     // Dropping it resets the stream and leaves the connection alone.
                     return Poll::Ready(());
@@ -80,11 +94,13 @@ pub(super) struct Answer<B> {
     /// `None` in HTTP/1.
     listed: Option<Listed>,
     in_flight: InFlight,
+    turn: Turn,
 }
 
 impl<B> Answer<B> {
     pub(super) fn new(inner: B, in_flight: InFlight, listed: Option<Listed>) -> Self {
-        Self { inner, rest: Bytes::new(), listed, in_flight }
+        let turn = Turn::new(in_flight.watch().line().clone());
+        Self { inner, rest: Bytes::new(), listed, in_flight, turn }
     }
 }
 
@@ -106,6 +122,13 @@ impl<B: Body<Data = Bytes> + Unpin> Answer<B> {
         watch.offered(stream, data.len(), !self.inner.is_end_stream());
         data
     }
+
+    /// HTTP/2 has taken all that it was given.
+    fn asked(&self) {
+        if let Some(Listed { stream, .. }) = &self.listed {
+            stream.asked();
+        }
+    }
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
@@ -117,19 +140,26 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = &mut *self;
+        // A server that sends faster than this worker forwards would keep it from everybody else.
+        if this.turn.poll(cx).is_pending() {
+            this.asked();
+            return Poll::Pending;
+        }
         if !this.rest.is_empty() {
             let rest = std::mem::take(&mut this.rest);
             return Poll::Ready(Some(Ok(Frame::data(this.measure(rest)))));
         }
         match Pin::new(&mut this.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(match frame.into_data() {
-                Ok(data) => Frame::data(this.measure(data)),
+                Ok(data) => {
+                    this.turn.spend(data.len() / CHEAP);
+                    Frame::data(this.measure(data))
+                }
                 Err(frame) => frame,
             }))),
             polled => {
-                if let Some(Listed { stream, .. }) = &this.listed {
-                    stream.asked();
-                }
+                this.turn.end();
+                this.asked();
                 polled
             }
         }
@@ -158,7 +188,8 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
 mod tests {
     use std::task::Waker;
 
-    use http_body_util::{BodyExt, Full};
+    use futures_util::FutureExt;
+    use http_body_util::{BodyExt, Full, StreamBody};
 
     use super::super::spec::ListenTimeouts;
     use super::*;
@@ -189,6 +220,21 @@ mod tests {
         assert_eq!(pieces(40_000, wide).await, [16_384, 16_384, 7_232]);
         assert_eq!(pieces(40_000, 30_000).await, [16_384, 16_384, 7_231, 1]);
         assert_eq!(pieces(16_384, 0).await, [16_383, 1]);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_never_pauses_leaves_others_their_turn() {
+        let watch = Watch::alone(ListenTimeouts::default());
+        let piece = || Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(&[0; 16_384])));
+        let endless = StreamBody::new(futures_util::stream::repeat_with(piece));
+        let mut answer = Answer::new(endless, watch.request(), None);
+        for left in [8, 7, 7] {
+            for _ in 0..left {
+                assert!(answer.frame().now_or_never().is_some(), "128 KiB are one turn");
+            }
+            assert!(answer.frame().now_or_never().is_none());
+            assert!(answer.frame().await.is_some(), "the next turn begins");
+        }
     }
 
     #[tokio::test]

@@ -22,8 +22,10 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 
 use super::answer::{Answer, Streams};
+use super::cork::{Corked, Uncorked};
 use super::gate::Permit;
 use super::meter::{ReadMeter, WriteMeter};
 use super::opening::{Ends, hello, prior_knowledge};
@@ -77,23 +79,17 @@ pub(super) async fn serve<S: Service>(
     settings: Arc<Settings>,
     mut permit: Permit,
 ) {
-    let watch = Watch::new(settings.timeouts, &worker.shared.load);
+    let watch = Watch::new(settings.timeouts, &worker.shared.load, &worker.line);
     let _registered = worker.register(&watch);
     // Each part in a box of its own: while a connection waits for its next request, it keeps no room for how it began or may end.
     let opened = Box::pin(open(&worker, &endpoint, stream, peer, &settings, &mut permit, &watch)).await;
     let (worker, limits) = (&*worker, &settings.limits);
     match opened {
         None => {}
-        Some((info, wire, Opened::Clear(io, Alpn::Http1))) => {
+        Some((info, wire, io, Alpn::Http1)) => {
             Box::pin(http1(worker, &endpoint.open_h1, io, &wire, info, &watch, limits)).await;
         }
-        Some((info, _, Opened::Clear(io, Alpn::Http2))) => {
-            Box::pin(http2(worker, &endpoint.open_h2, io, info, &watch, limits)).await;
-        }
-        Some((info, wire, Opened::Tls(io, Alpn::Http1))) => {
-            Box::pin(http1(worker, &endpoint.open_h1, io, &wire, info, &watch, limits)).await;
-        }
-        Some((info, _, Opened::Tls(io, Alpn::Http2))) => {
+        Some((info, _, io, Alpn::Http2)) => {
             Box::pin(http2(worker, &endpoint.open_h2, io, info, &watch, limits)).await;
         }
     }
@@ -102,11 +98,8 @@ pub(super) async fn serve<S: Service>(
 /// The socket, behind what was read of it already.
 type Clear = WriteMeter<Prefixed<Wire>>;
 
-/// A connection that HTTP begins on.
-enum Opened {
-    Clear(Box<Clear>, Alpn),
-    Tls(Box<TlsStream<Clear>>, Alpn),
-}
+/// What HTTP begins on.
+type Stream = Either<Clear, Box<TlsStream<Clear>>>;
 
 /// Opens a connection: PROXY header, handshake. `None`: there is nothing left to do on it.
 async fn open<S: Service>(
@@ -117,7 +110,7 @@ async fn open<S: Service>(
     settings: &Settings,
     permit: &mut Permit,
     watch: &Rc<Watch>,
-) -> Option<(ConnInfo, Wire, Opened)> {
+) -> Option<(ConnInfo, Wire, Stream, Alpn)> {
     let local = stream.local_addr().ok()?;
     // Answers must not wait for acknowledgements; a socket that cannot do it still works.
     let _ = stream.set_nodelay(true);
@@ -165,7 +158,7 @@ async fn open<S: Service>(
         }
         let wire = Wire::new(stream);
         let io = WriteMeter::new(Prefixed::new(head, wire.clone()), watch.clone());
-        return Some((info, wire, Opened::Clear(Box::new(io), alpn)));
+        return Some((info, wire, Stream::Left(io), alpn));
     }
     if worker.service.passes_through() {
         let Ok((name, read)) = timeout_at(deadline, hello(&mut stream)).await else {
@@ -188,7 +181,7 @@ async fn open<S: Service>(
             worker.handshake("ok");
             let alpn = accepted.info.alpn;
             info.tls = Some(accepted.info);
-            Some((info, wire, Opened::Tls(Box::new(accepted.stream), alpn)))
+            Some((info, wire, Stream::Right(Box::new(accepted.stream)), alpn))
         }
         Ok(Err(error)) => {
             worker.handshake(error.result());
@@ -210,7 +203,7 @@ async fn open<S: Service>(
 async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     worker: &Worker<S>,
     open: &Gauge,
-    io: Box<IO>,
+    stream: IO,
     wire: &Wire,
     info: ConnInfo,
     watch: &Rc<Watch>,
@@ -246,7 +239,7 @@ async fn http1<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         // Its header time-out is also its keep-alive timer; ours are apart.
         .header_read_timeout(None)
         .keep_alive(!watch.is_draining());
-    let io = TokioIo::new(ReadMeter::new(*io, watch.clone()));
+    let io = TokioIo::new(ReadMeter::new(stream, watch.clone()));
     let mut connection = builder.serve_connection(io, service);
     let end =
         drive(Pin::new(&mut connection), watch, Some(wire), |connection| connection.graceful_shutdown())
@@ -283,7 +276,7 @@ fn unshared(bytes: &Bytes) -> Bytes {
 async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     worker: &Worker<S>,
     open: &Gauge,
-    io: Box<IO>,
+    stream: IO,
     info: ConnInfo,
     watch: &Rc<Watch>,
     limits: &Limits,
@@ -336,9 +329,13 @@ async fn http2<S: Service, IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         .max_header_list_size(u32::try_from(limits.header).unwrap_or(u32::MAX))
         .keep_alive_interval(H2_PING)
         .keep_alive_timeout(H2_PONG);
-    let io = TokioIo::new(ReadMeter::http2(*io, watch.clone()));
+    let stream = Corked::new(stream);
+    let io = TokioIo::new(ReadMeter::http2(stream.clone(), watch.clone()));
     let connection = pin!(builder.serve_connection(io, service));
-    let end = drive(connection, watch, None, |connection| connection.graceful_shutdown()).await;
+    let connection = pin!(Uncorked { connection, stream });
+    let end =
+        drive(connection, watch, None, |mut uncorked| uncorked.connection.as_mut().graceful_shutdown()).await;
+    watch.end();
     worker.ended(&end, &info);
 }
 
@@ -542,7 +539,7 @@ mod tests {
     async fn a_connection_that_waits_keeps_no_room_for_its_beginning_and_end() {
         let (worker, watch, limits) =
             (worker(ListenTimeouts::default()), Watch::alone(ListenTimeouts::default()), Limits::default());
-        let (open, end) = (Gauge::default(), || Box::new(duplex(1).0));
+        let (open, end) = (Gauge::default(), || duplex(1).0);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let wire = Wire::new(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
         let h1 = http1(&worker, &open, end(), &wire, info(), &watch, &limits);
@@ -556,7 +553,7 @@ mod tests {
     async fn a_client_that_answers_no_ping_is_gone() {
         let timeouts = ListenTimeouts { idle: 20 * H2_PING, ..Default::default() };
         let (worker, info, limits) = (worker(timeouts), info(), Limits::default());
-        let watch = Watch::new(timeouts, &info.load);
+        let watch = Watch::new(timeouts, &info.load, &worker.line);
         let (mut near, far) = duplex(64 * 1024);
         let begin = Instant::now();
         let client = async {

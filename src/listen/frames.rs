@@ -15,6 +15,12 @@ const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
+/// What a frame costs, and one that begins a request, in bytes that are taken in the same time.
+const FRAME: usize = 256;
+const HEAD: usize = 2048;
+/// A byte of header fields costs so many times more than one of a body: four of them can be a field.
+const FIELDS: usize = 8;
+
 /// Follows the frames that a client sends.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
@@ -39,6 +45,8 @@ pub(super) struct Said {
     pub(super) credit: i64,
     /// So much may be sent on each new stream.
     pub(super) window: Option<i64>,
+    /// What it is to serve the frames that began, beyond their bytes: as much as to take so many bytes.
+    pub(super) cost: usize,
 }
 
 impl Frames {
@@ -60,7 +68,7 @@ impl Frames {
                 self.known += length;
                 bytes = &bytes[length..];
                 if self.known == self.head.len() {
-                    self.begin();
+                    said.cost += self.begin();
                 }
             }
             if self.rest == 0 && self.known == self.head.len() {
@@ -70,12 +78,23 @@ impl Frames {
         said
     }
 
-    fn begin(&mut self) {
+    /// Bytes of the payload that has begun and is not there yet.
+    pub(super) fn rest(&self) -> usize {
+        self.rest
+    }
+
+    /// A frame's head is known; what the frame will cost beyond its bytes.
+    fn begin(&mut self) -> usize {
         let [high, middle, low, kind, flags, ..] = self.head;
         self.rest = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
         self.pieced = 0;
         if matches!(kind, HEADERS | CONTINUATION) {
             self.open_block = flags & END_HEADERS == 0;
+        }
+        match kind {
+            HEADERS => HEAD + FIELDS * self.rest,
+            CONTINUATION => FRAME + FIELDS * self.rest,
+            _ => FRAME,
         }
     }
 
@@ -161,17 +180,20 @@ mod tests {
             &frame(DATA, 0, 1, &[0, 4, 0, 0, 0, 0]),
             &frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 5]),
             &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 7]),
+            &frame(HEADERS, 0, 9, b"block"),
+            &frame(CONTINUATION, END_HEADERS, 9, b"more"),
         ]
         .concat();
         for step in [1, 2, 5, 7, 13, 1_000] {
             let mut frames = Frames::default();
-            let (mut credit, mut windows) = (0, Vec::new());
+            let (mut credit, mut cost, mut windows) = (0, 0, Vec::new());
             for piece in all.chunks(step) {
                 let said = frames.read(piece);
                 credit += said.credit;
+                cost += said.cost;
                 windows.extend(said.window);
             }
-            assert_eq!(credit, 261, "in steps of {step}");
+            assert_eq!((credit, cost), (261, 8 * FRAME + HEAD + 9 * FIELDS), "in steps of {step}");
             assert_eq!(windows.last(), Some(&7));
             assert_eq!(windows.first(), Some(if step == 1_000 { &7 } else { &65_536 }));
             assert!(!frames.is_unfinished());

@@ -3,6 +3,7 @@
 mod answer;
 mod caps;
 mod connection;
+mod cork;
 mod frames;
 mod gate;
 mod meter;
@@ -13,6 +14,7 @@ mod socket;
 mod spec;
 mod stream;
 mod traffic;
+mod turn;
 mod watch;
 mod wire;
 mod worker;

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
 use listenfd::ListenFd;
+use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -11,6 +12,8 @@ use crate::conn::notice_vanished_peer;
 
 /// The kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
+/// Beyond so many open files the kernel's table of them grows when it has to; it takes eight bytes for each.
+const USUAL_FILES: i32 = 32 * 1024;
 
 /// Why Starlock cannot listen. The operator, or the machine, is at fault.
 #[derive(Debug, thiserror::Error)]
@@ -241,6 +244,17 @@ pub fn raise_file_limit() -> u64 {
     current
 }
 
+/// Makes the kernel's table of our open files large enough for `files` of them, or for as many as are usual. It would grow by itself,
+/// but twice as large each time, and in a process with threads it waits for all cores meanwhile: whoever accepts a connection just
+/// then keeps its whole worker waiting for some ten milliseconds.
+pub(super) fn reserve_files(files: u64) {
+    let last = i32::try_from(files).unwrap_or(i32::MAX).min(USUAL_FILES) - 1;
+    let reserved = std::fs::File::open("/dev/null").and_then(|file| Ok(fcntl_dupfd_cloexec(file, last)?));
+    if let Err(error) = reserved {
+        tracing::debug!(%error, "no room for open files was reserved");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv6Addr, TcpStream};
@@ -249,6 +263,18 @@ mod tests {
 
     fn local(port: u16) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, port).into()
+    }
+
+    #[test]
+    fn the_table_of_open_files_does_not_grow_under_load() {
+        let size = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+            size.trim().parse::<u64>().unwrap()
+        };
+        let wanted = raise_file_limit().min(USUAL_FILES as u64);
+        reserve_files(wanted);
+        assert!(size() >= wanted, "{} of {wanted}", size());
     }
 
     #[test]

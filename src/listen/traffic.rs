@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::caps::{self, Caps};
 use super::connection::Settings;
 use super::gate::Gate;
-use super::socket::{Inherited, ListenError, bind, raise_file_limit};
+use super::socket::{Inherited, ListenError, bind, raise_file_limit, reserve_files};
 use super::spec::ListenSpec;
 use super::worker::{Add, Phase, Shared, Stage, Worker};
 use crate::conn::{Load, Service};
@@ -84,6 +84,7 @@ impl Traffic {
         make: impl Fn(usize) -> S + Clone + Send + 'static,
     ) -> io::Result<Self> {
         let (files, memory) = (raise_file_limit(), caps::memory());
+        reserve_files(files);
         let usual = ListenSpec::default();
         let caps = Caps::new(&usual.limits, files, memory);
         let shared = Arc::new(Shared {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::frames::{Said, USUAL_WINDOW};
 use super::spec::ListenTimeouts;
 use super::stream::Stream;
+use super::turn::Line;
 use crate::conn::{Held, Load};
 
 /// How long we listen to a client that goes on talking after the last answer, so that it gets to read it.
@@ -30,6 +31,8 @@ const SLACK: i64 = 1024;
 #[derive(Debug)]
 pub(super) struct Watch {
     timeouts: ListenTimeouts,
+    /// Where it waits after its turn.
+    line: Rc<Line>,
     state: Cell<State>,
     streams: RefCell<Vec<Rc<Stream>>>,
     /// What is held for the client.
@@ -45,6 +48,8 @@ pub(super) struct Watch {
     relied: Cell<bool>,
     /// HTTP has asked for the client's bytes and waits for them.
     listens: Cell<bool>,
+    /// The connection is gone; its streams hear of it.
+    over: Cell<bool>,
     driver: RefCell<Option<Waker>>,
     look_again: Cell<bool>,
 }
@@ -160,7 +165,7 @@ fn judge(state: &State, timeouts: &ListenTimeouts, now: Instant) -> Verdict {
 }
 
 impl Watch {
-    pub(super) fn new(timeouts: ListenTimeouts, load: &Arc<Load>) -> Rc<Self> {
+    pub(super) fn new(timeouts: ListenTimeouts, load: &Arc<Load>, line: &Rc<Line>) -> Rc<Self> {
         let now = Instant::now();
         let state = State {
             heads: true,
@@ -179,6 +184,7 @@ impl Watch {
         };
         Rc::new(Self {
             timeouts,
+            line: line.clone(),
             state: Cell::new(state),
             streams: RefCell::default(),
             held: Held::new(load),
@@ -188,6 +194,7 @@ impl Watch {
             window: Cell::new(USUAL_WINDOW),
             relied: Cell::new(false),
             listens: Cell::new(false),
+            over: Cell::new(false),
             driver: RefCell::default(),
             look_again: Cell::new(false),
         })
@@ -202,12 +209,17 @@ impl Watch {
     /// One for a test.
     #[cfg(test)]
     pub(super) fn alone(timeouts: ListenTimeouts) -> Rc<Self> {
-        Self::new(timeouts, &Arc::default())
+        Self::new(timeouts, &Arc::default(), &Rc::default())
     }
 
     /// What the process carries.
     pub(super) fn load(&self) -> &Arc<Load> {
         self.held.load()
+    }
+
+    /// Where its worker's connections wait for their next turn.
+    pub(super) fn line(&self) -> &Rc<Line> {
+        &self.line
     }
 
     /// HTTP begins: the first request may now take its time. `heads`: whatever arrives is the head of a request.
@@ -219,6 +231,15 @@ impl Watch {
             s.head_since = None;
             s.is_http = true;
         });
+    }
+
+    /// HTTP/2 has ended, however it did.
+    pub(super) fn end(&self) {
+        self.over.set(true);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.get()
     }
 
     /// HTTP is over: what goes on has deadlines of its own.
@@ -247,7 +268,7 @@ impl Watch {
 
     /// HTTP/2 has arrived; `unfinished`: the client has to go on with it.
     pub(super) fn read_frames(&self, unfinished: bool, said: Said) {
-        if said != Said::default() {
+        if said.credit != 0 || said.window.is_some() {
             if self.relied.get() && said.window.is_some_and(|window| window < self.window.get()) {
                 self.update(|s| s.narrowed = true);
                 self.wake();
@@ -715,7 +736,7 @@ mod tests {
     async fn windows_that_become_smaller_are_the_end_of_a_connection() {
         let watch = Watch::alone(T);
         watch.begin(false);
-        let window = |window| Said { credit: 0, window: Some(window) };
+        let window = |window| Said { window: Some(window), ..Said::default() };
         watch.read_frames(false, window(10));
         let request = watch.request();
         assert!(!watch.has_window(&watch.add_stream(), 11));

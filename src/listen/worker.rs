@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::connection::{End, Settings, serve};
 use super::gate::Gate;
+use super::turn::Line;
 use super::watch::Watch;
 use crate::conn::{ConnInfo, Load, Service};
 use crate::task;
@@ -25,6 +26,8 @@ use crate::tls::TlsServer;
 
 /// How long accepting pauses when the system cannot give us another connection.
 const PAUSE: Duration = Duration::from_millis(100);
+/// After so many newcomers those who are here are served: what comes of them is behind what has come in meanwhile.
+const BATCH: usize = 16;
 /// While nothing can be accepted, that is said this often.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// While connections are near their limit, idle ones are looked for this often.
@@ -91,6 +94,7 @@ pub(super) struct Endpoint {
 pub(super) struct Worker<S> {
     pub(super) shared: Arc<Shared>,
     pub(super) service: Rc<S>,
+    pub(super) line: Rc<Line>,
     live: RefCell<HashMap<u64, Rc<Watch>>>,
     next: Cell<u64>,
     draining: Cell<bool>,
@@ -117,6 +121,7 @@ impl<S: Service> Worker<S> {
         Rc::new(Self {
             shared,
             service: Rc::new(service),
+            line: Rc::default(),
             live: RefCell::default(),
             next: Cell::new(0),
             draining: Cell::new(false),
@@ -130,10 +135,11 @@ impl<S: Service> Worker<S> {
         mut adds: mpsc::Receiver<Add>,
         mut stage: watch::Receiver<Stage>,
     ) {
-        let mut relief = pin!(self.relieve());
+        let (mut relief, mut line) = (pin!(self.relieve()), pin!(self.line.keep()));
         loop {
             tokio::select! {
                 () = &mut relief => {}
+                never = &mut line => match never {},
                 changed = stage.changed() => {
                     let now = *stage.borrow_and_update();
                     match (changed, now) {
@@ -218,6 +224,7 @@ impl<S: Service> Worker<S> {
             }
         });
         let mut said: Option<Instant> = None;
+        let mut taken = 0_usize;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -225,7 +232,13 @@ impl<S: Service> Worker<S> {
                 accepted = self.next(&listener) => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => self.enter(&endpoint, stream, peer),
+                Ok((stream, peer)) => {
+                    self.enter(&endpoint, stream, peer);
+                    taken += 1;
+                    if taken % BATCH == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     // Ten times a second it would fill the disk that may be the trouble.

@@ -22,6 +22,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::load;
 use crate::support::alone;
+use crate::support::cores;
 use crate::support::h2::{
     self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, PRIORITY, RST_STREAM,
     SETTINGS, WINDOW_UPDATE,
@@ -31,13 +32,15 @@ use crate::support::starlock::{Starlock, local_root};
 
 const HOST: &str = "app.localhost";
 /// How long each of them goes on.
-const TIME: Duration = Duration::from_secs(2);
-/// Requests a second of honest clients.
-const RATE: u32 = 100;
-/// Below these the 99th percentile is not compared with the quiet one, for the usual attack and for any: attackers, a server built
-/// without optimisation and honest clients share the machine's cores, and perhaps with others.
+const TIME: Duration = Duration::from_secs(3);
+/// What comes of their leaving belongs to it.
+const PARTING: Duration = Duration::from_millis(250);
+/// Requests a second of honest clients: the 99th percentile of one attack is the sixth worst of them.
+const RATE: u32 = 200;
+/// How often an attack may be tried until honest clients do not mind it: what others do on the machine passes, what it does stays.
+const TRIES: usize = 3;
+/// A proxy built without optimisation, among other tests: below this the 99th percentile is not compared with the quiet one.
 const NOISE: Duration = Duration::from_millis(250);
-const NOISE_WORST: Duration = Duration::from_secs(1);
 /// More must never be resident, in KiB: with nobody hostile about it is some 30 MiB.
 const MEMORY: u64 = 512 * 1024;
 
@@ -107,12 +110,22 @@ const ATTACKS: &[(&str, Attack)] = &[
 const PIPELINE: &str = "GET /bad HTTP/1.1\r\nHost: app.localhost\r\n\r\nGET /bad HTTP/1.1\r\nHost: app.localhost\r\n\r\n\
     GET /bad HTTP/1.1\r\nHost: app.localhost\r\n\r\nGET /bad HTTP/1.1\r\nHost: app.localhost\r\n\r\n";
 
+/// What is measured is how the proxy shares out its time. So it has a core for itself, or half of them; on the others honest clients
+/// and their server come first, and hostile ones have what is left. `STARLOCK_TEST_ELSEWHERE=1` sends the attacks to a second proxy
+/// on the same cores: what honest clients then see is what any busy neighbour would cost them. `STARLOCK_TEST_ATTACK` is a part of
+/// the names of those that are tried.
 #[test]
 fn hostile_clients_harm_nobody_but_themselves() {
     let _alone = alone();
+    let halves = cores::halves();
+    let [ours, proxys] = halves.clone().unwrap_or_default();
+    let keep_to = |half: &str| halves.iter().for_each(|_| cores::keep_to(half));
+    keep_to(&ours);
     // What hostile clients ask has a server of its own: how that one fares is not what is measured.
     let server = Server::http(|_| async { Response::new(full("ok")) });
     let theirs = Server::http(|request| async move {
+        thread_local!(static BEHIND: () = cores::stand_back());
+        BEHIND.with(|()| {});
         let big = request.uri().path() == "/bad/big";
         let _ = request.into_body().collect().await;
         if big {
@@ -121,63 +134,82 @@ fn hostile_clients_harm_nobody_but_themselves() {
         }
         Response::new(full("ok"))
     });
-    let mut starlock = Starlock::start(&format!(
-        "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = [\"127.0.0.1:0\"]\n[log]\naccess = \"off\"\n[routes]\n\
-         \"{HOST}\" = \"{}\"\n\"{HOST}/bad\" = \"{}\"\n",
-        server.url(),
-        theirs.url()
-    ));
-    let root = local_root(&starlock);
-    let (https, http) = (starlock.address("https"), starlock.address("http"));
+    let start = || {
+        Starlock::start(&format!(
+            "[listen]\nhttps = [\"127.0.0.1:0\"]\nhttp = [\"127.0.0.1:0\"]\n[log]\naccess = \"off\"\n[routes]\n\
+             \"{HOST}\" = \"{}\"\n\"{HOST}/bad\" = \"{}\"\n",
+            server.url(),
+            theirs.url()
+        ))
+    };
+    keep_to(&proxys);
+    let mut starlock = start();
+    let mut elsewhere = std::env::var_os("STARLOCK_TEST_ELSEWHERE").map(|_| start());
+    keep_to(&ours);
     let load = load::Load::start(load::Spec {
-        address: https,
+        address: starlock.address("https"),
         hosts: vec![HOST.to_owned()],
         path: "/".to_owned(),
-        root_pem: root.clone(),
+        root_pem: local_root(&starlock),
         rate: RATE,
     });
+    let rest = || {
+        load.report.take_times();
+        std::thread::sleep(TIME);
+        load.report.take_times()
+    };
     std::thread::sleep(TIME);
-    load.report.take_times();
-    std::thread::sleep(TIME);
-    let quiet = p99(&load.report.take_times());
+    let quiet = rest();
     let usual = starlock.process().memory_kib();
-    eprintln!("quiet: p99 {quiet:?}, {} MiB", usual / 1024);
+    eprintln!("quiet: {}; {} MiB", said(&quiet), usual / 1024);
+    let quiet = p99(&quiet);
+    let limit = match std::env::var_os("STARLOCK") {
+        Some(_) if halves.is_some() => 3 * quiet,
+        _ => NOISE.max(3 * quiet),
+    };
 
     let warned = warnings(&starlock);
+    let target = elsewhere.as_mut().unwrap_or(&mut starlock);
+    let door =
+        Door { https: target.address("https"), http: target.address("http"), root: local_root(target) };
     let mut slow = Vec::new();
-    for (name, attack) in ATTACKS {
-        let door = Door { https, http, root: root.clone() };
-        let attackers = std::thread::scope(|scope| {
-            let attackers = scope.spawn(|| door.attack(attack));
-            let mut most = 0;
-            while !attackers.is_finished() {
-                most = most.max(starlock.process().memory_kib());
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            let connections = attackers.join().expect("the attackers ran");
+    let wanted = std::env::var("STARLOCK_TEST_ATTACK").unwrap_or_default();
+    for (name, attack) in ATTACKS.iter().filter(|(name, _)| name.contains(&wanted)) {
+        let mut least = Duration::MAX;
+        for _ in 0..TRIES {
+            let (connections, most) = std::thread::scope(|scope| {
+                let attackers = scope.spawn(|| door.attack(attack));
+                let mut most = 0;
+                while !attackers.is_finished() {
+                    most = most.max(target.process().memory_kib());
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                (attackers.join().expect("the attackers ran"), most)
+            });
+            // They are gone, and what they leave behind is cleared up: that is theirs, too.
+            std::thread::sleep(PARTING);
+            let times = load.report.take_times();
+            let failed = load.report.failed.load(Ordering::Relaxed);
+            eprintln!("{name}: {connections} connections; {}; {} MiB", said(&times), most / 1024);
             assert!(connections > 0, "{name}: nobody came in");
-            (connections, most)
-        });
-        let (connections, most) = attackers;
-        let times = load.report.take_times();
-        let (p99, failed) = (p99(&times), load.report.failed.load(Ordering::Relaxed));
-        eprintln!(
-            "{name}: {connections} connections; {} honest requests, p99 {p99:?}; {} MiB",
-            times.len(),
-            most / 1024
-        );
-        assert!(most < MEMORY, "{name}: {most} KiB were resident");
-        assert_eq!(failed, 0, "{name}: {:?}", load.report.errors());
-        assert!(times.len() > 20, "{name}: {} honest requests", times.len());
-        slow.push((p99, *name));
+            assert!(most < MEMORY, "{name}: {most} KiB were resident");
+            assert_eq!(failed, 0, "{name}: {:?}", load.report.errors());
+            assert!(times.len() > 20, "{name}: {} honest requests", times.len());
+            least = least.min(p99(&times));
+            if least < limit {
+                break;
+            }
+            rest();
+        }
+        slow.push((least, *name));
     }
     let report = load.stop();
     let failed = report.failed.load(Ordering::Relaxed) + report.failed_handshakes.load(Ordering::Relaxed);
     assert_eq!(failed, 0, "{:?}", report.errors());
     assert_eq!(warnings(&starlock), warned, "hostile clients write the log");
     slow.sort_unstable();
-    assert!(slow[slow.len() / 2].0 < NOISE.max(3 * quiet), "quiet it was {quiet:?}, but {slow:#?}");
-    assert!(slow[slow.len() - 1].0 < NOISE_WORST.max(3 * quiet), "quiet it was {quiet:?}, but {slow:#?}");
+    let worst = slow.last().expect("an attack has this name");
+    assert!(worst.0 < limit, "quiet it was {quiet:?}, but {slow:#?}");
 }
 
 fn warnings(starlock: &Starlock) -> usize {
@@ -185,7 +217,16 @@ fn warnings(starlock: &Starlock) -> usize {
 }
 
 fn p99(times: &[Duration]) -> Duration {
-    times.get(times.len().saturating_sub(1) * 99 / 100).copied().unwrap_or_default()
+    at(times, 99)
+}
+
+fn at(times: &[Duration], percent: usize) -> Duration {
+    times.get(times.len().saturating_sub(1) * percent / 100).copied().unwrap_or_default()
+}
+
+fn said(times: &[Duration]) -> String {
+    let [half, p99, most] = [50, 99, 100].map(|percent| at(times, percent).as_secs_f64() * 1000.0);
+    format!("{} honest requests, p50 {half:.1}, p99 {p99:.1}, max {most:.1} ms", times.len())
 }
 
 struct Door {
@@ -197,8 +238,8 @@ struct Door {
 impl Door {
     /// Attacks for its time, from one thread; returns how many connections came about.
     fn attack(&self, attack: &Attack) -> usize {
-        // Of a core that is shared with honest clients the latter get their part: it is the proxy's time that is fought for.
-        rustix::process::setpriority_process(None, 19).expect("a thread may always step back");
+        // It is the proxy's time that is fought for, not that of the cores that honest clients and their server have.
+        cores::stand_back();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let end = Instant::now() + TIME;
         let connections: Vec<usize> = runtime.block_on(async {

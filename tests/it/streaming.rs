@@ -1,11 +1,15 @@
 //! Answers and bodies that take their time: events, 100-continue, HEAD, channels, HTTP/2 in clear.
 
+use std::io;
+use std::pin::Pin;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
@@ -226,4 +230,76 @@ async fn a_grpc_channel_may_idle_and_others_may_not() {
     grpc.request(3, h2::END_STREAM, "POST", "/service/method", &fields).await;
     let end = grpc.end_of(3).await;
     assert_ne!(end.kind, h2::RST_STREAM, "{end:?}");
+}
+
+/// A socket that remembers what came in.
+struct Tapped(TcpStream, Arc<Mutex<Vec<u8>>>);
+
+impl AsyncRead for Tapped {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.0).poll_read(cx, buf);
+        self.1.lock().unwrap().extend(&buf.filled()[before..]);
+        polled
+    }
+}
+
+impl AsyncWrite for Tapped {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// The lengths of the TLS records in `bytes`.
+fn records(mut bytes: &[u8]) -> Vec<usize> {
+    let mut lengths = Vec::new();
+    while let [_, _, _, high, low, rest @ ..] = bytes {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        lengths.push(length);
+        bytes = &rest[length..];
+    }
+    lengths
+}
+
+#[tokio::test]
+async fn answers_that_are_ready_together_leave_in_one_record() {
+    const ANSWERS: u32 = 12;
+    let body = "b".repeat(1000);
+    let rig = Plan::tls().respond("a.test", 200, Some(&body)).start().await;
+    let seen = Arc::default();
+    let stream = Tapped(TcpStream::connect(rig.https()).await.unwrap(), Arc::clone(&seen));
+    let mut stream = rig.tls_over(stream, "a.test", "h2").await;
+    let requests = (0..ANSWERS).flat_map(|n| h2::request(2 * n + 1, h2::END_STREAM, "GET", "/", &[]));
+    let greeting = [h2::PREFACE, &h2::frame(h2::SETTINGS, 0, 0, &[])].concat();
+    stream.write_all(&greeting.into_iter().chain(requests).collect::<Vec<_>>()).await.unwrap();
+    let (mut read, mut complete) = (Vec::new(), 0);
+    while complete < ANSWERS {
+        while let [a, b, c, kind, flags, ..] = read[..] {
+            let length = 9 + u32::from_be_bytes([0, a, b, c]) as usize;
+            if read.len() < length {
+                break;
+            }
+            complete += u32::from(kind == h2::DATA && flags & h2::END_STREAM != 0);
+            read.drain(..length);
+        }
+        if complete < ANSWERS {
+            assert!(stream.read_buf(&mut read).await.unwrap() > 0);
+        }
+    }
+    let records = records(&seen.lock().unwrap());
+    // The others hold the handshake, session tickets and SETTINGS.
+    let full = records.iter().filter(|length| **length > 1000 * ANSWERS as usize).count();
+    assert_eq!(full, 1, "{records:?}");
 }

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod connect;
+pub mod cores;
 pub mod dns;
 pub mod fault_proxy;
 pub mod h2;

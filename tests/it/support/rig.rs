@@ -289,7 +289,12 @@ impl Rig {
     }
 
     /// As [`Rig::tls`], on a connection that is there already.
-    pub(crate) async fn tls_over(&self, stream: TcpStream, name: &str, alpn: &str) -> TlsStream<TcpStream> {
+    pub(crate) async fn tls_over<IO: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: IO,
+        name: &str,
+        alpn: &str,
+    ) -> TlsStream<IO> {
         Self::handshake(stream, self.trusted.clone(), name, alpn, None).await
     }
 
