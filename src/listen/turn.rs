@@ -61,8 +61,12 @@ impl Line {
         let place = Rc::new(Place { waker: RefCell::new(cx.waker().clone()), called: Cell::new(false) });
         match &*self.keeper.borrow() {
             Some(keeper) => {
-                self.waiting.borrow_mut().push_back(place.clone());
-                keeper.wake_by_ref();
+                let mut waiting = self.waiting.borrow_mut();
+                // Woken at any other time, it would call somebody before the sockets were looked at.
+                if waiting.is_empty() {
+                    keeper.wake_by_ref();
+                }
+                waiting.push_back(place.clone());
             }
             None => {
                 place.called.set(true);
