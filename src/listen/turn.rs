@@ -148,8 +148,8 @@ mod tests {
             }
             yield_now().await;
             let each: Vec<_> = (0..10).map(|_| Rc::new(Cell::new(0))).collect();
-            for own in each.iter().cloned() {
-                let (mut turn, all) = (Turn::new(line.clone()), all.clone());
+            for own in &each {
+                let (mut turn, own, all) = (Turn::new(line.clone()), own.clone(), all.clone());
                 task::spawn_local(async move {
                     loop {
                         turn.spend(TURN);
@@ -186,7 +186,8 @@ mod tests {
             for _ in 0..100 {
                 let mut gone = Turn::new(line.clone());
                 gone.use_up();
-                poll_fn(|cx| Poll::Ready(assert!(gone.poll(cx).is_pending()))).await;
+                let polled = poll_fn(|cx| Poll::Ready(gone.poll(cx))).await;
+                assert!(polled.is_pending());
             }
             let before = all.get();
             for _ in 0..50 {
