@@ -235,7 +235,7 @@ impl<S: Service> Worker<S> {
                 Ok((stream, peer)) => {
                     self.enter(&endpoint, stream, peer);
                     taken += 1;
-                    if taken % BATCH == 0 {
+                    if taken.is_multiple_of(BATCH) {
                         tokio::task::yield_now().await;
                     }
                 }

@@ -32,15 +32,16 @@ use crate::support::starlock::{Starlock, local_root};
 
 const HOST: &str = "app.localhost";
 /// How long each of them goes on.
-const TIME: Duration = Duration::from_secs(3);
+const TIME: Duration = Duration::from_millis(2_500);
 /// What comes of their leaving belongs to it.
 const PARTING: Duration = Duration::from_millis(250);
-/// Requests a second of honest clients: the 99th percentile of one attack is the sixth worst of them.
+/// Requests a second of honest clients: the 99th percentile of one attack is about the fifth worst of them.
 const RATE: u32 = 200;
-/// How often an attack may be tried until honest clients do not mind it: what others do on the machine passes, what it does stays.
+/// So many quiet times are looked at, of which the best counts, and an attack may be tried so often until honest clients do not mind
+/// it: what others do on the machine passes, what it does stays.
 const TRIES: usize = 3;
 /// A proxy built without optimisation, among other tests: below this the 99th percentile is not compared with the quiet one.
-const NOISE: Duration = Duration::from_millis(250);
+const NOISE: Duration = Duration::from_millis(100);
 /// More must never be resident, in KiB: with nobody hostile about it is some 30 MiB.
 const MEMORY: u64 = 512 * 1024;
 
@@ -124,7 +125,7 @@ fn hostile_clients_harm_nobody_but_themselves() {
     // What hostile clients ask has a server of its own: how that one fares is not what is measured.
     let server = Server::http(|_| async { Response::new(full("ok")) });
     let theirs = Server::http(|request| async move {
-        thread_local!(static BEHIND: () = cores::stand_back());
+        thread_local!(static BEHIND: () = stand_back());
         BEHIND.with(|()| {});
         let big = request.uri().path() == "/bad/big";
         let _ = request.into_body().collect().await;
@@ -159,14 +160,14 @@ fn hostile_clients_harm_nobody_but_themselves() {
         load.report.take_times()
     };
     std::thread::sleep(TIME);
-    let quiet = rest();
-    let usual = starlock.process().memory_kib();
-    eprintln!("quiet: {}; {} MiB", said(&quiet), usual / 1024);
-    let quiet = p99(&quiet);
-    let limit = match std::env::var_os("STARLOCK") {
-        Some(_) if halves.is_some() => 3 * quiet,
-        _ => NOISE.max(3 * quiet),
-    };
+    let mut quiet = Duration::MAX;
+    for _ in 0..TRIES {
+        let times = rest();
+        eprintln!("quiet: {}; {} MiB", said(&times), starlock.process().memory_kib() / 1024);
+        quiet = quiet.min(p99(&times));
+    }
+    let strict = measures() && halves.is_some();
+    let limit = if strict { 3 * quiet } else { NOISE.max(3 * quiet) };
 
     let warned = warnings(&starlock);
     let target = elsewhere.as_mut().unwrap_or(&mut starlock);
@@ -212,6 +213,21 @@ fn hostile_clients_harm_nobody_but_themselves() {
     assert!(worst.0 < limit, "quiet it was {quiet:?}, but {slow:#?}");
 }
 
+/// Whether a build is measured that somebody made for it, on a machine that does nothing else.
+fn measures() -> bool {
+    std::env::var_os("STARLOCK").is_some()
+}
+
+/// Lets honest clients and their server go first.
+fn stand_back() {
+    if measures() {
+        cores::only_when_idle();
+    } else {
+        // Among other tests it would never run.
+        rustix::process::setpriority_process(None, 19).expect("a thread may always step back");
+    }
+}
+
 fn warnings(starlock: &Starlock) -> usize {
     starlock.log().lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).count()
 }
@@ -239,7 +255,7 @@ impl Door {
     /// Attacks for its time, from one thread; returns how many connections came about.
     fn attack(&self, attack: &Attack) -> usize {
         // It is the proxy's time that is fought for, not that of the cores that honest clients and their server have.
-        cores::stand_back();
+        stand_back();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let end = Instant::now() + TIME;
         let connections: Vec<usize> = runtime.block_on(async {

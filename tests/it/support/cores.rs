@@ -23,7 +23,7 @@ pub(crate) fn keep_to(cores: &str) {
 }
 
 /// The calling thread runs only while nobody else wants its core.
-pub(crate) fn stand_back() {
+pub(crate) fn only_when_idle() {
     output("chrt", &["--idle", "--pid", "0", &this_thread()]);
 }
 
