@@ -71,6 +71,8 @@ fn list(upstreams: &[UpstreamStatus]) -> String {
         }
         if upstream.servers.is_empty() {
             let _ = writeln!(out, "  no server: its names do not resolve (yet)");
+        } else if upstream.servers.iter().all(|server| server.condition == "drained") {
+            let _ = writeln!(out, "  every server is drained: requests get 503 until one is undrained");
         }
     }
     out
@@ -89,11 +91,15 @@ mod tests {
             requests: 1,
             connections: 2,
         };
+        let other = ServerStatus { condition: "up".into(), ..server.clone() };
+        let half = UpstreamStatus { servers: vec![server.clone(), other], ..UpstreamStatus::default() };
+        assert!(!list(&[half]).contains("503"));
         let app = UpstreamStatus { name: "app".into(), balance: "p2c".into(), servers: vec![server] };
         let text = list(&[app, UpstreamStatus { name: "b".into(), ..UpstreamStatus::default() }]);
         assert!(
             text.starts_with(
-                "app  (p2c)\n  http://10.0.0.1:80  drained  1 request in flight, 2 connections open\n"
+                "app  (p2c)\n  http://10.0.0.1:80  drained  1 request in flight, 2 connections open\n  \
+                 every server is drained: requests get 503 until one is undrained\n"
             ),
             "{text}"
         );

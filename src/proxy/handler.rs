@@ -182,8 +182,14 @@ impl Proxy {
         let (mut record, client) = self.begin(&parts, &conn, local.clone());
         let decision = match decide(&local.snapshot, &parts, &conn) {
             Ok(Verdict::Goes(decision)) => decision,
-            Ok(Verdict::Allows) => return allow(StatusCode::NO_CONTENT, record),
-            Err(refusal) => return refuse(refusal, record),
+            Ok(Verdict::Allows) => {
+                record.host = asked_host(&parts);
+                return allow(StatusCode::NO_CONTENT, record);
+            }
+            Err(refusal) => {
+                record.host = asked_host(&parts);
+                return refuse(refusal, record);
+            }
         };
         record.host = Some(decision.authority.host.as_ref().into());
         record.route = decision.route;
@@ -346,6 +352,11 @@ impl Service for Proxy {
     fn unreadable(&self, conn: &ConnInfo, status: u16, reason: &'static str) {
         super::record::unreadable(&self.shared, self.request_id(), conn, status, reason);
     }
+}
+
+/// For the log: the host of a request that goes nowhere, if it names one.
+fn asked_host(parts: &Parts) -> Option<Box<str>> {
+    Authority::of(&parts.uri, &parts.headers).ok().map(|authority| authority.host.as_ref().into())
 }
 
 /// What a request is: pure, and everything that is refused before any server is asked.

@@ -56,6 +56,8 @@ async fn the_first_table_whose_condition_is_met_gets_the_request() {
         "one label for all tables"
     );
     assert_eq!(rig.metric("starlock_rejected_total{reason=\"no_route\"}"), 2);
+    let refused = rig.logged(|line| line["reason"] == "no_route" && line["host"] == "other.test").await;
+    assert_eq!(refused["status"], 404, "who was asked for is in the log");
 }
 
 const FILE: &str = r#"
