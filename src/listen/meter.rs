@@ -19,10 +19,6 @@ const LINGER_BYTES: usize = 1024 * 1024;
 /// are in it.
 const AHEAD: usize = 1024;
 
-/// A browser asks for a dozen things at once, and is served at once. Who goes on and on gets shorter turns: its frames cost so many times
-/// more, and so much less of them is read at once.
-const FURTHER: usize = 4;
-
 #[derive(Debug)]
 pub(super) struct ReadMeter<S> {
     inner: S,
@@ -82,10 +78,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadMeter<S> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         ready!(this.turn.poll(cx));
-        let dearer = if this.turn.is_further() { FURTHER } else { 1 };
         let before = buf.filled().len();
         let result = match &this.frames {
-            Some(frames) => read_at_most(&mut this.inner, cx, buf, frames.rest() + AHEAD / dearer),
+            Some(frames) => read_at_most(&mut this.inner, cx, buf, frames.rest() + AHEAD),
             None => Pin::new(&mut this.inner).poll_read(cx, buf),
         };
         let new = &buf.filled()[before..];
@@ -94,7 +89,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadMeter<S> {
             match &mut this.frames {
                 Some(frames) => {
                     let said = frames.read(new);
-                    this.turn.spend(dearer * said.cost);
+                    this.turn.spend(said.cost);
                     this.watch.read_frames(frames.is_unfinished(), said);
                 }
                 None => this.watch.read(),
@@ -280,8 +275,7 @@ mod tests {
 
     #[tokio::test]
     async fn of_tiny_frames_there_are_few_in_a_turn() {
-        for (frame, turns) in
-            [(&[0, 0, 0, 4, 0, 0, 0, 0, 0][..], 13), (&[0, 0, 1, 1, 4, 0, 0, 0, 1, 0x82], 33)]
+        for (frame, turns) in [(&[0, 0, 0, 4, 0, 0, 0, 0, 0][..], 4), (&[0, 0, 1, 1, 4, 0, 0, 0, 1, 0x82], 9)]
         {
             let all = [PREFACE, &frame.repeat(900)].concat();
             let (mut near, far) = tokio::io::duplex(16 * 1024);

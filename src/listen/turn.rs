@@ -86,12 +86,11 @@ pub(super) struct Turn {
     line: Rc<Line>,
     spent: usize,
     place: Option<Rc<Place>>,
-    is_further: bool,
 }
 
 impl Turn {
     pub(super) fn new(line: Rc<Line>) -> Self {
-        Self { line, spent: 0, place: None, is_further: false }
+        Self { line, spent: 0, place: None }
     }
 
     /// Waits while others have their turn.
@@ -102,7 +101,6 @@ impl Turn {
             Some(place) if place.called.get() => {
                 self.place = None;
                 self.spent = 0;
-                self.is_further = true;
                 return Poll::Ready(());
             }
             Some(place) => {
@@ -120,11 +118,6 @@ impl Turn {
         self.spent += bytes;
     }
 
-    /// Whether it had a turn just before this one, and has not paused since.
-    pub(super) fn is_further(&self) -> bool {
-        self.is_further
-    }
-
     /// What comes next is for its next turn.
     pub(super) fn use_up(&mut self) {
         self.spent = TURN;
@@ -133,7 +126,6 @@ impl Turn {
     /// It wants no more for now.
     pub(super) fn end(&mut self) {
         self.spent = 0;
-        self.is_further = false;
     }
 }
 
