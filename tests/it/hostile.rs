@@ -33,9 +33,12 @@ use crate::support::starlock::{Starlock, local_root};
 const HOST: &str = "app.localhost";
 /// How long each of them goes on.
 const TIME: Duration = Duration::from_millis(2_500);
+/// The same where a build is measured. Virtual machines stand still for some milliseconds every few seconds, and in a short time that
+/// decides about the 99th percentile.
+const MEASURED: Duration = Duration::from_secs(8);
 /// What comes of their leaving belongs to it.
 const PARTING: Duration = Duration::from_millis(250);
-/// Requests a second of honest clients: the 99th percentile of one attack is about the fifth worst of them.
+/// Requests a second of honest clients: the 99th percentile of one attack is about the fifth worst of them, or the sixteenth.
 const RATE: u32 = 200;
 /// So many quiet times are looked at, of which the best counts, and an attack may be tried so often until honest clients do not mind
 /// it: what others do on the machine passes, what it does stays.
@@ -156,10 +159,10 @@ fn hostile_clients_harm_nobody_but_themselves() {
     });
     let rest = || {
         load.report.take_times();
-        std::thread::sleep(TIME);
+        std::thread::sleep(time());
         load.report.take_times()
     };
-    std::thread::sleep(TIME);
+    std::thread::sleep(time());
     let mut quiet = Duration::MAX;
     for _ in 0..TRIES {
         let times = rest();
@@ -218,6 +221,10 @@ fn measures() -> bool {
     std::env::var_os("STARLOCK").is_some()
 }
 
+fn time() -> Duration {
+    if measures() { MEASURED } else { TIME }
+}
+
 /// Lets honest clients and their server go first.
 fn stand_back() {
     if measures() {
@@ -257,7 +264,7 @@ impl Door {
         // It is the proxy's time that is fought for, not that of the cores that honest clients and their server have.
         stand_back();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let end = Instant::now() + TIME;
+        let end = Instant::now() + time();
         let connections: Vec<usize> = runtime.block_on(async {
             match attack {
                 Flood(n, piece) => join_all((0..*n).map(|_| self.flood(*piece, end))).await,
@@ -268,7 +275,7 @@ impl Door {
                     for _ in 0..*n {
                         idle.push(TcpStream::connect(self.http).await.expect("the file limit allows it"));
                     }
-                    sleep(TIME).await;
+                    sleep(time()).await;
                     vec![idle.len()]
                 }
             }
