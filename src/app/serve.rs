@@ -61,8 +61,9 @@ pub enum Failure {
 pub fn serve(loader: Loader, config_path: String) -> Result<(), Failure> {
     let loaded = loader().map_err(Failure::Config)?;
     // An event each; its level says what it is.
-    for warning in loaded.warnings.to_string().split("\n\n").filter(|warning| !warning.trim().is_empty()) {
-        tracing::warn!("{}", warning.strip_prefix("warning: ").unwrap_or(warning));
+    for warning in loaded.warnings.iter() {
+        let report = loaded.warnings.render_one(warning, false);
+        tracing::warn!("{}", report.strip_prefix("warning: ").unwrap_or(&report).trim_end());
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -138,7 +138,8 @@ impl Problems {
         out
     }
 
-    fn render_one(&self, problem: &Problem, colour: bool) -> String {
+    /// The report of one of them; `colour` for terminals.
+    pub fn render_one(&self, problem: &Problem, colour: bool) -> String {
         let level = match problem.severity {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,

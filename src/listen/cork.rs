@@ -1,4 +1,4 @@
-//! Writes of one turn that leave together. h2 flushes after each DATA frame: every answer of a connection would be a TLS record and a
+//! Writes of one poll that leave together. h2 flushes after each DATA frame: every answer of a connection would be a TLS record and a
 //! system call of its own, also where a dozen are ready at once.
 
 use std::cell::RefCell;
