@@ -113,7 +113,11 @@ impl Link {
         async move {
             match sent.await {
                 Ok(response) => {
-                    self.idle_limit.set(idle_limit(exchange, response.headers()));
+                    let idle_limit = idle_limit(exchange, response.headers());
+                    self.idle_limit.set(idle_limit);
+                    if !idle_limit.is_zero() {
+                        self.look_within(idle_limit);
+                    }
                     self.tls.answered();
                     exchange.answered(response.headers());
                     let switched = switched.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
@@ -153,8 +157,13 @@ impl Link {
     fn attach(&self, exchange: &Rc<Exchange>) {
         *self.exchange.borrow_mut() = Some(exchange.clone());
         // Timeouts that a reload shortened must not wait for a timer that was armed before.
-        if exchange.shortest() < self.ahead.get() {
-            self.ahead.set(exchange.shortest());
+        self.look_within(exchange.shortest());
+    }
+
+    /// From now on the driver's timer is armed no further ahead than this.
+    fn look_within(&self, ahead: Duration) {
+        if ahead < self.ahead.get() {
+            self.ahead.set(ahead);
             self.wake();
         }
     }
