@@ -23,7 +23,7 @@ pub use introduction::{Element, Introduced, Introduction, Node};
 pub use load::{Held, Load};
 #[cfg(test)]
 pub(crate) use peer::is_watched;
-pub use peer::notice_vanished_peer;
+pub use peer::watch_peer;
 
 use crate::name::{HostName, HostPattern};
 

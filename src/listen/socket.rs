@@ -8,7 +8,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::conn::notice_vanished_peer;
+use crate::conn::watch_peer;
 
 /// The kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
@@ -165,7 +165,7 @@ impl Inherited {
     fn take(&mut self, address: SocketAddr, workers: usize) -> io::Result<Option<Bound>> {
         let Some(given) = self.tcp.iter_mut().find(|given| given.address == address) else { return Ok(None) };
         given.listener.set_nonblocking(true)?;
-        notice_vanished_peer(&given.listener);
+        watch_peer(&given.listener);
         let sockets = (0..workers).map(|_| given.listener.try_clone()).collect::<io::Result<_>>()?;
         given.used = true;
         Ok(Some(Bound { sockets, address }))
@@ -224,7 +224,7 @@ fn socket(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
-    notice_vanished_peer(&socket);
+    watch_peer(&socket);
     if address.is_ipv6() {
         socket.set_only_v6(only_v6 || !address.ip().is_unspecified())?;
     }

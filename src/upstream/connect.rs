@@ -16,7 +16,7 @@ use super::proxy_protocol::{self, ClientAddresses};
 use super::stream::{Io, TlsIo, TlsState};
 use super::tls::{self, TlsReader};
 use crate::balance::{Endpoint, ServerHost, ServerSpec, TlsHttp, Transport};
-use crate::conn::notice_vanished_peer;
+use crate::conn::watch_peer;
 use crate::resolver::Hosts;
 
 /// A connection, and which HTTP is to be spoken on it.
@@ -183,7 +183,7 @@ async fn socket(server: &ServerSpec, hosts: &Hosts, limit: Duration) -> Result<I
             Ok(Ok(stream)) => {
                 // Small writes must not wait for acknowledgements; a socket that cannot do it still works.
                 let _ = stream.set_nodelay(true);
-                notice_vanished_peer(&stream);
+                watch_peer(&stream);
                 return Ok(Io::Tcp(stream));
             }
             Ok(Err(error)) => {

@@ -116,6 +116,8 @@ async fn a_client_that_does_not_read_is_dropped() {
     client.send("GET /flood HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     let line = rig.logged(|line| line["path"] == "/flood").await;
     assert_eq!(line["reason"], "client_closed");
+    let taken = line["sent"].as_u64().unwrap();
+    assert!((64 * 1024..1024 * 1024).contains(&taken), "{taken} bytes were kept for it");
     assert_eq!(rig.metric("starlock_rejected_total{reason=\"write_timeout\"}"), 1);
     assert_eq!(rig.traffic.open_connections(), 0);
 }
