@@ -28,7 +28,7 @@ use super::answer::{Answer, Streams};
 use super::cork::{Corked, Uncorked};
 use super::gate::Permit;
 use super::meter::{ReadMeter, WriteMeter};
-use super::opening::{Ends, hello, prior_knowledge};
+use super::opening::{Ends, NOT_CLEAR, first, hello, is_clear_http, prior_knowledge};
 use super::prefixed::Prefixed;
 use super::proxy_header;
 use super::spec::{Limits, ListenTimeouts};
@@ -145,9 +145,8 @@ async fn open<S: Service>(
         load: worker.shared.load.clone(),
         introduced: Introduced::default(),
     };
-    let mut head = Bytes::new();
     if !endpoint.tls {
-        let mut alpn = Alpn::Http1;
+        let (mut alpn, mut head) = (Alpn::Http1, Bytes::new());
         if settings.h2c {
             let opening = Box::pin(prior_knowledge(&mut stream, watch));
             let (h2, read) = attend(watch, opening).await.ok()?;
@@ -160,18 +159,30 @@ async fn open<S: Service>(
         let io = WriteMeter::new(Prefixed::new(head, wire.clone()), watch.clone());
         return Some((info, wire, Stream::Left(io), alpn));
     }
-    if worker.service.passes_through() {
-        let Ok((name, read)) = timeout_at(deadline, hello(&mut stream)).await else {
-            worker.handshake("timeout");
-            return None;
-        };
-        if let Some(tunnel) = name.and_then(|name| worker.service.pass_through(&name, &info)) {
-            worker.handshake("passed_through");
-            let _open = Open::new(&endpoint.open_tunnels);
-            tunnel.run(stream, read).await;
-            return None;
+    let opening = async {
+        match worker.service.passes_through() {
+            true => hello(&mut stream).await,
+            false => (None, first(&mut stream).await),
         }
-        head = read;
+    };
+    let Ok((name, head)) = timeout_at(deadline, opening).await else {
+        worker.handshake("timeout");
+        return None;
+    };
+    if let Some(tunnel) = name.and_then(|name| worker.service.pass_through(&name, &info)) {
+        worker.handshake("passed_through");
+        let _open = Open::new(&endpoint.open_tunnels);
+        tunnel.run(stream, head).await;
+        return None;
+    }
+    if is_clear_http(&head) {
+        worker.handshake("protocol");
+        tracing::debug!(peer = %info.peer, "HTTP without TLS on an HTTPS port");
+        let mut io = ReadMeter::new(WriteMeter::new(stream, watch.clone()), watch.clone());
+        if let Ok(Ok(())) = timeout_at(deadline, io.write_all(NOT_CLEAR)).await {
+            drop(attend(watch, Box::pin(io.shutdown())).await);
+        }
+        return None;
     }
     let wire = Wire::new(stream);
     let io = WriteMeter::new(Prefixed::new(head, wire.clone()), watch.clone());

@@ -152,9 +152,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReadMeter<S> {
         }
         let mut bytes = [0; 4096];
         while this.lingered < LINGER_BYTES {
+            ready!(this.turn.poll(cx));
             let mut buf = ReadBuf::new(&mut bytes);
             match ready!(Pin::new(&mut this.inner).poll_read(cx, &mut buf)) {
-                Ok(()) if !buf.filled().is_empty() => this.lingered += buf.filled().len(),
+                Ok(()) if !buf.filled().is_empty() => {
+                    this.lingered += buf.filled().len();
+                    this.turn.spend(buf.filled().len());
+                }
                 _ => break,
             }
         }
@@ -271,6 +275,17 @@ mod tests {
             }
         });
         assert_eq!(turns.await, 4, "a turn is 32 KiB");
+    }
+
+    #[tokio::test]
+    async fn who_goes_on_after_our_last_word_waits_for_its_turn() {
+        const ALL: usize = 128 * 1024;
+        let (mut near, far) = tokio::io::duplex(ALL);
+        near.write_all(&vec![0; ALL]).await.unwrap();
+        near.shutdown().await.unwrap();
+        let mut meter = ReadMeter::new(far, Watch::alone(ListenTimeouts::default()));
+        assert_eq!(polls(async { meter.shutdown().await.unwrap() }).await, 5, "a turn is 32 KiB");
+        assert_eq!(meter.lingered, ALL);
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::TcpStream;
 
 use super::frames::PREFACE;
 use super::watch::Watch;
@@ -45,6 +46,27 @@ pub(super) async fn hello<IO: AsyncRead + Unpin>(io: &mut IO) -> (Option<HostNam
         }
     }
 }
+
+/// Waits for the first bytes and reads them; none if the connection has ended, for whatever reason. Has no deadline of its own.
+pub(super) async fn first(stream: &mut TcpStream) -> Bytes {
+    // Whoever says nothing costs no buffer.
+    let mut bytes = BytesMut::new();
+    if stream.readable().await.is_ok() {
+        bytes.reserve(HELLO);
+        // What is wrong with the connection is for the handshake to say.
+        let _ = stream.read_buf(&mut bytes).await;
+    }
+    bytes.freeze()
+}
+
+/// Whether somebody speaks HTTP where TLS is spoken: its records begin with a number below 32, a request with a letter.
+pub(super) fn is_clear_http(first: &[u8]) -> bool {
+    first.first().is_some_and(u8::is_ascii_alphabetic)
+}
+
+/// What he is told.
+pub(super) const NOT_CLEAR: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+    Content-Length: 57\r\nConnection: close\r\n\r\nThis port speaks HTTPS: use https:// instead of http://.\n";
 
 /// Reads until it is clear whether HTTP/2 begins without TLS: whether it does, and the bytes. `watch` hears of them.
 pub(super) async fn prior_knowledge<IO: AsyncRead + Unpin>(io: &mut IO, watch: &Watch) -> (bool, Bytes) {
@@ -95,6 +117,19 @@ mod tests {
                 assert_eq!((found, &*read), (expected, bytes), "in steps of {step}");
             }
         }
+    }
+
+    #[test]
+    fn http_without_tls_is_known_by_its_first_byte_and_told() {
+        for clear in ["GET / HTTP/1.1\r\n", "PRI * HTTP/2.0", "post"] {
+            assert!(is_clear_http(clear.as_bytes()), "{clear}");
+        }
+        for other in [&b""[..], b"\x16\x03\x01", b"\x15", b"\x80\x2e", b"\0", b"\r\n"] {
+            assert!(!is_clear_http(other), "{other:?}");
+        }
+        let text = std::str::from_utf8(NOT_CLEAR).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())), "{head}");
     }
 
     /// Gives its bytes in pieces.

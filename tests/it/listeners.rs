@@ -144,3 +144,25 @@ async fn a_drain_has_an_end() {
     rig.traffic.failed().await;
     assert_eq!(rig.logged(|line| line["path"] == "/hung").await["status"], 499);
 }
+
+#[tokio::test]
+async fn http_on_an_https_port_is_told_so() {
+    let tls = "[listen]\nhttps = [\"127.0.0.1:0\"]\n";
+    let passing = format!("{tls}[routes]\n\"p.test\" = {{ passthrough = \"127.0.0.1:9\" }}\n");
+    for plan in [Plan::tls().respond("a.test", 200, Some("ok")), Plan::toml(&passing)] {
+        let rig = plan.start().await;
+        let large = format!(
+            "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 200000\r\n\r\n{}",
+            "x".repeat(200_000)
+        );
+        for request in ["GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", &large] {
+            let mut client = Raw::connect(rig.https()).await;
+            client.send(request).await;
+            let answer = client.answer(false).await;
+            assert_eq!(answer.status, 400);
+            assert!(answer.text().contains("use https://"), "{}", answer.text());
+            assert!(client.closed().await);
+        }
+        assert_eq!(rig.metric("starlock_tls_handshakes_total{result=\"protocol\"}"), 2);
+    }
+}

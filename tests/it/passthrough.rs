@@ -254,11 +254,15 @@ async fn a_request_for_a_passed_host_on_a_connection_for_another_is_misdirected(
     assert_eq!(client.get("app.wild.test", "/").await.status, 200);
     assert_eq!(client.get("db.wild.test", "/").await.status, 421);
     // What is no hello, or asks for nobody, is refused as ever.
-    let mut raw = TcpStream::connect(rig.https()).await.unwrap();
-    raw.write_all(b"GET / HTTP/1.1\r\nHost: db.wild.test\r\n\r\n").await.unwrap();
-    let mut said = Vec::new();
-    raw.read_to_end(&mut said).await.unwrap_or_default();
-    assert_eq!(said.first(), Some(&21), "an alert: {said:?}");
+    for (bytes, first) in
+        [(&b"\0GET / HTTP/1.1\r\n\r\n"[..], 21), (b"GET / HTTP/1.1\r\nHost: db.wild.test\r\n\r\n", b'H')]
+    {
+        let mut raw = TcpStream::connect(rig.https()).await.unwrap();
+        raw.write_all(bytes).await.unwrap();
+        let mut said = Vec::new();
+        raw.read_to_end(&mut said).await.unwrap_or_default();
+        assert_eq!(said.first(), Some(&first), "an alert, or HTTP: {said:?}");
+    }
     assert_eq!(server.connections(), 0);
 }
 
