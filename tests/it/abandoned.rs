@@ -12,9 +12,9 @@ use crate::support::rig::{Plan, Rig};
 use crate::support::server::Server;
 
 /// Far less than the minute that the server has for an answer, and more than a busy machine needs.
-const SOON: Duration = Duration::from_secs(3);
+const SOON: Duration = Duration::from_secs(10);
 /// Without a byte taken for so long, nobody takes any.
-const QUIET: Duration = Duration::from_millis(300);
+const QUIET: Duration = Duration::from_millis(1_000);
 
 /// How much of the upload is under way when its client leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

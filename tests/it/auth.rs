@@ -280,7 +280,7 @@ async fn another_server_decides_and_says_who_it_is() {
         [routes."a.test/app".forward_auth]
         url = "{}/api/authz/forward-auth?x=1"
         copy = ["Remote-User", "Remote-Groups", "Remote-Email"]
-        timeout = "300ms"
+        timeout = "3s"
         "#,
         server.url(),
         auth.url()

@@ -10,10 +10,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::dns::{Recursor, loopback, script, txt};
-use crate::support::eventually;
 use crate::support::pebble::{Options, Pebble};
 use crate::support::starlock::{Starlock, binary, command, write_config};
-use crate::support::zones::{Authority, Bind, Validator, Zone, signed_by_tools, signed_long_ago, udp_only};
+use crate::support::zones::{
+    Authority, Bind, Validator, Zone, port_53, signed_by_tools, signed_long_ago, udp_only,
+};
+use crate::support::{eventually, free_port};
 
 /// What `doctor --json` said.
 struct Diagnosis {
@@ -728,7 +730,8 @@ fn ports_files_and_directories() {
     let top = top(ip, "");
     let unbound = Recursor::unbound("test", top.ip.into());
     let web = TcpListener::bind("127.0.0.1:0").unwrap();
-    let dns = UdpSocket::bind((loopback(), 53)).unwrap();
+    let nobody = loopback();
+    let dns = port_53(|| UdpSocket::bind((nobody, 53)));
     let (web, name) = (web.local_addr().unwrap(), (web, dns.local_addr().unwrap()));
     let me = format!("(process {})", std::process::id());
     let config = builtin(&pebble, loopback(), "ns.edge.test", unbound.address, "")
@@ -847,8 +850,8 @@ fn what_a_ca_demands_and_whether_it_is_one() {
     examine(&top, &config.replace(&root, "/nowhere/root.pem"))
         .has("ca.root", "failure", &["/nowhere/root.pem", "ls -l /nowhere/root.pem"])
         .only(&["ca.root"]);
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    examine(&top, &config.replace(url.as_str(), &format!("https://localhost:{}/dir", closed.port())))
+    let closed = free_port();
+    examine(&top, &config.replace(url.as_str(), &format!("https://localhost:{closed}/dir")))
         .has("ca.unreachable", "failure", &["let this machine connect to it: curl -v https://localhost"])
         .only(&["ca.unreachable"]);
     // The external account is there, and a profile that is not.

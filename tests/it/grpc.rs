@@ -126,7 +126,7 @@ async fn silence_on_either_side_ends_no_stream() {
 
 #[tokio::test]
 async fn a_call_that_was_made_is_answered_within_response_and_a_client_may_think() {
-    let scene = Scene::new("response = \"500ms\"\nbody = \"500ms\"").await;
+    let scene = Scene::new("response = \"2s\"\nbody = \"2s\"").await;
     scene.case("thinking").await;
     scene.case("mute").await;
     let line = scene.rig.logged(|line| line["path"] == "/test.Bytes/ToClient").await;

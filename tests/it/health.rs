@@ -44,7 +44,7 @@ async fn a_server_that_says_it_is_ill_gets_nothing_until_it_is_well() {
     let (one, two) = (server("one", &ill), server("two", &Arc::default()));
     let rig = plan(
         &[&one, &two],
-        "balance = \"round_robin\"\nhealth = { path = \"/healthz\", every = \"50ms\", timeout = \"50ms\" }",
+        "balance = \"round_robin\"\nhealth = { path = \"/healthz\", every = \"500ms\", timeout = \"500ms\" }",
     )
     .start()
     .await;

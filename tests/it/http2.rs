@@ -227,7 +227,7 @@ async fn what_was_handed_over_to_its_end_is_watched_until_the_client_takes_it() 
     let text = "an answer in one piece";
     let rig = Plan::tls()
         .respond("a.test", 200, Some(text))
-        .with(|plan| plan.listen.timeouts.write = Duration::from_millis(300))
+        .with(|plan| plan.listen.timeouts.write = Duration::from_secs(2))
         .start()
         .await;
     let (mut frames, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
@@ -259,7 +259,7 @@ async fn a_client_that_takes_little_at_a_time_is_let_be() {
     let server = Server::http(|_| async { Response::new(full(vec![b'x'; 1 << 20])) });
     let rig = Plan::tls()
         .forward("a.test", server.address)
-        .with(|plan| plan.listen.timeouts.write = Duration::from_secs(1))
+        .with(|plan| plan.listen.timeouts.write = Duration::from_secs(3))
         .start()
         .await;
     let (mut frames, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
@@ -268,7 +268,7 @@ async fn a_client_that_takes_little_at_a_time_is_let_be() {
     frames.request(1, END_STREAM, "GET", "/", &[]).await;
     let mut taken = 0;
     // Two pieces of usual size at a moderate pace, then as slowly as a kibibyte in a third of the time that it has.
-    for (times, pause) in [(40, 20), (8, 330)] {
+    for (times, pause) in [(40, 20), (5, 1000)] {
         for _ in 0..times {
             tokio::time::sleep(Duration::from_millis(pause)).await;
             frames.more(1, 1024).await;
@@ -363,7 +363,7 @@ async fn a_body_that_does_not_come_is_408_and_the_connection_goes_on() {
     let server = Server::echo();
     let rig = Plan::tls()
         .forward("a.test", server.address)
-        .with(|plan| plan.proxy.body_timeout = Duration::from_millis(300))
+        .with(|plan| plan.proxy.body_timeout = Duration::from_secs(2))
         .start()
         .await;
     let (mut frames, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
@@ -372,9 +372,9 @@ async fn a_body_that_does_not_come_is_408_and_the_connection_goes_on() {
     let head = frames.next_of(HEADERS).await;
     assert_eq!((head.stream, h2::status(&head.payload)), (1, 408));
     assert_eq!(rig.logged(|line| line["path"] == "/stuck").await["reason"], "client_body_timeout");
-    frames.request(3, 0, "PUT", "/slow", &[("content-length", "10")]).await;
-    for _ in 0..10 {
-        tokio::time::sleep(Duration::from_millis(60)).await;
+    frames.request(3, 0, "PUT", "/slow", &[("content-length", "12")]).await;
+    for _ in 0..12 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
         frames.send(DATA, 0, 3, b"x").await;
     }
     frames.send(DATA, END_STREAM, 3, b"").await;

@@ -15,7 +15,7 @@ async fn a_slow_head_is_cut_off_and_a_slow_start_is_not() {
     let rig = Plan::clear()
         .respond("a.test", 200, Some("ok"))
         .with(|plan| {
-            plan.listen.timeouts.header = MS(200);
+            plan.listen.timeouts.header = MS(1_000);
             plan.listen.timeouts.idle = MS(60_000);
         })
         .start()
@@ -30,13 +30,13 @@ async fn a_slow_head_is_cut_off_and_a_slow_start_is_not() {
         }
         let start = Instant::now();
         slow.send("GET / HTTP/1.1\r\n").await;
-        while start.elapsed() < MS(150) {
+        while start.elapsed() < MS(300) {
             // A byte now and then does not help.
             let _ = slow.stream.write_all(b"X-").await;
             assert!(slow.silent(MS(20)).await, "cut off too early");
         }
         assert!(slow.closed().await, "nothing is said to it");
-        assert!(start.elapsed() >= MS(200) && start.elapsed() < MS(2_000), "{:?}", start.elapsed());
+        assert!(start.elapsed() >= MS(1_000) && start.elapsed() < MS(5_000), "{:?}", start.elapsed());
     }
     assert_eq!(rig.metric("starlock_rejected_total{reason=\"header_timeout\"}"), 2);
     assert!(waiting.silent(MS(100)).await && used.silent(MS(100)).await);
@@ -52,10 +52,10 @@ async fn an_idle_connection_is_closed_in_its_time() {
         .start()
         .await;
     let mut client = rig.connect().await;
-    client.get("a.test", "/").await;
     let start = Instant::now();
+    client.get("a.test", "/").await;
     assert!(client.closed().await);
-    assert!(start.elapsed() >= MS(290) && start.elapsed() < MS(2_000), "{:?}", start.elapsed());
+    assert!(start.elapsed() >= MS(300) && start.elapsed() < MS(5_000), "{:?}", start.elapsed());
     drop(client);
     rig.until("the end", |rig| rig.traffic.open_connections() == 0).await;
 }
@@ -80,14 +80,14 @@ async fn a_stuck_upload_is_408_and_a_slow_one_goes_through() {
     let rig = Plan::clear()
         .forward("a.test", server.address)
         .with(|plan| {
-            plan.proxy.body_timeout = MS(300);
+            plan.proxy.body_timeout = MS(1_200);
             plan.listen.timeouts.header = MS(100);
         })
         .start()
         .await;
     let mut slow = rig.connect().await;
-    slow.send("PUT /slow HTTP/1.1\r\nHost: a.test\r\nContent-Length: 10\r\n\r\n").await;
-    for _ in 0..10 {
+    slow.send("PUT /slow HTTP/1.1\r\nHost: a.test\r\nContent-Length: 24\r\n\r\n").await;
+    for _ in 0..24 {
         assert!(slow.silent(MS(60)).await);
         slow.send("x").await;
     }

@@ -69,15 +69,16 @@ async fn idle_connections_make_room_and_busy_ones_do_not() {
     let (mut oldest, _) = Frames::begin(rig.tls("a.test", "h2").await).await;
     oldest.request(1, END_STREAM, "GET", "/", &[]).await;
     assert_eq!(oldest.end_of(1).await.payload, b"ok");
+    // In clear: their handshakes could take so long that the first ones are let go before the last ones come.
     let mut idle = Vec::new();
     for n in 0..18 {
-        let mut client = rig.connect_tls("a.test").await;
+        let mut client = rig.connect().await;
         if n < 9 {
-            assert_eq!(client.get("a.test", "/").await.text(), "ok");
+            assert_eq!(client.get("a.test", "/").await.status, 308);
         }
         idle.push(client);
     }
-    assert_eq!(rig.traffic.open_connections(), 20);
+    rig.until("all are there", |rig| rig.traffic.open_connections() == 20).await;
     // Locked out until somebody goes; the idle time-out would be 180 s.
     let start = Instant::now();
     assert_eq!(rig.connect_tls("a.test").await.get("a.test", "/").await.text(), "ok");

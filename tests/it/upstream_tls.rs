@@ -167,7 +167,7 @@ async fn a_server_that_does_not_shake_hands_is_told_apart() {
     let text = |port: u16| {
         format!(
             "[routes]\n\"a.test\" = \"app\"\n[upstreams.app]\n\
-             servers = [\"https://127.0.0.1:{port}\"]\ntls = {{ danger_skip_verify = true }}\ntimeouts = {{ connect = \"300ms\" }}\n"
+             servers = [\"https://127.0.0.1:{port}\"]\ntls = {{ danger_skip_verify = true }}\ntimeouts = {{ connect = \"1500ms\" }}\n"
         )
     };
     let talker = Server::raw(|mut stream| async move {

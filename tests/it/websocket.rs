@@ -248,7 +248,7 @@ async fn a_tunnel_survives_a_reload_and_ends_when_it_is_silent_or_the_process_go
             .forward("a.test", server.address)
             .with(|plan| plan.proxy.tunnel_timeout = Duration::from_millis(tunnel))
     };
-    let mut rig = plan(500).start().await;
+    let mut rig = plan(2_000).start().await;
     let mut client = TcpStream::connect(rig.http()).await.unwrap();
     client.write_all(ASK.as_bytes()).await.unwrap();
     until(&mut client, b"\r\n\r\n").await;
@@ -256,7 +256,7 @@ async fn a_tunnel_survives_a_reload_and_ends_when_it_is_silent_or_the_process_go
     // The request that notices the reload lets go of servers that are gone.
     assert_eq!(rig.connect().await.get("a.test", "/").await.status, 404);
     let mut back = [0; 4];
-    for _ in 0..5 {
+    for _ in 0..12 {
         tokio::time::sleep(Duration::from_millis(200)).await;
         client.write_all(b"ping").await.unwrap();
         until(&mut client, b"ping").await;

@@ -115,7 +115,7 @@ def silence():
 
     def requests():
         yield b"a"
-        time.sleep(2)
+        time.sleep(4)
         yield b"b"
 
     assert list(both(requests())) == [b"A", b"B"]
@@ -124,7 +124,7 @@ def silence():
 def thinking():
     def requests():
         yield b"a"
-        time.sleep(2)
+        time.sleep(4)
         yield b"b"
 
     assert from_client(requests()) == b"ab"

@@ -37,7 +37,7 @@ def to_client(request, context):
         print("cancelled stream", flush=True)
         return
     if request == b"late":
-        time.sleep(2)
+        time.sleep(5)
     for n in range(int(request) if request.isdigit() else 3):
         yield b"%d" % n
     context.set_trailing_metadata((("x-trailing", "end"),))

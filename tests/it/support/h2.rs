@@ -1,6 +1,6 @@
 //! HTTP/2 frame by frame, for what no well-behaved client does.
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
@@ -34,11 +34,11 @@ pub(crate) struct Frame {
 }
 
 /// One connection, with the default windows of 65,535 bytes.
-pub(crate) struct Frames(TlsStream<TcpStream>);
+pub(crate) struct Frames<IO = TcpStream>(TlsStream<IO>);
 
-impl Frames {
+impl<IO: AsyncRead + AsyncWrite + Unpin> Frames<IO> {
     /// Says hello and returns what the server settled.
-    pub(crate) async fn begin(mut stream: TlsStream<TcpStream>) -> (Self, Vec<(u16, u32)>) {
+    pub(crate) async fn begin(mut stream: TlsStream<IO>) -> (Self, Vec<(u16, u32)>) {
         stream.write_all(PREFACE).await.unwrap();
         let mut frames = Self(stream);
         frames.send(SETTINGS, 0, 0, &[]).await;
@@ -51,7 +51,7 @@ impl Frames {
     }
 
     /// A connection on which nothing was said yet.
-    pub(crate) fn over(stream: TlsStream<TcpStream>) -> Self {
+    pub(crate) fn over(stream: TlsStream<IO>) -> Self {
         Self(stream)
     }
 

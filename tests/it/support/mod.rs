@@ -17,7 +17,8 @@ pub mod web;
 pub mod zones;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Long enough for a loaded machine; a test that waits this long has failed.
@@ -25,10 +26,11 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A port that nobody uses now, for programs that cannot be told to choose one: free for UDP and TCP.
 pub fn free_port() -> u16 {
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(rand::random()));
     loop {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = tcp.local_addr().unwrap().port();
-        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+        // Below those that the kernel gives to whoever asks for any: nobody has it by chance before it is used, or after it was.
+        let port = 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 22_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && UdpSocket::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }

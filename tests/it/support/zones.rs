@@ -164,9 +164,15 @@ pub fn udp_only(server: impl Into<SocketAddr>) -> Ipv4Addr {
     ip
 }
 
+/// Of an address that [`loopback`] has found: a child that another test is just starting may hold the socket that it was found with
+/// until it becomes its program.
+pub fn port_53<S>(mut bind: impl FnMut() -> std::io::Result<S>) -> S {
+    super::eventually("port 53 is free", || bind().ok())
+}
+
 /// Port 53 of `ip`, over UDP. Ends with the test's process.
 fn pass_datagrams(ip: Ipv4Addr, to: SocketAddr) {
-    let socket = UdpSocket::bind((ip, 53)).unwrap();
+    let socket = port_53(|| UdpSocket::bind((ip, 53)));
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
@@ -219,7 +225,7 @@ impl Bind {
 
 /// Port 53 of `ip`, over TCP. Ends with the test's process.
 fn pass_connections(ip: Ipv4Addr, to: SocketAddr) {
-    let listener = TcpListener::bind((ip, 53)).unwrap();
+    let listener = port_53(|| TcpListener::bind((ip, 53)));
     std::thread::spawn(move || {
         for client in listener.incoming().flatten() {
             let Ok(server) = TcpStream::connect(to) else { continue };

@@ -90,7 +90,7 @@ impl World {
 /// Every vendor through the suite, at once. What went wrong, one line each.
 pub async fn run(fakes: &[&'static Fake], world: &World) -> Vec<String> {
     let each = fakes.iter().map(|fake| async {
-        let done = tokio::time::timeout(Duration::from_secs(50), one(fake, world)).await;
+        let done = tokio::time::timeout(Duration::from_secs(150), one(fake, world)).await;
         let mut problems: Vec<String> = world.state(fake.name).violations.clone();
         problems.extend(match done {
             Ok(Ok(())) => None,
