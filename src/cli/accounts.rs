@@ -25,8 +25,8 @@ pub(super) struct Arguments {
 enum Verb {
     /// The accounts of every CA of the configuration, as they are kept (the default).
     List,
-    /// An account as the CA has it.
-    Show { ca: String },
+    /// An account as the CA has it. CA can be left out if there is one.
+    Show { ca: Option<String> },
     /// Give an account a new key. Orders under way go on with it.
     RollKey { ca: String },
     /// Replace the contact; without EMAIL, take it away.
@@ -42,14 +42,25 @@ enum Verb {
 
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let (ca, command) = match &arguments.verb {
-        None | Some(Verb::List) => {
-            return match arguments.socket.client().accounts() {
-                Ok(accounts) if arguments.json => json(&accounts),
-                Ok(accounts) => print(&list(&accounts)),
-                Err(error) => fail(FAILURE, &error.to_string()),
+        None | Some(Verb::List | Verb::Show { ca: None }) => {
+            let accounts = match arguments.socket.client().accounts() {
+                Ok(accounts) => accounts,
+                Err(error) => return fail(FAILURE, &error.to_string()),
             };
+            match (&arguments.verb, &*accounts) {
+                (Some(Verb::Show { .. }), [only]) => (&only.ca.clone(), AccountCommand::Show),
+                (Some(Verb::Show { .. }), [_, _, ..]) => {
+                    let cas: Vec<_> = accounts.iter().map(|account| &*account.ca).collect();
+                    return fail(
+                        USAGE,
+                        &format!("there are several accounts: say which, {}", cas.join(" or ")),
+                    );
+                }
+                _ if arguments.json => return json(&accounts),
+                _ => return print(&list(&accounts)),
+            }
         }
-        Some(Verb::Show { ca }) => (ca, AccountCommand::Show),
+        Some(Verb::Show { ca: Some(ca) }) => (ca, AccountCommand::Show),
         Some(Verb::RollKey { ca }) => (ca, AccountCommand::RollKey),
         Some(Verb::Contact { ca, email }) => {
             let email =
