@@ -171,7 +171,7 @@ async fn by_http1_a_client_that_is_seen_to_leave_is_let_go_at_once() {
 async fn by_http1_what_a_client_left_behind_is_held_until_response_is_over() {
     for kind in ["http", "https"] {
         let server = deaf(kind);
-        let rig = rig(&server, kind, false, "timeouts = { response = \"1s\" }").await;
+        let rig = rig(&server, kind, false, "timeouts = { response = \"4s\" }").await;
         let mut client = TcpStream::connect(rig.http()).await.unwrap();
         begin(&mut client, Sent::Stuck).await;
         drop(client);
