@@ -42,24 +42,24 @@ enum Verb {
 
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let (ca, command) = match &arguments.verb {
-        None | Some(Verb::List | Verb::Show { ca: None }) => {
-            let accounts = match arguments.socket.client().accounts() {
-                Ok(accounts) => accounts,
-                Err(error) => return fail(FAILURE, &error.to_string()),
+        None | Some(Verb::List) => {
+            return match arguments.socket.client().accounts() {
+                Ok(accounts) => all(arguments, &accounts),
+                Err(error) => fail(FAILURE, &error.to_string()),
             };
-            match (&arguments.verb, &*accounts) {
-                (Some(Verb::Show { .. }), [only]) => (&only.ca.clone(), AccountCommand::Show),
-                (Some(Verb::Show { .. }), [_, _, ..]) => {
-                    let cas: Vec<_> = accounts.iter().map(|account| &*account.ca).collect();
-                    return fail(
-                        USAGE,
-                        &format!("there are several accounts: say which, {}", cas.join(" or ")),
-                    );
-                }
-                _ if arguments.json => return json(&accounts),
-                _ => return print(&list(&accounts)),
-            }
         }
+        Some(Verb::Show { ca: None }) => match arguments.socket.client().accounts() {
+            Ok(accounts) => match &*accounts {
+                [] => return all(arguments, &accounts),
+                [only] => (&only.ca.clone(), AccountCommand::Show),
+                several => {
+                    let cas: Vec<_> = several.iter().map(|account| &*account.ca).collect();
+                    let said = format!("there are several accounts: say which, {}", cas.join(" or "));
+                    return fail(USAGE, &said);
+                }
+            },
+            Err(error) => return fail(FAILURE, &error.to_string()),
+        },
         Some(Verb::Show { ca: Some(ca) }) => (ca, AccountCommand::Show),
         Some(Verb::RollKey { ca }) => (ca, AccountCommand::RollKey),
         Some(Verb::Contact { ca, email }) => {
@@ -83,6 +83,10 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Ok(account) => print(&show(&account)),
         Err(error) => fail(FAILURE, &error.to_string()),
     }
+}
+
+fn all(arguments: &Arguments, accounts: &[AccountStatus]) -> ExitCode {
+    if arguments.json { json(&accounts) } else { print(&list(accounts)) }
 }
 
 fn list(accounts: &[AccountStatus]) -> String {

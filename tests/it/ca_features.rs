@@ -415,6 +415,7 @@ names = ["p384.example.test"]
     assert_eq!(list[0]["ca"], "localhost");
     let (_, shown, error) = run(&["show", "localhost"]);
     assert_eq!((&shown["status"], &shown["url"]), (&"valid".into(), &url.as_str().into()), "{shown} {error}");
+    assert_eq!(run(&["show"]).1, shown, "the only one needs no name");
     let (_, changed, error) = run(&["contact", &pebble.directory_url, "new@example.test"]);
     assert_eq!(changed["contacts"][0], "mailto:new@example.test", "{error}");
     let (_, changed, error) = run(&["contact", "localhost"]);

@@ -13,6 +13,7 @@ use starlock::task::Shutdown;
 
 use crate::support::dns::{Knot, Recursor, datagram, dig, kdig, loopback, query, txt};
 use crate::support::eventually;
+use crate::support::zones::port_53;
 
 const CHALLENGE: &str = "_acme-challenge.example.test";
 
@@ -48,8 +49,7 @@ impl Responder {
     pub fn start() -> Self {
         let spec = spec(loopback());
         let (writer, reader) = zones(&spec);
-        // A child that another test is just starting may hold the probing socket until it becomes its program.
-        let bound = eventually("the responder's port is free", || Bound::bind(&spec.listen).ok());
+        let bound = port_53(|| Bound::bind(&spec.listen));
         let address = bound.addresses()[0];
         let running = bound.start(reader, &Shutdown::new()).unwrap();
         Self { address, table: writer.txt_table(), writer, _running: running }

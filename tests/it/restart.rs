@@ -46,13 +46,9 @@ fn killed_at_every_step_of_an_order_it_serves_the_last_good_certificate_and_goes
         // What the running process is just writing (the CA's answer to how long to wait, say) goes by itself, and others may come; what
         // the dead one left stays.
         let left = leftovers(&starlock);
-        eventually("no write is left unfinished", || {
+        eventually(&format!("{stop:?}: nothing of {left:?} stays"), || {
             let now = leftovers(&starlock);
-            let lasting: Vec<_> = left.iter().filter(|path| now.contains(path)).collect();
-            if !lasting.is_empty() {
-                eprintln!("{stop:?}: {lasting:?}");
-            }
-            lasting.is_empty().then_some(())
+            left.iter().all(|path| !now.contains(path)).then_some(())
         });
     }
 }

@@ -166,7 +166,7 @@ pub fn udp_only(server: impl Into<SocketAddr>) -> Ipv4Addr {
 
 /// Of an address that [`loopback`] has found: a child that another test is just starting may hold the socket that it was found with
 /// until it becomes its program.
-pub fn port_53<S>(mut bind: impl FnMut() -> std::io::Result<S>) -> S {
+pub fn port_53<S, E>(mut bind: impl FnMut() -> Result<S, E>) -> S {
     super::eventually("port 53 is free", || bind().ok())
 }
 
